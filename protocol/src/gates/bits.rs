@@ -1,0 +1,193 @@
+//! Gates on XOR-shared bits, packed 64 to a word: AND of several bits, and the sum of a row of bits as a ring share.
+
+use super::{Deal, Dealt, Masked, Take};
+use crate::Error;
+use crate::ring::mask;
+
+/// Rotates a bit vector left by `by`.
+pub(super) fn rotate(x: &[u64], by: usize, out: &mut [u64]) {
+    let n = x.len();
+    let (w, b) = (by / 64 % n, by % 64);
+    for (i, o) in out.iter_mut().enumerate() {
+        *o = x[(i + n - w) % n] << b | (x[(i + 2 * n - w - 1) % n] >> 1) >> (63 - b);
+    }
+}
+
+/// Bits of one head: `rows` groups of some members of `words` words each.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment {
+    /// Groups.
+    pub rows: usize,
+    /// Words of one member.
+    pub words: usize,
+}
+
+/// AND over `members` bit vectors of each group.
+///
+/// `AND_i (m_i ^ l_i) = XOR_S AND_{i not in S} m_i AND_{i in S} l_i`: the dealer deals the products of two or more masks.
+#[derive(Clone, Debug)]
+pub struct And {
+    /// Layout of the input: per segment, `rows x members x words`.
+    pub segments: Vec<Segment>,
+    /// Bits that are combined.
+    pub members: usize,
+}
+
+impl And {
+    fn products(&self) -> usize {
+        (1 << self.members) - 1 - self.members
+    }
+
+    fn total(&self) -> usize {
+        self.segments.iter().map(|s| s.rows * s.words).sum()
+    }
+
+    /// What is dealt.
+    pub fn dealt(&self) -> Vec<Dealt> {
+        vec![(self.total() * self.products(), 64)]
+    }
+
+    /// Dealer.
+    pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
+        let mut out = Vec::with_capacity(self.total() * self.products());
+        self.each(lam, |l| {
+            for s in 1usize..1 << self.members {
+                if s.count_ones() > 1 {
+                    out.push((0..self.members).filter(|i| s >> i & 1 == 1).fold(!0, |a, i| a & l[i]));
+                }
+            }
+        });
+        d.xor(out)
+    }
+
+    /// Calls `f` with the members of every (group, word), in output order.
+    fn each(&self, x: &[u64], mut f: impl FnMut(&[u64; 8])) {
+        let mut at = 0;
+        for s in &self.segments {
+            for _ in 0..s.rows {
+                for w in 0..s.words {
+                    let mut l = [0; 8];
+                    for (i, l) in l.iter_mut().enumerate().take(self.members) {
+                        *l = x[at + i * s.words + w];
+                    }
+                    f(&l);
+                }
+                at += self.members * s.words;
+            }
+        }
+    }
+
+    /// Evaluator: XOR share of the conjunctions, per segment `rows x words`.
+    pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
+        let dealt = t.next(self.total() * self.products(), 64)?;
+        let mut own = Vec::with_capacity(self.total());
+        self.each(&x.l, |l| own.push(*l));
+        let mut out = Vec::with_capacity(self.total());
+        let (mut at, leads) = (0, t.leads());
+        self.each(&x.m, |m| {
+            let l = &own[out.len()];
+            let mut y = 0;
+            for s in 0usize..1 << self.members {
+                let public = (0..self.members).filter(|i| s >> i & 1 == 0).fold(!0, |a, i| a & m[i]);
+                let term = match s.count_ones() {
+                    0 => u64::from(leads).wrapping_neg(),
+                    1 => l[s.trailing_zeros() as usize],
+                    _ => {
+                        at += 1;
+                        dealt[at - 1]
+                    }
+                };
+                y ^= public & term;
+            }
+            out.push(y);
+        });
+        Ok(out)
+    }
+}
+
+/// Number of *clear* bits of each row, as an additive share: bit injection and sum in one.
+///
+/// With `z = c ^ l` for the opened `c`: `z = c + (1 - 2c) l`, so the sum is linear in the dealt bits of `l`.
+#[derive(Clone, Debug)]
+pub struct CountClear {
+    /// Rows of `words` words.
+    pub segments: Vec<Segment>,
+    /// Ring of the count.
+    pub k: u32,
+}
+
+impl CountClear {
+    fn bits(&self) -> usize {
+        self.segments.iter().map(|s| s.rows * s.words * 64).sum()
+    }
+
+    /// What is dealt.
+    pub fn dealt(&self) -> Vec<Dealt> {
+        vec![(self.bits(), self.k)]
+    }
+
+    /// Dealer.
+    pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
+        d.share(self.k, lam.iter().flat_map(|w| (0..64).map(move |j| w >> j & 1)).collect())
+    }
+
+    /// Evaluator: one share per row.
+    pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
+        let rho = t.next(self.bits(), self.k)?;
+        let mut out = Vec::new();
+        let mut at = 0;
+        for s in &self.segments {
+            for _ in 0..s.rows {
+                let mut y = 0u64;
+                for w in at..at + s.words {
+                    for (j, r) in rho[w * 64..][..64].iter().enumerate() {
+                        let c = x.m[w] >> j & 1;
+                        // (1 - 2c) r, without a branch; the count of clear bits is 1 - z.
+                        y = y.wrapping_sub((r ^ c.wrapping_neg()).wrapping_add(c));
+                        if t.leads() {
+                            y = y.wrapping_add(1 - c);
+                        }
+                    }
+                }
+                at += s.words;
+                out.push(y & mask(self.k));
+            }
+        }
+        Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{World, add};
+    use super::*;
+
+    #[test]
+    fn conjunctions_and_counts_are_exact() {
+        let mut w = World::new();
+        for members in [2, 4, 5] {
+            let segments = vec![Segment { rows: 3, words: 2 }, Segment { rows: 2, words: 4 }];
+            let n: usize = segments.iter().map(|s| s.rows * s.words).sum();
+            let x: Vec<u64> = (0..n * members).map(|_| w.word() | w.word() | w.word()).collect();
+            let g = And { segments: segments.clone(), members };
+            let mut want = vec![];
+            g.each(&x, |l| want.push(l[..members].iter().fold(!0, |a, b| a & b)));
+            let (lam, e) = w.mask_bits(&x);
+            let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
+            let got: Vec<u64> = s[0].iter().zip(&s[1]).map(|(a, b)| a ^ b).collect();
+            assert_eq!(got, want);
+            let c = CountClear { segments: segments.clone(), k: 12 };
+            let (lam, e) = w.mask_bits(&want);
+            let s = w.run(&c.dealt(), |d| c.deal(d, &lam), |t, i| c.eval(t, &e[i]));
+            let mut at = 0;
+            let mut counts = vec![];
+            for s in &segments {
+                for _ in 0..s.rows {
+                    counts.push(want[at..at + s.words].iter().map(|v| v.count_zeros() as i64).sum::<i64>());
+                    at += s.words;
+                }
+            }
+            assert_eq!(add(&s, 12), counts);
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Row-wise functions of wide dynamic range (reciprocal, inverse square root): quadratics over windows at several scales.
+//!
+//! At scale `s` the window is `h = 2^drop`; `x = i h + r` with `i = m_hi - l_hi` and `r = m_lo - l_lo` in `(-h, h)`: a
+//! borrow only means that a window's quadratic is used a little past it. `c0 + c1 r + c2 r^2` is a quadratic in the
+//! public `m_lo` whose three coefficients depend on the window and `l_lo`, so the dealer deals three elements a window.
+//! Windows alias every 64, so a value is right only while `x < 57 h`; a thermometer of flags, one dealt bit per window of
+//! `8 h`, says so for each scale but the widest, and [`Select`] picks the finest scale whose flag and all wider ones hold.
+
+use super::{Deal, Dealt, Masked, Take};
+use crate::Error;
+use crate::ring::mask;
+
+const WINDOWS: usize = 64;
+/// Each scale's window is this many bits wider than the one before.
+pub const STRIDE: u32 = 3;
+
+/// Quadratics of one scalar per row.
+#[derive(Clone, Debug)]
+pub struct Piecewise {
+    /// Rows.
+    pub rows: usize,
+    /// Ring of the input; `0 <= x < 63 * 2^(drop + 3 (scales - 1))`, and the ring has room for the widest flags.
+    pub k_in: u32,
+    /// log2 of the finest window.
+    pub drop: u32,
+    /// Number of scales, at most 8.
+    pub scales: usize,
+    /// Per scale and window, `c0, c1, c2` in units of the output and of the window.
+    pub coef: Vec<[[f64; 3]; WINDOWS]>,
+    /// Bits of the position in a window that are used.
+    pub rho_bits: u32,
+    /// Ring of the output.
+    pub k_out: u32,
+}
+
+/// Quadratics through three points a window of `f` (input in units, output in units of the result).
+pub fn fit_quadratics(f: impl Fn(f64) -> f64, drop: u32, scales: usize) -> Vec<[[f64; 3]; WINDOWS]> {
+    (0..scales as u32)
+        .map(|s| {
+            let h = 2f64.powi((drop + STRIDE * s) as i32);
+            std::array::from_fn(|i| {
+                let at = |r: f64| f((i as f64 + r).max(0.0) * h);
+                let (lo, mid, hi) = (at(-0.8), at(0.0), at(0.8));
+                [mid, (hi - lo) / 1.6, (hi + lo - 2.0 * mid) / 1.28]
+            })
+        })
+        .collect()
+}
+
+impl Piecewise {
+    fn drop_of(&self, s: usize) -> u32 {
+        self.drop + STRIDE * s as u32
+    }
+
+    /// What is dealt.
+    pub fn dealt(&self) -> Vec<Dealt> {
+        let flags = self.rows * (self.scales - 1);
+        let mut v = vec![(self.rows * self.scales * WINDOWS * 3, self.k_out)];
+        if flags > 0 {
+            v.push((flags, 64));
+        }
+        v
+    }
+
+    fn low(&self, x: u64, s: usize) -> u64 {
+        (x & mask(self.drop_of(s))) >> (self.drop_of(s) - self.rho_bits)
+    }
+
+    /// Dealer.
+    pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
+        let mut v = Vec::with_capacity(self.rows * self.scales * WINDOWS * 3);
+        let mut flags = Vec::with_capacity(self.rows * (self.scales - 1));
+        let unit = 2f64.powi(-(self.rho_bits as i32));
+        for &l in lam {
+            for s in 0..self.scales {
+                let drop = self.drop_of(s);
+                let (lh, ll) = ((l >> drop) as usize, self.low(l, s) as f64 * unit);
+                for j in 0..WINDOWS {
+                    let [c0, c1, c2] = self.coef[s][j.wrapping_sub(lh) % WINDOWS];
+                    let a = [c0 - c1 * ll + c2 * ll * ll, (c1 - 2.0 * c2 * ll) * unit, c2 * unit * unit];
+                    v.extend(a.map(|a| a.round() as i64 as u64));
+                }
+                if s + 1 < self.scales {
+                    // Set for windows 0..7 of 8h, rotated by the mask's window.
+                    flags.push(0x7fu64.rotate_left((l >> (drop + STRIDE)) as u32 % 64));
+                }
+            }
+        }
+        d.share(self.k_out, v)?;
+        if !flags.is_empty() {
+            d.xor(flags)?;
+        }
+        Ok(())
+    }
+
+    /// Evaluator: shares of the value at every scale (`rows x scales`), and one word of flags a row.
+    pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<(Vec<u64>, Vec<u64>), Error> {
+        let v = t.next(self.rows * self.scales * WINDOWS * 3, self.k_out)?;
+        let f = if self.scales > 1 { t.next(self.rows * (self.scales - 1), 64)? } else { Vec::new() };
+        let mut out = Vec::with_capacity(self.rows * self.scales);
+        let mut flags = vec![0u64; self.rows];
+        for (r, &m) in x.m.iter().enumerate() {
+            for s in 0..self.scales {
+                let drop = self.drop_of(s);
+                let a = &v[((r * self.scales + s) * WINDOWS + (m >> drop) as usize % WINDOWS) * 3..][..3];
+                let p = self.low(m, s);
+                out.push(a[0].wrapping_add(p.wrapping_mul(a[1].wrapping_add(p.wrapping_mul(a[2])))) & mask(self.k_out));
+                if s + 1 < self.scales {
+                    let word = f[r * (self.scales - 1) + s];
+                    flags[r] |= (word >> ((m >> (drop + STRIDE)) % 64) & 1) << s;
+                }
+            }
+        }
+        Ok((out, flags))
+    }
+}
+
+/// Picks, per row, the finest scale whose flag and all wider flags are set.
+///
+/// The choice is a function of the opened flags and their masks, so the dealer deals, for every possible opening, the
+/// choice as a one-hot share and the chosen value's mask.
+#[derive(Clone, Debug)]
+pub struct Select {
+    /// Rows.
+    pub rows: usize,
+    /// Scales.
+    pub scales: usize,
+    /// Ring of values and result.
+    pub k: u32,
+}
+
+impl Select {
+    fn cases(&self) -> usize {
+        1 << (self.scales - 1)
+    }
+
+    fn entries(&self) -> usize {
+        self.rows * self.cases() * (self.scales + 1)
+    }
+
+    /// What is dealt.
+    pub fn dealt(&self) -> Vec<Dealt> {
+        vec![(self.entries(), self.k)]
+    }
+
+    /// Dealer.
+    pub fn deal(&self, d: &mut Deal, lv: &[u64], lf: &[u64]) -> Result<(), Error> {
+        let mut v = Vec::with_capacity(self.entries());
+        for (lv, lf) in lv.chunks_exact(self.scales).zip(lf) {
+            for c in 0..self.cases() as u64 {
+                let flags = c ^ lf;
+                let chosen = (0..self.scales)
+                    .rev()
+                    .take_while(|s| *s + 1 == self.scales || flags >> s & 1 == 1)
+                    .last()
+                    .unwrap_or(self.scales - 1);
+                v.extend((0..self.scales).map(|s| u64::from(s == chosen)));
+                v.push(lv[chosen]);
+            }
+        }
+        d.share(self.k, v)
+    }
+
+    /// Evaluator: one share per row.
+    pub fn eval(&self, t: &mut Take, v: &Masked, flags: &Masked) -> Result<Vec<u64>, Error> {
+        let tab = t.next(self.entries(), self.k)?;
+        let w = self.scales + 1;
+        Ok((0..self.rows)
+            .map(|r| {
+                let c = (flags.m[r] & (self.cases() as u64 - 1)) as usize;
+                let e = &tab[(r * self.cases() + c) * w..][..w];
+                let y = e[..self.scales]
+                    .iter()
+                    .zip(&v.m[r * self.scales..])
+                    .fold(0u64, |y, (e, m)| y.wrapping_add(e.wrapping_mul(*m)));
+                y.wrapping_sub(e[self.scales]) & mask(self.k)
+            })
+            .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{World, add};
+    use super::*;
+
+    #[allow(clippy::too_many_arguments)]
+    fn check(
+        f: impl Fn(f64) -> f64,
+        k_in: u32,
+        drop: u32,
+        scales: usize,
+        rho_bits: u32,
+        k_out: u32,
+        lo: u64,
+        hi: u64,
+        tol: f64,
+    ) {
+        let mut w = World::new();
+        let mut x: Vec<u64> = vec![lo, hi - 1];
+        let span = (hi as f64 / lo as f64).log2();
+        x.extend((0..2000).map(|_| (lo as f64 * (w.word() as f64 / 2f64.powi(64) * span).exp2()) as u64));
+        let p =
+            Piecewise { rows: x.len(), k_in, drop, scales, coef: fit_quadratics(&f, drop, scales), rho_bits, k_out };
+        let (lam, e) = w.mask(&x, k_in);
+        let s = w.run(&p.dealt(), |d| p.deal(d, &lam), |t, i| p.eval(t, &e[i]));
+        let [(v1, f1), (v2, f2)] = s;
+        let v: Vec<u64> = v1.iter().zip(&v2).map(|(a, b)| a.wrapping_add(*b) & mask(k_out)).collect();
+        let fl: Vec<u64> = f1.iter().zip(&f2).map(|(a, b)| a ^ b).collect();
+        let g = Select { rows: x.len(), scales, k: k_out };
+        let ((lv, ev), (lf, ef)) = (w.mask(&v, k_out), w.mask_bits(&fl));
+        let s = w.run(&g.dealt(), |d| g.deal(d, &lv, &lf), |t, i| g.eval(t, &ev[i], &ef[i]));
+        for (x, y) in x.iter().zip(add(&s, k_out)) {
+            let want = f(*x as f64);
+            assert!((y as f64 / want - 1.0).abs() < tol, "{x}: {y} for {want}");
+        }
+    }
+
+    #[test]
+    fn inverse_square_root_over_five_decades() {
+        let f = |v: f64| 2f64.powi(50) / v.max(1.0).sqrt();
+        check(f, 58, 31, 6, 7, 58, 6 << 31, 62 << 46, 0.004);
+    }
+
+    #[test]
+    fn reciprocal_over_the_softmax_range() {
+        let f = |v: f64| 2f64.powi(44) / v.max(32.0);
+        check(f, 25, 6, 5, 6, 51, 6 << 6, 1 << 23, 0.012);
+    }
+}

@@ -1,0 +1,172 @@
+//! Coarse row maximum of attention scores by shared histograms, without a comparison tree.
+//!
+//! The dealer deals, per score, an XOR-shared one-hot of its mask's level; rotating it by the public level gives a shared
+//! one-hot of the score's own level (or the one above: the borrow of the low bits). Its suffix XOR is a thermometer.
+//! Whether any score of a row reaches a level is tested by [`TESTS`] parities over public subsets of the row: a level
+//! that none reaches gives zero in every test. The subsets are the columns of a BCH code of distance 5, so a level that
+//! up to four scores reach is never missed, nor one that the whole row reaches; any other is missed with probability about
+//! 2^-TESTS over the inputs, which lowers the bound by one step, and the consumer leaves one step of headroom. The work and traffic depend on shapes only.
+
+use super::bits::{Segment, rotate};
+use super::{Deal, Dealt, Masked, Take};
+use crate::Error;
+use crate::ring::mask;
+
+/// Parities per level.
+pub const TESTS: usize = 20;
+
+/// Histogram parities of `H x T x T` scores.
+#[derive(Clone, Debug)]
+pub struct RowMax {
+    /// Rows and columns `T` of each head, at most 512.
+    pub tokens: usize,
+    /// Per head, log2 of the number of levels over the whole ring; at least 6.
+    pub level_bits: Vec<u32>,
+    /// Ring of the scores.
+    pub k: u32,
+}
+
+/// Which of the [`TESTS`] subsets column `j` belongs to: `(a, a^3)` for `a = g^j` in GF(2^10), `g` a root of `x^10 + x^3 + 1`.
+///
+/// Powers rather than counting: the columns of a whole row add to `(g^T - 1) / (g - 1)`, which is not zero.
+fn subsets(tokens: usize) -> Vec<u32> {
+    let step = |a: u32| (a << 1) ^ (0x409 * (a >> 9 & 1));
+    let powers: Vec<u32> = std::iter::successors(Some(1), |a| Some(step(*a) & 1023)).take(1023).collect();
+    (0..tokens).map(|j| powers[j] | powers[3 * j % 1023] << 10).collect()
+}
+
+/// Suffix XOR over bits: bit `j` becomes the XOR of bits `j` and above.
+fn thermometer(x: &mut [u64]) {
+    let mut carry = 0u64;
+    for w in x.iter_mut().rev() {
+        let mut v = *w;
+        for s in [1, 2, 4, 8, 16, 32] {
+            v ^= v >> s;
+        }
+        *w = v ^ carry;
+        carry = (*w & 1).wrapping_neg();
+    }
+}
+
+impl RowMax {
+    fn words(&self, h: usize) -> usize {
+        1 << (self.level_bits[h] - 6)
+    }
+
+    /// The layout of the output seen as groups of rows: per head `tokens * TESTS / members` groups.
+    pub fn segments(&self, members: usize) -> Vec<Segment> {
+        (0..self.level_bits.len())
+            .map(|h| Segment { rows: self.tokens * TESTS / members, words: self.words(h) })
+            .collect()
+    }
+
+    /// One row of levels per (head, row).
+    pub fn rows(&self) -> Vec<Segment> {
+        (0..self.level_bits.len()).map(|h| Segment { rows: self.tokens, words: self.words(h) }).collect()
+    }
+
+    /// Output words: per head `T x TESTS x words`.
+    pub fn out_len(&self) -> usize {
+        (0..self.level_bits.len()).map(|h| self.tokens * TESTS * self.words(h)).sum()
+    }
+
+    /// What is dealt.
+    pub fn dealt(&self) -> Vec<Dealt> {
+        (0..self.level_bits.len()).map(|h| (self.tokens * self.tokens * self.words(h), 64)).collect()
+    }
+
+    /// Dealer: one-hot at minus the mask's level, so that a rotation by the public level lands on the score's own.
+    pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
+        for (h, l) in lam.chunks_exact(self.tokens * self.tokens).enumerate() {
+            let (n, w) = (1usize << self.level_bits[h], self.words(h));
+            let mut v = vec![0; l.len() * w];
+            for (l, v) in l.iter().zip(v.chunks_exact_mut(w)) {
+                let level = n - (l >> (self.k - self.level_bits[h])) as usize;
+                v[level % n / 64] = 1 << (level % 64);
+            }
+            d.xor(v)?;
+        }
+        Ok(())
+    }
+
+    /// Evaluator: XOR share of "this parity is zero", for every (head, row, test, level).
+    pub fn eval(&self, t: &mut Take, s: &Masked) -> Result<Vec<u64>, Error> {
+        let half = 1u64 << (self.k - 1);
+        let sets = subsets(self.tokens);
+        let mut out = Vec::with_capacity(self.out_len());
+        let mut rot = Vec::new();
+        for (h, m) in s.m.chunks_exact(self.tokens * self.tokens).enumerate() {
+            let w = self.words(h);
+            let one = t.next(m.len() * w, 64)?;
+            rot.resize(w, 0);
+            for (m, one) in m.chunks_exact(self.tokens).zip(one.chunks_exact(self.tokens * w)) {
+                let at = out.len();
+                out.resize(at + TESTS * w, 0);
+                for ((m, one), set) in m.iter().zip(one.chunks_exact(w)).zip(&sets) {
+                    let level = (m.wrapping_add(half) & mask(self.k)) >> (self.k - self.level_bits[h]);
+                    rotate(one, level as usize, &mut rot);
+                    for (i, acc) in out[at..].chunks_exact_mut(w).enumerate() {
+                        let keep = u64::from(set >> i & 1).wrapping_neg();
+                        acc.iter_mut().zip(&rot).for_each(|(a, r)| *a ^= r & keep);
+                    }
+                }
+                for acc in out[at..].chunks_exact_mut(w) {
+                    thermometer(acc);
+                    if t.leads() {
+                        acc.iter_mut().for_each(|v| *v = !*v);
+                    }
+                }
+            }
+        }
+        Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::World;
+    use super::*;
+    use crate::ring::signed;
+
+    #[test]
+    fn no_four_columns_and_no_whole_row_add_to_zero() {
+        let c = subsets(512);
+        let mut sums: std::collections::HashSet<u32> = c.iter().copied().collect();
+        // Distinct sums of at most two columns: no four, three or two columns add to zero.
+        sums.extend((0..512).flat_map(|i| (0..i).map(move |j| (i, j))).map(|(i, j)| c[i] ^ c[j]));
+        assert_eq!(sums.len(), 512 + 512 * 511 / 2);
+        assert!(!sums.contains(&0));
+        let mut row = 0;
+        assert!(c.iter().all(|v| {
+            row ^= v;
+            row != 0
+        }));
+    }
+
+    #[test]
+    fn level_counts_bound_the_maximum_by_at_most_two_steps() {
+        let mut w = World::new();
+        let (tokens, k) = (24, 28);
+        let g = RowMax { tokens, level_bits: vec![7, 8], k };
+        let x: Vec<u64> =
+            (0..2 * tokens * tokens).map(|_| ((w.word() as i64 >> 36) * 15 / 16) as u64 & mask(k)).collect();
+        let (lam, e) = w.mask(&x, k);
+        let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
+        let bits: Vec<u64> = s[0].iter().zip(&s[1]).map(|(a, b)| a ^ b).collect();
+        let mut at = 0;
+        for (h, nb) in [7u32, 8].into_iter().enumerate() {
+            let words = 1 << (nb - 6);
+            for r in 0..tokens {
+                let mut zero = vec![!0u64; words];
+                for test in bits[at..at + TESTS * words].chunks_exact(words) {
+                    zero.iter_mut().zip(test).for_each(|(z, t)| *z &= t);
+                }
+                at += TESTS * words;
+                let count = zero.iter().map(|z| z.count_zeros() as i64).sum::<i64>();
+                let max = x[h * tokens * tokens + r * tokens..][..tokens].iter().map(|v| signed(*v, k)).max().unwrap();
+                let bound = count * (1 << (k - nb)) - (1 << (k - 1));
+                assert!(bound > max && bound - max <= 2 << (k - nb), "head {h} row {r}: {bound} for {max}");
+            }
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! Planning: from a checkpoint to quantised weights, proven ranges and a [`Program`] per number of tokens.
+//!
+//! After a layer norm the input of every linear layer is `g * y + b` with `sum y = 0` and `||y|| = sqrt(d)`, so
+//! `|w . x| <= ||centred(w g)|| sqrt(d) + |w . b|` holds for every prompt, and a score of one head is at most the spectral
+//! norm of its bilinear form times `d`. Attention outputs are convex combinations of value rows; `|GELU(h)| <= |h|`. Every
+//! accumulator's unit is chosen so that its bound fits its ring; a tensor that cannot be bounded refuses the model.
+
+mod emit;
+mod linalg;
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::Error;
+use crate::gates::cosine::fit_even;
+use crate::gates::exp::Head;
+use crate::gemm::Weights;
+use crate::model::{BertModel, Dense, Norm, Pooling};
+use crate::program::{Linear, Program};
+use linalg::{Matrix, dot, eigenvalue_bound, norm};
+
+/// Room for the rounding of weights and fixed point in every bound.
+const SLACK: f64 = 1.02;
+/// Fraction bits of activations, values, and GELU outputs.
+const F: i32 = 12;
+const F_VALUE: i32 = 10;
+const F_GELU: i32 = 10;
+/// Ring of scores, and of the GELU input.
+const K_SCORE: u32 = 28;
+const K_GELU_IN: u32 = 31;
+const F_GELU_OUT: u32 = 18;
+
+/// A linear layer with what one unit of each accumulator is worth.
+struct Layer {
+    linear: Arc<Linear>,
+    ulp: Vec<f64>,
+    bound: f64,
+}
+
+struct Block {
+    qkv: Layer,
+    /// Factor from real query and key channels to the score ring's units.
+    qk_scale: Vec<f64>,
+    heads: Vec<Head>,
+    value_bound: f64,
+    attention_out: Layer,
+    attention_norm: NormPlan,
+    up: Layer,
+    gelu: Vec<Vec<f64>>,
+    k_gelu: u32,
+    down: Layer,
+    output_norm: NormPlan,
+}
+
+struct NormPlan {
+    gain: Vec<f64>,
+    bias: Vec<f64>,
+    /// Bound on the norm of what is normalised.
+    input: f64,
+}
+
+/// Everything about a model that does not depend on the number of tokens.
+pub struct Planner {
+    hidden: usize,
+    heads: usize,
+    max_tokens: usize,
+    eps: f64,
+    mean: bool,
+    blocks: Vec<Block>,
+    model: [u8; 32],
+}
+
+fn refuse(op: &str, reason: String) -> Error {
+    Error::Plan { op: op.to_string(), reason }
+}
+
+fn wide(v: &[f32]) -> Vec<f64> {
+    v.iter().map(|v| *v as f64).collect()
+}
+
+fn add(a: &[f64], b: &[f64]) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a + b).collect()
+}
+
+/// Quantises row `j` with weight unit `unit[j]`; inputs carry `f` fraction bits.
+fn quantise(op: &str, rows: &[&[f32]], bias: &[f64], unit: Vec<f64>, f: i32, bound: f64) -> Result<Layer, Error> {
+    let cols = rows[0].len();
+    let mut ints = Vec::with_capacity(rows.len() * cols);
+    let mut hash = Sha256::new();
+    for (row, s) in rows.iter().zip(&unit) {
+        for w in row.iter() {
+            let v = libm::round(*w as f64 / s);
+            if !(-32768.0..=32767.0).contains(&v) {
+                return Err(refuse(op, format!("a weight needs {v} units, more than 16 bits hold")));
+            }
+            ints.push(v as i16);
+        }
+    }
+    let ulp: Vec<f64> = unit.iter().map(|s| s * pow2(-f)).collect();
+    let bias: Vec<i64> = bias.iter().zip(&ulp).map(|(b, u)| libm::round(b / u) as i64).collect();
+    ints.iter().for_each(|v| hash.update(v.to_le_bytes()));
+    bias.iter().for_each(|v| hash.update(v.to_le_bytes()));
+    let weights = Weights::new(rows.len(), cols, &ints);
+    let linear = Arc::new(Linear { weights, bias, macs: rows.len() * cols, digest: hash.finalize().into() });
+    Ok(Layer { linear, ulp, bound })
+}
+
+fn pow2(e: i32) -> f64 {
+    libm::exp2(e as f64)
+}
+
+/// Weight units that bring each row's bound just under a quarter of the ring, and no weight over 16 bits.
+fn units(rows: &[&[f32]], bounds: &[f64], f: i32, k: u32) -> Vec<f64> {
+    let largest = |r: &[f32]| r.iter().fold(0f64, |m, w| m.max((*w as f64).abs()));
+    rows.iter()
+        .zip(bounds)
+        .map(|(r, b)| (b * SLACK * pow2(f - k as i32 + 2)).max(largest(r) / 32766.0).max(1e-30))
+        .collect()
+}
+
+fn rows(d: &Dense) -> Vec<&[f32]> {
+    d.weight.chunks_exact(d.inp).collect()
+}
+
+fn constant(d: &Dense, beta: &[f64]) -> Vec<f64> {
+    rows(d).iter().map(|r| dot(&wide(r), beta)).collect()
+}
+
+impl Planner {
+    /// Quantises the weights and proves the ranges.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] names the operation that cannot be bounded within its ring.
+    pub fn new(model: &BertModel) -> Result<Planner, Error> {
+        let c = &model.config;
+        let mut blocks = Vec::new();
+        let mut norm_in = &model.embeddings.norm;
+        for (i, l) in model.layers.iter().enumerate() {
+            blocks.push(block(&format!("layer {i}"), l, norm_in, c.num_attention_heads)?);
+            norm_in = &l.output_norm;
+        }
+        Ok(Planner {
+            hidden: c.hidden_size,
+            heads: c.num_attention_heads,
+            max_tokens: c.max_position_embeddings.min(512),
+            eps: c.layer_norm_eps,
+            mean: matches!(model.pooling, Pooling::Mean),
+            blocks,
+            model: model.digest(),
+        })
+    }
+
+    /// The program for prompts of exactly `tokens` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] for a length the model does not hold, or a range that does not fit at this length.
+    pub fn program(&self, tokens: usize) -> Result<Program, Error> {
+        if tokens == 0 || tokens > self.max_tokens {
+            return Err(refuse("input", format!("{tokens} tokens, but the model takes 1 to {}", self.max_tokens)));
+        }
+        emit::program(self, tokens)
+    }
+}
+
+fn norm_plan(n: &Norm, input: f64) -> NormPlan {
+    NormPlan { gain: wide(&n.weight), bias: wide(&n.bias), input }
+}
+
+fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Result<Block, Error> {
+    let (gain, beta) = (wide(&before.weight), wide(&before.bias));
+    let d = gain.len();
+    let root = libm::sqrt(d as f64);
+    let dim = d / heads;
+    let on = |m: &Dense| Matrix::on_normalised(&m.weight, m.out, &gain);
+    let (q, k, v) = (on(&l.query), on(&l.key), on(&l.value));
+    let cq = add(&constant(&l.query, &beta), &wide(&l.query.bias));
+    // What a key adds equally to every score of a row leaves softmax unchanged: keys are made to have no constant part.
+    let key_shift: Vec<f64> = constant(&l.key, &beta).iter().map(|c| -c).collect();
+    let cv = add(&constant(&l.value, &beta), &wide(&l.value.bias));
+
+    // Queries, keys and values in one product.
+    let mut all = rows(&l.query);
+    all.extend(rows(&l.key));
+    all.extend(rows(&l.value));
+    let row_bound = |m: &Matrix, c: &[f64]| (0..m.rows).map(|j| norm(m.row(j)) * root + c[j].abs()).collect::<Vec<_>>();
+    let value_bounds = row_bound(&v, &cv);
+    let mut bounds = row_bound(&q, &cq);
+    bounds.extend(row_bound(&k, &vec![0.0; d]));
+    bounds.extend(&value_bounds);
+    let mut bias = wide(&l.query.bias);
+    bias.extend(key_shift);
+    bias.extend(wide(&l.value.bias));
+    let unit = units(&all, &bounds, F, 32);
+    let qkv = quantise(&format!("{name} query/key/value"), &all, &bias, unit, F, max(&bounds))?;
+
+    // Scores, head by head.
+    let mut plan = Vec::new();
+    let mut qk_scale = vec![0.0; 2 * d];
+    let mut value_norm = Vec::new();
+    for h in 0..heads {
+        let (qh, kh, vh) = (q.slice(h * dim, dim), k.slice(h * dim, dim), v.slice(h * dim, dim));
+        let (gq, gk) = (qh.gram(), kh.gram());
+        let sigma = libm::sqrt(eigenvalue_bound(&gq.times(&gk), 7));
+        let per_log2 = std::f64::consts::LOG2_E / libm::sqrt(dim as f64);
+        let bound = (sigma * d as f64 + root * norm(&kh.transpose_times(&cq[h * dim..][..dim]))) * per_log2 * SLACK;
+        let level_bits = (7..=11).find(|b| 2.0 * bound / ((1u64 << b) - 8) as f64 <= 3.0);
+        let level_bits = level_bits.ok_or_else(|| {
+            refuse(&format!("{name} scores of head {h}"), format!("proven range {bound:.0} is too wide"))
+        })?;
+        let ulp = 2.0 * bound.max(8.0) / (pow2(K_SCORE as i32) * (1.0 - 8.0 / (1u64 << level_bits) as f64));
+        plan.push(Head { level_bits, ulp });
+        let (nq, nk) = (norm(&qh.data), norm(&kh.data));
+        let a = per_log2 / ulp;
+        let aq = libm::sqrt(a * nk / nq);
+        qk_scale[h * dim..][..dim].fill(aq);
+        qk_scale[d + h * dim..][..dim].fill(a / aq);
+        value_norm.push(libm::sqrt(eigenvalue_bound(&vh.gram(), 6)) * root + norm(&cv[h * dim..][..dim]));
+    }
+
+    // Attention output: per head a convex combination of value rows.
+    let out_rows = rows(&l.attention_output);
+    let out_bounds: Vec<f64> = out_rows
+        .iter()
+        .zip(&l.attention_output.bias)
+        .map(|(r, b)| {
+            r.chunks_exact(dim).zip(&value_norm).map(|(w, n)| norm(&wide(w)) * n).sum::<f64>() * SLACK
+                + (*b as f64).abs()
+        })
+        .collect();
+    let unit = units(&out_rows, &out_bounds, F, 32);
+    let attention_out = quantise(
+        &format!("{name} attention output"),
+        &out_rows,
+        &wide(&l.attention_output.bias),
+        unit,
+        F,
+        max(&out_bounds),
+    )?;
+    let residual = |n: &Norm| n.weight.iter().fold(0f64, |m, g| m.max((*g as f64).abs())) * root + norm(&wide(&n.bias));
+    let attention_norm = norm_plan(&l.attention_norm, (residual(before) + norm(&out_bounds)) * SLACK);
+
+    // MLP.
+    let (g1, b1) = (wide(&l.attention_norm.weight), wide(&l.attention_norm.bias));
+    let up_m = Matrix::on_normalised(&l.intermediate.weight, l.intermediate.out, &g1);
+    let c1 = add(&constant(&l.intermediate, &b1), &wide(&l.intermediate.bias));
+    let up_bounds = row_bound(&up_m, &c1);
+    let up_rows = rows(&l.intermediate);
+    let (mut gelu, mut unit) = (Vec::new(), Vec::new());
+    let mut fits: Vec<Option<Vec<f64>>> = vec![None; 128];
+    for (r, b) in up_rows.iter().zip(&up_bounds) {
+        let largest = r.iter().fold(0f64, |m, w| m.max((*w as f64).abs()));
+        // The accumulator's unit makes the series' period a power of two.
+        let unit_of = |range: f64| 2.3 * range * pow2(F + 1 - K_GELU_IN as i32);
+        let mut half = libm::ceil(b * SLACK / 2.0).max(1.0) as usize;
+        while half < fits.len() && largest / unit_of(2.0 * half as f64) > 32766.0 {
+            half += 1;
+        }
+        let range = 2.0 * half as f64;
+        let fit = fits
+            .get_mut(half)
+            .ok_or_else(|| refuse(&format!("{name} GELU"), format!("input bound {b:.0} is too wide")))?;
+        if fit.is_none() {
+            *fit = fit_even(|x| x * libm::erf(x / std::f64::consts::SQRT_2) / 2.0, range, 2.3 * range, 2e-3);
+        }
+        let series = fit
+            .clone()
+            .ok_or_else(|| refuse(&format!("{name} GELU"), format!("no series for inputs up to {range}")))?;
+        gelu.push(series);
+        unit.push(unit_of(range));
+    }
+    let widest = max(&up_bounds) * SLACK;
+    let up = quantise(&format!("{name} intermediate"), &up_rows, &wide(&l.intermediate.bias), unit, F, widest)?;
+    let k_gelu = F_GELU_OUT + 2 + libm::ceil(libm::log2(widest.max(1.0))) as u32;
+    let gelu_norm = libm::sqrt(eigenvalue_bound(&up_m.gram_columns(), 4)) * root + norm(&c1);
+    let down_rows = rows(&l.output);
+    let down_bounds: Vec<f64> = down_rows
+        .iter()
+        .zip(&l.output.bias)
+        .map(|(r, b)| norm(&wide(r)) * gelu_norm * SLACK + (*b as f64).abs())
+        .collect();
+    let unit = units(&down_rows, &down_bounds, F_GELU, 32);
+    let down = quantise(&format!("{name} output"), &down_rows, &wide(&l.output.bias), unit, F_GELU, max(&down_bounds))?;
+    let output_norm = norm_plan(&l.output_norm, (residual(&l.attention_norm) + norm(&down_bounds)) * SLACK);
+
+    Ok(Block {
+        qkv,
+        qk_scale,
+        heads: plan,
+        value_bound: max(&value_bounds) * SLACK,
+        attention_out,
+        attention_norm,
+        up,
+        gelu,
+        k_gelu,
+        down,
+        output_norm,
+    })
+}
+
+fn max(v: &[f64]) -> f64 {
+    v.iter().fold(0.0, |m, x| m.max(*x))
+}

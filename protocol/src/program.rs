@@ -1,0 +1,341 @@
+//! A [`Program`]: the static list of operations that dealer, evaluators, cost model and planner share.
+//!
+//! It depends on public facts only (the model and the number of tokens). Values are numbered; an operation names the
+//! values it reads and the values it makes. Every operation is one step; a step's number labels its randomness.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::Error;
+use crate::gates::bits::{And, CountClear};
+use crate::gates::broadcast::{Broadcast, Variance};
+use crate::gates::cosine::Cosine;
+use crate::gates::exp::{Exp, FlagRescale};
+use crate::gates::piecewise::{Piecewise, Select};
+use crate::gates::product::HeadProduct;
+use crate::gates::rescale::Rescale;
+use crate::gates::rowmax::RowMax;
+use crate::gates::{Dealt, dealt_bytes};
+use crate::gemm::Weights;
+use crate::ring::{mask, packed_len, signed};
+
+/// Index of a value.
+pub type Id = usize;
+
+/// A value's static facts.
+#[derive(Clone, Debug)]
+pub struct Value {
+    /// Name for people.
+    pub name: String,
+    /// Words.
+    pub len: usize,
+    /// Ring Z_2^bits, or 64 for packed XOR bits.
+    pub bits: u32,
+    /// Packed bits, shared by XOR.
+    pub xor: bool,
+    /// What one unit is worth; 0 where a value has no single scale.
+    pub ulp: f64,
+    /// Proven bound on the real value's magnitude, 0 where the ring is its own bound.
+    pub bound: f64,
+}
+
+/// A public linear layer in integers: `rows_out` accumulators and their bias.
+pub struct Linear {
+    /// Quantised weights.
+    pub weights: Weights,
+    /// Bias in units of each accumulator.
+    pub bias: Vec<i64>,
+    /// Multiply-accumulates a row.
+    pub macs: usize,
+    /// Hash of weights and bias, part of the program digest.
+    pub digest: [u8; 32],
+}
+
+/// What an operation does.
+pub enum Kind {
+    /// The client's share.
+    Input,
+    /// Shares to masked values: the one communication step between evaluators.
+    Open,
+    /// Public linear layer on a share.
+    Linear { rows: usize, layer: Arc<Linear> },
+    /// Sum of two shares in the first one's ring.
+    Add,
+    /// Sums of consecutive groups of `cols` elements.
+    RowSum { cols: usize },
+    /// Sums over rows of `cols` elements (pooling), or the first row.
+    Pool { cols: usize, mean: bool },
+    /// See [`Rescale`].
+    Rescale(Rescale),
+    /// See [`HeadProduct`].
+    Product(HeadProduct),
+    /// See [`RowMax`].
+    RowMax(RowMax),
+    /// See [`And`].
+    And(And),
+    /// See [`CountClear`].
+    CountClear(CountClear),
+    /// See [`Exp`].
+    Exp(Exp),
+    /// See [`FlagRescale`].
+    FlagRescale(FlagRescale),
+    /// See [`Piecewise`].
+    Piecewise(Piecewise),
+    /// See [`Select`].
+    Select(Select),
+    /// See [`Variance`].
+    Variance(Variance),
+    /// See [`Broadcast`].
+    Broadcast(Broadcast),
+    /// See [`Cosine`].
+    Cosine(Cosine),
+}
+
+impl Kind {
+    /// Name of the operation.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Kind::Input => "input",
+            Kind::Open => "open",
+            Kind::Linear { .. } => "linear",
+            Kind::Add => "add",
+            Kind::RowSum { .. } => "row-sum",
+            Kind::Pool { .. } => "pool",
+            Kind::Rescale(_) => "rescale",
+            Kind::Product(_) => "product",
+            Kind::RowMax(_) => "row-max",
+            Kind::And(_) => "and",
+            Kind::CountClear(_) => "count",
+            Kind::Exp(_) => "exp",
+            Kind::FlagRescale(_) => "flag-rescale",
+            Kind::Piecewise(_) => "piecewise",
+            Kind::Select(_) => "select",
+            Kind::Variance(_) => "variance",
+            Kind::Broadcast(_) => "broadcast",
+            Kind::Cosine(_) => "cosine-series",
+        }
+    }
+
+    /// Tensors dealt for the operation.
+    pub fn dealt(&self) -> Vec<Dealt> {
+        match self {
+            Kind::Rescale(g) => g.dealt(),
+            Kind::Product(g) => g.dealt(),
+            Kind::RowMax(g) => g.dealt(),
+            Kind::And(g) => g.dealt(),
+            Kind::CountClear(g) => g.dealt(),
+            Kind::Exp(g) => g.dealt(),
+            Kind::FlagRescale(g) => g.dealt(),
+            Kind::Piecewise(g) => g.dealt(),
+            Kind::Select(g) => g.dealt(),
+            Kind::Variance(g) => g.dealt(),
+            Kind::Broadcast(g) => g.dealt(),
+            Kind::Cosine(g) => g.dealt(),
+            Kind::Input | Kind::Open | Kind::Linear { .. } | Kind::Add | Kind::RowSum { .. } | Kind::Pool { .. } => {
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// One operation; its index in the program is its step.
+pub struct Op {
+    /// What it does.
+    pub kind: Kind,
+    /// Values read.
+    pub inputs: Vec<Id>,
+    /// Values made.
+    pub outputs: Vec<Id>,
+}
+
+/// Exact costs of a program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Cost {
+    /// Openings, one after another.
+    pub rounds: u32,
+    /// Payload bytes of openings, each way.
+    pub opened_bytes: u64,
+    /// Payload bytes from the dealer to E1 and E2.
+    pub dealt_bytes: [u64; 2],
+    /// Multiply-accumulates of the public linear layers, per evaluator.
+    pub multiplications: u64,
+}
+
+/// One line of a plan.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct OpLine {
+    /// Step.
+    pub index: usize,
+    /// Operation.
+    pub op: &'static str,
+    /// Names of the values made.
+    pub detail: String,
+    /// Elements of the first value made.
+    pub elements: usize,
+    /// Ring of the first value made.
+    pub bits: u32,
+    /// Its scale: what one unit is worth.
+    pub scale: f64,
+    /// Its proven bound.
+    pub bound: f64,
+    /// Rounds.
+    pub rounds: u32,
+    /// Opened bytes, each way.
+    pub opened_bytes: u64,
+    /// Dealt bytes, to both.
+    pub dealt_bytes: u64,
+}
+
+/// A planned model for one number of tokens.
+pub struct Program {
+    /// Values.
+    pub values: Vec<Value>,
+    /// Operations in order.
+    pub ops: Vec<Op>,
+    pub(crate) tokens: usize,
+    pub(crate) input: Id,
+    pub(crate) output: Id,
+    /// What the pooled sum is divided by.
+    pub(crate) divisor: f64,
+    pub(crate) digest: [u8; 32],
+}
+
+impl Program {
+    /// Sequence length.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Digest over operations, parameters and quantised weights.
+    pub fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
+    pub(crate) fn seal(mut self, model: &[u8; 32]) -> Self {
+        let mut h = Sha256::new();
+        h.update(b"tacet program 1");
+        h.update(model);
+        h.update((self.tokens as u64).to_le_bytes());
+        for op in &self.ops {
+            // The Debug form of a gate spells out every parameter, floats to the last bit.
+            let text = match &op.kind {
+                Kind::Rescale(g) => format!("{g:?}"),
+                Kind::Product(g) => format!("{g:?}"),
+                Kind::RowMax(g) => format!("{g:?}"),
+                Kind::And(g) => format!("{g:?}"),
+                Kind::CountClear(g) => format!("{g:?}"),
+                Kind::Exp(g) => format!("{g:?}"),
+                Kind::FlagRescale(g) => format!("{g:?}"),
+                Kind::Piecewise(g) => format!("{g:?}"),
+                Kind::Select(g) => format!("{g:?}"),
+                Kind::Variance(g) => format!("{g:?}"),
+                Kind::Broadcast(g) => format!("{g:?}"),
+                Kind::Cosine(g) => format!("{g:?}"),
+                Kind::Linear { rows, layer } => format!("linear {rows} {:?}", layer.digest),
+                Kind::RowSum { cols } => format!("row-sum {cols}"),
+                Kind::Pool { cols, mean } => format!("pool {cols} {mean}"),
+                Kind::Input | Kind::Open | Kind::Add => op.kind.name().to_string(),
+            };
+            let line = format!("{text} {:?} {:?}", op.inputs, op.outputs);
+            h.update((line.len() as u64).to_le_bytes());
+            h.update(line);
+        }
+        for v in &self.values {
+            h.update(format!("{} {} {}", v.len, v.bits, v.xor));
+        }
+        self.digest = h.finalize().into();
+        self
+    }
+
+    /// Payload bytes of an opening's message, each way.
+    pub fn opening_len(&self, op: &Op) -> usize {
+        op.inputs.iter().map(|v| packed_len(self.values[*v].len, self.values[*v].bits)).sum()
+    }
+
+    /// Payload bytes the dealer sends to E1 and E2 for a step.
+    pub fn dealt_len(&self, step: usize) -> [u64; 2] {
+        dealt_bytes(step as u32, &self.ops[step].kind.dealt())
+    }
+
+    /// Exact costs.
+    pub fn cost(&self) -> Cost {
+        let mut c = Cost::default();
+        for (i, op) in self.ops.iter().enumerate() {
+            let d = self.dealt_len(i);
+            c.dealt_bytes[0] += d[0];
+            c.dealt_bytes[1] += d[1];
+            match &op.kind {
+                Kind::Open => {
+                    c.rounds += 1;
+                    c.opened_bytes += self.opening_len(op) as u64;
+                }
+                Kind::Linear { rows, layer } => c.multiplications += (rows * layer.macs) as u64,
+                _ => {}
+            }
+        }
+        c
+    }
+
+    /// One line per operation.
+    pub fn describe(&self) -> Vec<OpLine> {
+        let line = |(index, op): (usize, &Op)| {
+            let v = &self.values[op.outputs[0]];
+            let open = matches!(op.kind, Kind::Open);
+            OpLine {
+                index,
+                op: op.kind.name(),
+                detail: op.outputs.iter().map(|o| self.values[*o].name.as_str()).collect::<Vec<_>>().join(" + "),
+                elements: v.len,
+                bits: v.bits,
+                scale: v.ulp,
+                bound: v.bound,
+                rounds: u32::from(open),
+                opened_bytes: if open { self.opening_len(op) as u64 } else { 0 },
+                dealt_bytes: self.dealt_len(index).iter().sum(),
+            }
+        };
+        self.ops.iter().enumerate().map(line).collect()
+    }
+
+    /// Ring of the client's input.
+    pub fn input_bits(&self) -> u32 {
+        self.values[self.input].bits
+    }
+
+    /// Words of the client's input.
+    pub fn input_len(&self) -> usize {
+        self.values[self.input].len
+    }
+
+    /// Embedded prompt (`T x H`, row-major) to ring words.
+    ///
+    /// # Errors
+    /// A length other than [`Self::input_len`], or a value that is not finite.
+    pub fn encode_input(&self, x: &[f64]) -> Result<Vec<u64>, Error> {
+        let v = &self.values[self.input];
+        if x.len() != v.len || x.iter().any(|x| !x.is_finite()) {
+            return Err(Error::Malformed {
+                what: "input",
+                reason: format!("{} finite values expected, {} given", v.len, x.len()),
+            });
+        }
+        Ok(x.iter().map(|x| (x / v.ulp).round() as i64 as u64 & mask(v.bits)).collect())
+    }
+
+    /// Ring of the result.
+    pub fn output_bits(&self) -> u32 {
+        self.values[self.output].bits
+    }
+
+    /// Words of the result.
+    pub fn output_len(&self) -> usize {
+        self.values[self.output].len
+    }
+
+    /// Sum of both result shares to the pooled embedding, not normalised.
+    pub fn decode_output(&self, x: &[u64]) -> Vec<f64> {
+        let v = &self.values[self.output];
+        x.iter().map(|w| signed(w & mask(v.bits), v.bits) as f64 * v.ulp / self.divisor).collect()
+    }
+}

@@ -1,0 +1,129 @@
+//! The whole encoder under masked evaluation, three roles in one process, against the f64 model and the cost model.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Instant;
+
+use tacet_protocol::model::BertModel;
+use tacet_protocol::plan::Planner;
+use tacet_protocol::prg::{Prg, SessionKey};
+use tacet_protocol::program::Program;
+use tacet_protocol::ring::mask;
+use tacet_protocol::{DealerSink, Error, EvaluatorIo, Role, run};
+
+/// One evaluator's ends of the channels, with counters of payload bytes.
+struct Io {
+    dealer: Receiver<(u32, Vec<u8>)>,
+    to: Sender<(u32, Vec<u8>)>,
+    from: Receiver<(u32, Vec<u8>)>,
+    rounds: u32,
+    opened: u64,
+    dealt: u64,
+}
+
+fn gone<E>(_: E) -> Error {
+    Error::Transport("the other thread ended".into())
+}
+
+impl EvaluatorIo for Io {
+    fn dealt(&mut self, step: u32, len: usize) -> Result<Vec<u8>, Error> {
+        let (s, b) = self.dealer.recv().map_err(gone)?;
+        assert_eq!((s, b.len()), (step, len));
+        self.dealt += len as u64;
+        Ok(b)
+    }
+
+    fn exchange(&mut self, step: u32, out: Vec<u8>) -> Result<Vec<u8>, Error> {
+        self.rounds += 1;
+        self.opened += out.len() as u64;
+        self.to.send((step, out)).map_err(gone)?;
+        let (s, b) = self.from.recv().map_err(gone)?;
+        assert_eq!(s, step);
+        Ok(b)
+    }
+}
+
+struct Sink([Sender<(u32, Vec<u8>)>; 2]);
+
+impl DealerSink for Sink {
+    fn send(&mut self, to: Role, step: u32, bytes: Vec<u8>) -> Result<(), Error> {
+        self.0[usize::from(to == Role::E2)].send((step, bytes)).map_err(gone)
+    }
+}
+
+/// Shares `input`, runs the three roles on threads, adds the result shares; checks counted costs.
+fn run(p: &Program, input: &[u64], key: u8) -> Vec<u64> {
+    let prg = |i: u8| Prg::new(&SessionKey::from_seed([key ^ i; 32]));
+    let mut s1 = vec![0; input.len()];
+    Prg::new(&SessionKey::from_seed([77; 32])).fill(0, 0, p.input_bits(), &mut s1).unwrap();
+    let s2 = input.iter().zip(&s1).map(|(x, s)| x.wrapping_sub(*s) & mask(p.input_bits())).collect();
+    let ((d1, r1), (d2, r2), (a, b), (c, d)) = (channel(), channel(), channel(), channel());
+    let io = |dealer, to, from| Io { dealer, to, from, rounds: 0, opened: 0, dealt: 0 };
+    let (mut io1, mut io2) = (io(r1, a, d), io(r2, c, b));
+    let (y1, y2) = std::thread::scope(|s| {
+        let dealing = s.spawn(|| {
+            let t = Instant::now();
+            run::deal(p, prg(1), prg(2), &mut Sink([d1, d2])).unwrap();
+            t.elapsed()
+        });
+        let e1 = s.spawn(|| run::evaluate(p, Role::E1, prg(1), s1, &mut io1).unwrap());
+        let e2 = s.spawn(|| run::evaluate(p, Role::E2, prg(2), s2, &mut io2).unwrap());
+        println!("  dealing {:?}", dealing.join().unwrap());
+        (e1.join().unwrap(), e2.join().unwrap())
+    });
+    let cost = p.cost();
+    for (io, dealt) in [(&io1, cost.dealt_bytes[0]), (&io2, cost.dealt_bytes[1])] {
+        assert_eq!((io.rounds, io.opened, io.dealt), (cost.rounds, cost.opened_bytes, dealt));
+    }
+    y1.iter().zip(y2).map(|(a, b)| a.wrapping_add(b) & mask(p.output_bits())).collect()
+}
+
+fn cosine(a: &[f64], b: &[f64]) -> f64 {
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+#[test]
+fn real_weights_agree_with_plaintext_and_cost_is_exact() {
+    let Some(dir) = std::env::var_os("TACET_MODEL_DIR").map(PathBuf::from) else {
+        println!("skipped: TACET_MODEL_DIR does not name a directory with all-MiniLM-L6-v2");
+        return;
+    };
+    let t = Instant::now();
+    let model = BertModel::load(&dir).unwrap();
+    println!("load {:?}", t.elapsed());
+    let t = Instant::now();
+    let planner = Planner::new(&model).unwrap();
+    println!("plan {:?}", t.elapsed());
+    let layers = model.layers.len() as u32;
+    for tokens in [2usize, 9, 32, 128] {
+        let ids: Vec<u32> = (0..tokens)
+            .map(|i| match i {
+                0 => 101,
+                _ if i + 1 == tokens => 102,
+                _ => 1996 + (i as u32 * 7919) % 9000,
+            })
+            .collect();
+        let p = planner.program(tokens).unwrap();
+        assert_eq!(p.digest(), planner.program(tokens).unwrap().digest());
+        let c = p.cost();
+        let input = p.encode_input(&model.embed_tokens(&ids).unwrap()).unwrap();
+        let t = Instant::now();
+        let got = p.decode_output(&run(&p, &input, 9));
+        let took = t.elapsed();
+        let cos = cosine(&got, &model.plaintext(&ids).unwrap());
+        println!(
+            "{tokens} tokens: cosine {cos:.6}, {} rounds a layer, opened {:.1} MB, dealt {:.1} MB, {took:?}",
+            c.rounds / layers,
+            c.opened_bytes as f64 / 1e6,
+            (c.dealt_bytes[0] + c.dealt_bytes[1]) as f64 / 1e6
+        );
+        assert!(cos >= 0.999, "{tokens} tokens: cosine {cos}");
+        assert_eq!(c.rounds, 26 * layers);
+        // Both links carry about half of what is dealt.
+        assert!(c.dealt_bytes[0].abs_diff(c.dealt_bytes[1]) < (c.dealt_bytes[0] + c.dealt_bytes[1]) * 4 / 5);
+        if tokens == 128 {
+            assert!(c.opened_bytes <= 60_000_000 && c.dealt_bytes.iter().sum::<u64>() <= 400_000_000);
+        }
+    }
+}
