@@ -14,6 +14,7 @@ pub mod program;
 pub mod ring;
 pub mod run;
 pub mod seal;
+pub mod wire;
 
 pub use error::Error;
 

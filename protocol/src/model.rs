@@ -7,6 +7,8 @@
 mod config;
 mod plaintext;
 mod tensors;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 

@@ -207,7 +207,7 @@ mod tests {
         // Every row's bound sits at level 200; scores lie from just below it to the far end.
         let bound = 201 * step - (1 << (k - 1));
         let x: Vec<i64> = (0..2 * 256)
-            .map(|i| bound - 1 - (w.word() >> 2) as i64 % ((if i % 2 == 0 { 190 } else { 12 }) * step))
+            .map(|i| bound - step - (w.word() >> 2) as i64 % ((if i % 2 == 0 { 189 } else { 12 }) * step))
             .collect();
         let x: Vec<u64> = x.iter().map(|v| *v as u64 & mask(k)).collect();
         let ((ls, es), (ll, el)) = (w.mask(&x, k), w.mask(&[200; 32], 12));
@@ -221,8 +221,8 @@ mod tests {
         for (x, y) in x.iter().zip(add(&s, 40)) {
             let want = libm::exp2((crate::ring::signed(*x, k) - bound) as f64 * h.ulp) * 65536.0;
             let err = (y as f64 - want).abs();
-            // Window rounding times the public factor, plus what a raised flag may drop: 2^-14 of the bound.
-            assert!(err <= 6.0 + 1e-3 * want, "{y} for {want}");
+            // Half a unit of the 8-bit public factor, and what a raised flag may drop.
+            assert!(err <= 6.0 + 2.1e-3 * want, "{y} for {want}");
         }
     }
 }

@@ -1,0 +1,286 @@
+//! Wire format: versioned, length-bounded frames; trailing bytes are rejected.
+//!
+//! A frame is `length: u32 LE | version: u8 | kind: u8 | body`, where `length` counts everything after itself. Byte strings
+//! carry a `u32` length. A reader states how long a frame may be before it reads one.
+
+use crate::Error;
+
+/// Version of the format and of the protocol behind it.
+pub const VERSION: u8 = 1;
+/// Bytes of a frame before its body.
+pub const HEADER: usize = 6;
+/// Bound on frames that carry no tensor.
+pub const CONTROL_LIMIT: usize = 16 * 1024;
+/// Bytes a step's frame adds to its payload, header excluded.
+pub const STEP_OVERHEAD: usize = 8;
+
+/// Name of one run of a program, chosen by the client at random.
+pub type SessionId = [u8; 16];
+
+/// Everything that is ever sent.
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Message {
+    /// First on every connection between parties, both ways.
+    Hello { name: String, role: u8, model: [u8; 32], program: [u8; 32], ephemeral: [u8; 32] },
+    /// A client's request to one party; `sealed` is empty for the dealer.
+    Request { session: SessionId, token: String, model: [u8; 32], program: [u8; 32], tokens: u32, sealed: Vec<u8> },
+    /// The party takes part.
+    Accept,
+    /// The session ends; `code` is for programs, `text` for people.
+    Failure { code: u16, text: String },
+    /// Evaluator to dealer: ready for this session.
+    Join { session: SessionId, nonce: [u8; 16] },
+    /// Dealer to evaluator: the other half of the session key's freshness.
+    Start { nonce: [u8; 16] },
+    /// E1 to E2: the stream of this session's openings.
+    Peer { session: SessionId },
+    /// A dealt message or an opening.
+    Step { step: u32, bytes: Vec<u8> },
+    /// Evaluator to client: its share of the result, and what it counted.
+    Output { share: Vec<u8>, rounds: u32, opened: u64, dealt: u64, online_us: u64 },
+    /// Dealer to client.
+    Done { dealt: [u64; 2], dealing_us: u64 },
+}
+
+impl std::fmt::Debug for Message {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Kinds only: bodies hold tokens and shares.
+        write!(f, "Message(kind {})", self.kind())
+    }
+}
+
+fn bad(reason: impl Into<String>) -> Error {
+    Error::Malformed { what: "frame", reason: reason.into() }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, n: usize) -> Result<&'a [u8], Error> {
+        if n > self.0.len() {
+            return Err(bad(format!("{} bytes missing", n - self.0.len())));
+        }
+        let (head, tail) = self.0.split_at(n);
+        self.0 = tail;
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Error> {
+        let mut out = [0; N];
+        out.copy_from_slice(self.take(N)?);
+        Ok(out)
+    }
+
+    fn u32(&mut self) -> Result<u32, Error> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, Error> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn bytes(&mut self) -> Result<Vec<u8>, Error> {
+        let n = self.u32()? as usize;
+        Ok(self.take(n)?.to_vec())
+    }
+
+    fn text(&mut self, limit: usize) -> Result<String, Error> {
+        let b = self.bytes()?;
+        if b.len() > limit {
+            return Err(bad(format!("a text of {} bytes, {limit} allowed", b.len())));
+        }
+        String::from_utf8(b).map_err(|_| bad("a text that is not UTF-8"))
+    }
+}
+
+fn put(out: &mut Vec<u8>, b: &[u8]) {
+    out.extend_from_slice(&(b.len() as u32).to_le_bytes());
+    out.extend_from_slice(b);
+}
+
+impl Message {
+    fn kind(&self) -> u8 {
+        match self {
+            Message::Hello { .. } => 1,
+            Message::Request { .. } => 2,
+            Message::Accept => 3,
+            Message::Failure { .. } => 4,
+            Message::Join { .. } => 5,
+            Message::Start { .. } => 6,
+            Message::Peer { .. } => 7,
+            Message::Step { .. } => 8,
+            Message::Output { .. } => 9,
+            Message::Done { .. } => 10,
+        }
+    }
+
+    /// The whole frame.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut o = vec![0, 0, 0, 0, VERSION, self.kind()];
+        match self {
+            Message::Hello { name, role, model, program, ephemeral } => {
+                put(&mut o, name.as_bytes());
+                o.push(*role);
+                o.extend_from_slice(model);
+                o.extend_from_slice(program);
+                o.extend_from_slice(ephemeral);
+            }
+            Message::Request { session, token, model, program, tokens, sealed } => {
+                o.extend_from_slice(session);
+                put(&mut o, token.as_bytes());
+                o.extend_from_slice(model);
+                o.extend_from_slice(program);
+                o.extend_from_slice(&tokens.to_le_bytes());
+                put(&mut o, sealed);
+            }
+            Message::Accept => {}
+            Message::Failure { code, text } => {
+                o.extend_from_slice(&code.to_le_bytes());
+                put(&mut o, text.as_bytes());
+            }
+            Message::Join { session, nonce } => {
+                o.extend_from_slice(session);
+                o.extend_from_slice(nonce);
+            }
+            Message::Start { nonce } => o.extend_from_slice(nonce),
+            Message::Peer { session } => o.extend_from_slice(session),
+            Message::Step { step, bytes } => {
+                o.extend_from_slice(&step.to_le_bytes());
+                put(&mut o, bytes);
+            }
+            Message::Output { share, rounds, opened, dealt, online_us } => {
+                put(&mut o, share);
+                o.extend_from_slice(&rounds.to_le_bytes());
+                [opened, dealt, online_us].iter().for_each(|v| o.extend_from_slice(&v.to_le_bytes()));
+            }
+            Message::Done { dealt, dealing_us } => {
+                [dealt[0], dealt[1], *dealing_us].iter().for_each(|v| o.extend_from_slice(&v.to_le_bytes()));
+            }
+        }
+        let len = (o.len() - 4) as u32;
+        o[..4].copy_from_slice(&len.to_le_bytes());
+        o
+    }
+
+    /// Parses what follows a frame's length.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for another version, an unknown kind, missing or trailing bytes.
+    pub fn decode(frame: &[u8]) -> Result<Message, Error> {
+        let mut r = Reader(frame);
+        let [version, kind] = r.array()?;
+        if version != VERSION {
+            return Err(bad(format!(
+                "protocol version {version}; this side speaks {VERSION}: run the same release everywhere"
+            )));
+        }
+        let m = match kind {
+            1 => Message::Hello {
+                name: r.text(256)?,
+                role: r.array::<1>()?[0],
+                model: r.array()?,
+                program: r.array()?,
+                ephemeral: r.array()?,
+            },
+            2 => Message::Request {
+                session: r.array()?,
+                token: r.text(256)?,
+                model: r.array()?,
+                program: r.array()?,
+                tokens: r.u32()?,
+                sealed: r.bytes()?,
+            },
+            3 => Message::Accept,
+            4 => Message::Failure { code: u16::from_le_bytes(r.array()?), text: r.text(1024)? },
+            5 => Message::Join { session: r.array()?, nonce: r.array()? },
+            6 => Message::Start { nonce: r.array()? },
+            7 => Message::Peer { session: r.array()? },
+            8 => Message::Step { step: r.u32()?, bytes: r.bytes()? },
+            9 => Message::Output {
+                share: r.bytes()?,
+                rounds: r.u32()?,
+                opened: r.u64()?,
+                dealt: r.u64()?,
+                online_us: r.u64()?,
+            },
+            10 => Message::Done { dealt: [r.u64()?, r.u64()?], dealing_us: r.u64()? },
+            k => return Err(bad(format!("unknown kind {k}"))),
+        };
+        if !r.0.is_empty() {
+            return Err(bad(format!("{} trailing bytes", r.0.len())));
+        }
+        Ok(m)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples() -> Vec<Message> {
+        vec![
+            Message::Hello { name: "alpha".into(), role: 1, model: [1; 32], program: [2; 32], ephemeral: [3; 32] },
+            Message::Request {
+                session: [4; 16],
+                token: "t".into(),
+                model: [1; 32],
+                program: [2; 32],
+                tokens: 7,
+                sealed: vec![9; 5],
+            },
+            Message::Accept,
+            Message::Failure { code: 12, text: "no".into() },
+            Message::Join { session: [4; 16], nonce: [5; 16] },
+            Message::Start { nonce: [5; 16] },
+            Message::Peer { session: [4; 16] },
+            Message::Step { step: 3, bytes: vec![1, 2, 3] },
+            Message::Output { share: vec![8; 3], rounds: 1, opened: 2, dealt: 3, online_us: 4 },
+            Message::Done { dealt: [1, 2], dealing_us: 3 },
+        ]
+    }
+
+    #[test]
+    fn frozen_vectors() {
+        assert_eq!(Message::Accept.encode(), [2, 0, 0, 0, 1, 3]);
+        assert_eq!(
+            Message::Step { step: 3, bytes: vec![1, 2, 3] }.encode(),
+            [13, 0, 0, 0, 1, 8, 3, 0, 0, 0, 3, 0, 0, 0, 1, 2, 3]
+        );
+        assert_eq!(
+            Message::Failure { code: 12, text: "no".into() }.encode(),
+            [10, 0, 0, 0, 1, 4, 12, 0, 2, 0, 0, 0, b'n', b'o']
+        );
+        for bad in [
+            &[][..],
+            &[1],
+            &[2, 3],
+            &[1, 99],
+            &[1, 3, 0],
+            &[1, 8, 3, 0, 0, 0, 4, 0, 0, 0, 1],
+            &[1, 4, 0, 0, 1, 0, 0, 0, 255],
+        ] {
+            assert!(Message::decode(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn round_trips_and_no_mutation_panics() {
+        let mut seed = 1u64;
+        for m in samples() {
+            let e = m.encode();
+            assert!(Message::decode(&e[4..]).is_ok_and(|d| d == m));
+            for cut in 4..e.len() {
+                assert!(Message::decode(&e[4..cut]).is_err());
+            }
+            for i in 4..e.len() {
+                for _ in 0..8 {
+                    seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1);
+                    let mut x = e.clone();
+                    x[i] = (seed >> 56) as u8;
+                    let _ = Message::decode(&x[4..]);
+                }
+            }
+        }
+    }
+}
