@@ -1,0 +1,155 @@
+//! `party.toml`, and the list of clients a party serves.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tacet_protocol::Role;
+
+use crate::PartyError;
+
+/// One party of a lane. Paths are relative to the file's folder.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of the organisation.
+    pub name: String,
+    /// Role in this lane.
+    pub role: Role,
+    /// UDP address for QUIC.
+    pub listen: SocketAddr,
+    /// TCP address for `/healthz`, `/readyz` and `/metrics`; none if absent.
+    pub http: Option<SocketAddr>,
+    /// Hugging Face model directory.
+    pub model: PathBuf,
+    /// Own certificate (PEM).
+    pub certificate: PathBuf,
+    /// Its private key (PEM).
+    pub key: PathBuf,
+    /// Private key for sealed inputs (hex).
+    pub seal_key: PathBuf,
+    /// Clients file; nobody is served without it.
+    pub clients: PathBuf,
+    /// The two other parties.
+    pub peer: Vec<Peer>,
+    /// Limits.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// Another party.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    /// Its name.
+    pub name: String,
+    /// Its role.
+    pub role: Role,
+    /// Its QUIC address.
+    pub addr: SocketAddr,
+    /// Its certificate (PEM), pinned.
+    pub certificate: PathBuf,
+}
+
+/// Bounds on what clients may ask for, and deadlines.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Sessions at once.
+    pub sessions: usize,
+    /// Tokens a prompt.
+    pub tokens: usize,
+    /// Seconds a party waits for the others to join a session.
+    pub join_s: u64,
+    /// Seconds a session may take.
+    pub session_s: u64,
+    /// Seconds that running sessions get when the party is told to stop.
+    pub drain_s: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { sessions: 16, tokens: 512, join_s: 5, session_s: 60, drain_s: 30 }
+    }
+}
+
+/// The clients file.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Clients {
+    /// Clients that are served.
+    #[serde(default)]
+    pub client: Vec<Client>,
+}
+
+/// One client.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Client {
+    /// Name, for the operator.
+    pub name: String,
+    /// SHA-256 of the bearer token, hex.
+    pub token_sha256: String,
+}
+
+impl Clients {
+    /// Whether a token is known; compares hashes in time independent of where they differ.
+    pub fn knows(&self, token: &str) -> bool {
+        let hash = hex(&Sha256::digest(token));
+        let equal =
+            |h: &str| h.len() == hash.len() && h.bytes().zip(hash.bytes()).fold(0, |d, (a, b)| d | (a ^ b)) == 0;
+        self.client.iter().fold(false, |found, c| found | equal(&c.token_sha256))
+    }
+}
+
+/// Lower-case hex.
+pub fn hex(b: &[u8]) -> String {
+    b.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// 32 bytes from hex.
+pub fn unhex(s: &str) -> Option<[u8; 32]> {
+    let s = s.trim();
+    let mut out = [0; 32];
+    if s.len() != 64 || !s.is_ascii() {
+        return None;
+    }
+    for (i, o) in out.iter_mut().enumerate() {
+        *o = u8::from_str_radix(&s[2 * i..2 * i + 2], 16).ok()?;
+    }
+    Some(out)
+}
+
+/// Reads a file, naming it in the error.
+pub fn read(path: &Path) -> Result<String, PartyError> {
+    std::fs::read_to_string(path).map_err(|e| PartyError::Config(format!("{}: {e}", path.display())))
+}
+
+/// Parses a TOML file, naming it in the error.
+pub fn parse<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, PartyError> {
+    toml::from_str(&read(path)?).map_err(|e| PartyError::Config(format!("{}: {e}", path.display())))
+}
+
+impl Config {
+    /// Reads a configuration and makes its paths absolute.
+    ///
+    /// # Errors
+    /// Unreadable files, unknown fields, roles that do not make a lane.
+    pub fn load(path: &Path) -> Result<Config, PartyError> {
+        let mut c: Config = parse(path)?;
+        let base = path.parent().unwrap_or(Path::new(".")).to_path_buf();
+        for p in [&mut c.model, &mut c.certificate, &mut c.key, &mut c.seal_key, &mut c.clients] {
+            *p = base.join(&*p);
+        }
+        c.peer.iter_mut().for_each(|p| p.certificate = base.join(&p.certificate));
+        let roles = [Role::E1, Role::E2, Role::Dealer];
+        let count = |r: &Role| usize::from(c.role == *r) + c.peer.iter().filter(|p| p.role == *r).count();
+        if c.peer.len() != 2 || roles.iter().any(|r| count(r) != 1) {
+            return Err(PartyError::Config(
+                "a lane has one e1, one e2 and one dealer: this party and two [[peer]] entries".into(),
+            ));
+        }
+        Ok(c)
+    }
+}

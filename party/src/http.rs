@@ -1,0 +1,69 @@
+//! `/healthz`, `/readyz` and `/metrics` over plain HTTP, for orchestrators: counts only, never content.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::{Party, lock};
+
+/// Serves one short request a connection.
+pub async fn serve(party: Arc<Party>, listener: TcpListener) {
+    loop {
+        let Ok((s, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let party = Arc::clone(&party);
+        tokio::spawn(async move { tokio::time::timeout(Duration::from_secs(5), answer(&party, s)).await });
+    }
+}
+
+async fn answer(party: &Party, mut s: TcpStream) -> std::io::Result<()> {
+    let mut buf = [0; 1024];
+    let n = s.read(&mut buf).await?;
+    let path = std::str::from_utf8(&buf[..n]).unwrap_or("").split(' ').nth(1).unwrap_or("");
+    let (status, body) = match path {
+        "/healthz" => ("200 OK", "ok\n".to_string()),
+        "/readyz" if party.ready() => ("200 OK", "ready\n".to_string()),
+        "/readyz" => ("503 Service Unavailable", reasons(party)),
+        "/metrics" => ("200 OK", metrics(party)),
+        _ => ("404 Not Found", "/healthz /readyz /metrics\n".to_string()),
+    };
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    s.write_all(head.as_bytes()).await?;
+    s.write_all(body.as_bytes()).await
+}
+
+fn reasons(party: &Party) -> String {
+    let t = lock(&party.trouble);
+    let mut out = String::from("not ready\n");
+    t.iter().for_each(|(peer, why)| {
+        let _ = writeln!(out, "{peer}: {why}");
+    });
+    out
+}
+
+fn metrics(party: &Party) -> String {
+    let c = &party.counters;
+    let mut out = String::new();
+    for (name, v) in [
+        ("tacet_sessions_accepted_total", &c.accepted),
+        ("tacet_sessions_refused_total", &c.refused),
+        ("tacet_sessions_completed_total", &c.completed),
+        ("tacet_sessions_failed_total", &c.failed),
+        ("tacet_opened_bytes_total", &c.opened),
+        ("tacet_dealt_bytes_total", &c.dealt),
+    ] {
+        let _ = writeln!(out, "# TYPE {name} counter\n{name} {}", v.load(Ordering::Relaxed));
+    }
+    let running = party.config.limits.sessions - party.permits.available_permits();
+    let _ = writeln!(out, "# TYPE tacet_sessions gauge\ntacet_sessions {running}");
+    out
+}
