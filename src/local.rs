@@ -1,0 +1,170 @@
+//! Three parties as processes of this machine, with identities of their own in a private temporary folder.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use tacet_client::Parties;
+use tacet_party::config::{Client, Clients, Config, Limits, Peer, hex};
+use tacet_protocol::Role;
+
+use crate::keys;
+
+/// Names of the three organisations of a local lane.
+const LANE: [(&str, Role); 3] = [("alpha", Role::E1), ("beta", Role::E2), ("gamma", Role::Dealer)];
+
+/// A running local lane; processes are ended and the folder removed on drop.
+pub struct Lane {
+    dir: PathBuf,
+    children: Vec<Child>,
+    http: Vec<SocketAddr>,
+    /// How to reach it.
+    pub parties: Parties,
+}
+
+/// What is reported of a party.
+#[derive(Serialize)]
+pub struct PartyReport {
+    /// Process.
+    pub pid: u32,
+    /// Role.
+    pub role: Role,
+    /// Resident memory.
+    pub rss_mb: f64,
+}
+
+impl Lane {
+    /// Makes identities, starts three `tacet party` processes and waits until they are linked.
+    pub fn start(model: &Path, limits: Limits) -> Result<Lane> {
+        let dir = std::env::temp_dir().join(format!("tacet-{}", hex(&keys::random::<8>()?)));
+        let mut b = std::fs::DirBuilder::new();
+        std::os::unix::fs::DirBuilderExt::mode(&mut b, 0o700);
+        b.create(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let token = hex(&keys::random::<32>()?);
+        let clients = Clients { client: vec![Client { name: "local".into(), token_sha256: keys::token_hash(&token) }] };
+        let mut lane = Lane {
+            dir: dir.clone(),
+            children: Vec::new(),
+            http: Vec::new(),
+            parties: Parties { token, party: Vec::new() },
+        };
+        let mut addrs = Vec::new();
+        let mut held = Vec::new();
+        for (name, role) in LANE {
+            let made = keys::make(&dir, name)?;
+            let (udp, tcp) = (UdpSocket::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
+            addrs.push(udp.local_addr()?);
+            lane.http.push(tcp.local_addr()?);
+            held.push((udp, tcp));
+            lane.parties.party.push(tacet_client::Party {
+                name: name.into(),
+                role,
+                addr: udp_addr(&addrs),
+                certificate: made.certificate,
+                seal_public: made.seal_public,
+            });
+        }
+        drop(held);
+        std::fs::write(dir.join("clients.toml"), toml::to_string(&clients)?)?;
+        for (i, (name, role)) in LANE.into_iter().enumerate() {
+            let peer = |j: usize| Peer {
+                name: LANE[j].0.into(),
+                role: LANE[j].1,
+                addr: addrs[j],
+                certificate: format!("{}.crt", LANE[j].0).into(),
+            };
+            let config = Config {
+                name: name.into(),
+                role,
+                listen: addrs[i],
+                http: Some(lane.http[i]),
+                model: std::path::absolute(model)?,
+                certificate: format!("{name}.crt").into(),
+                key: format!("{name}.key").into(),
+                seal_key: format!("{name}.seal").into(),
+                clients: "clients.toml".into(),
+                peer: (0..3).filter(|j| *j != i).map(peer).collect(),
+                limits: limits.clone(),
+            };
+            let file = dir.join(format!("{name}.toml"));
+            std::fs::write(&file, toml::to_string(&config)?)?;
+            let log = std::fs::File::create(dir.join(format!("{name}.log")))?;
+            let child = Command::new(std::env::current_exe()?)
+                .args(["party", "--config"])
+                .arg(&file)
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(log)
+                .spawn()?;
+            lane.children.push(child);
+        }
+        lane.wait()?;
+        Ok(lane)
+    }
+
+    fn wait(&mut self) -> Result<()> {
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            if self.http.iter().all(|a| ready(*a)) {
+                return Ok(());
+            }
+            for (c, (name, _)) in self.children.iter_mut().zip(LANE) {
+                if let Some(status) = c.try_wait()? {
+                    let log = std::fs::read_to_string(self.dir.join(format!("{name}.log"))).unwrap_or_default();
+                    bail!("party {name} ended ({status}):\n{log}");
+                }
+            }
+            if Instant::now() > until {
+                bail!("the parties were not linked within 30 s");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Processes with their memory.
+    pub fn report(&self) -> Vec<PartyReport> {
+        let rss = |pid: u32| {
+            let s = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let kb = s
+                .lines()
+                .find_map(|l| l.strip_prefix("VmRSS:"))
+                .and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok());
+            kb.unwrap_or(0.0) / 1024.0
+        };
+        self.children
+            .iter()
+            .zip(LANE)
+            .map(|(c, (_, role))| PartyReport { pid: c.id(), role, rss_mb: rss(c.id()) })
+            .collect()
+    }
+}
+
+fn udp_addr(addrs: &[SocketAddr]) -> SocketAddr {
+    addrs[addrs.len() - 1]
+}
+
+fn ready(addr: SocketAddr) -> bool {
+    let ask = || -> std::io::Result<bool> {
+        let mut s = TcpStream::connect_timeout(&addr, Duration::from_millis(200))?;
+        s.set_read_timeout(Some(Duration::from_millis(500)))?;
+        s.write_all(b"GET /readyz HTTP/1.1\r\n\r\n")?;
+        let mut out = String::new();
+        s.read_to_string(&mut out)?;
+        Ok(out.starts_with("HTTP/1.1 200"))
+    };
+    ask().unwrap_or(false)
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        for c in &mut self.children {
+            let _ = c.kill();
+            let _ = c.wait();
+        }
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
