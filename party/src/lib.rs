@@ -76,7 +76,10 @@ struct Party {
     /// Why a link is down, by peer name.
     trouble: Mutex<HashMap<String, String>>,
     meeting: session::Meeting,
+    /// Sessions that run here.
     permits: Arc<Semaphore>,
+    /// Requests that wait for the other parties.
+    waiting: Arc<Semaphore>,
     recent: Mutex<(HashSet<SessionId>, VecDeque<SessionId>)>,
     draining: AtomicBool,
     counters: Counters,
@@ -141,6 +144,7 @@ pub async fn serve(config: Config) -> Result<(), PartyError> {
         trouble: Mutex::default(),
         meeting: session::Meeting::default(),
         permits: Arc::new(Semaphore::new(config.limits.sessions)),
+        waiting: Arc::new(Semaphore::new(config.limits.sessions.saturating_mul(16))),
         recent: Mutex::default(),
         draining: AtomicBool::new(false),
         counters: Counters::default(),

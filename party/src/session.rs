@@ -165,10 +165,11 @@ async fn one(party: &Arc<Party>, tx: &mut SendStream, rx: &mut RecvStream) -> Re
     if party.draining.load(Relaxed) {
         return Err(refused(fail(code::BUSY, "the party is stopping")));
     }
-    let permit = Arc::clone(&party.permits).try_acquire_owned();
-    let _permit = permit.map_err(|_| {
-        refused(fail(code::BUSY, format!("all {} sessions are taken: try again shortly", limits.sessions)))
-    })?;
+    // E1 decides who runs, so that three full parties never admit three different sets of sessions; the two others hold
+    // a request until E1's stream for it arrives, and take their own permit then.
+    let gate = if party.config.role == Role::E1 { &party.permits } else { &party.waiting };
+    let busy = || fail(code::BUSY, format!("all {} sessions are taken: try again shortly", limits.sessions));
+    let _permit = Arc::clone(gate).try_acquire_owned().map_err(|_| refused(busy()))?;
     let tokens = tokens as usize;
     if tokens == 0 || tokens > limits.tokens {
         return Err(refused(fail(
@@ -270,6 +271,12 @@ fn not_joined(role: Role) -> Fail {
     fail(code::PEER, format!("{role:?} did not join the session in time"))
 }
 
+/// A place among the running sessions; E1 admitted this one, so it is free now or soon.
+async fn running(party: &Party, wait: Duration) -> Result<tokio::sync::SemaphorePermit<'_>, Fail> {
+    let permit = timeout(wait, party.permits.acquire()).await;
+    permit.ok().and_then(Result::ok).ok_or_else(|| fail(code::BUSY, "all sessions are taken: try again shortly"))
+}
+
 type Frame = (u32, Vec<u8>);
 
 struct Io {
@@ -346,6 +353,7 @@ async fn evaluate(
     };
     let opened = async { timeout(wait, opened).await.unwrap_or_else(|_| Err(not_joined(Role::Dealer))) };
     let ((_keep, mut from_dealer, theirs), (mut to_peer, mut from_peer, _)) = tokio::try_join!(opened, met)?;
+    let _running = if role == Role::E1 { None } else { Some(running(party, wait).await?) };
     let prg = pair_key(&dealer, role, &session, &ours, &theirs);
 
     let side = usize::from(role == Role::E2);
@@ -398,6 +406,7 @@ async fn deal(party: &Party, session: SessionId, plan: Arc<Program>) -> Result<M
     let wait = Duration::from_secs(party.config.limits.join_s);
     let join = |r: Role| async move { party.meeting.take((session, r), wait).await.ok_or_else(|| not_joined(r)) };
     let ((mut tx1, _rx1, n1), (mut tx2, _rx2, n2)) = tokio::try_join!(join(Role::E1), join(Role::E2))?;
+    let _running = running(party, wait).await?;
     let ours = nonce()?;
     send(&mut tx1, &Message::Start { nonce: ours }).await?;
     send(&mut tx2, &Message::Start { nonce: ours }).await?;
