@@ -29,7 +29,7 @@ pub async fn run(model: &Path, json: bool) -> Result<()> {
     if !json {
         println!("Starting three party processes on loopback; each has its own identity and sees only its share.\n");
     }
-    let lane = Lane::start(model, Limits::default())?;
+    let lane = Lane::start(&std::env::current_exe()?, model, Limits::default())?;
     let client = Client::connect(&lane.parties, model).await?;
     let started = Instant::now();
     let private = client.embed(&TEXTS).await?;

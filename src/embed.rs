@@ -75,7 +75,7 @@ pub async fn run(args: Args) -> Result<()> {
     let (_lane, parties) = match (&args.parties, args.local) {
         (Some(p), _) => (None, Parties::load(p)?),
         (None, true) => {
-            let lane = Lane::start(&model, Limits::default())?;
+            let lane = Lane::start(&std::env::current_exe()?, &model, Limits::default())?;
             let parties = lane.parties.clone();
             (Some(lane), parties)
         }
@@ -93,7 +93,11 @@ pub async fn run(args: Args) -> Result<()> {
     for (i, t) in texts.iter().enumerate() {
         let ids = client.tokens(i, t)?;
         let e = client.embed_ids(&ids).await.with_context(|| format!("text {i}"))?;
-        let mut v = serde_json::json!({ "index": i, "tokens": ids.len(), "embedding": e.vector, "total_s": e.stats.total_s, "online_s": e.stats.online_s });
+        let mut v = serde_json::json!({
+            "index": i, "tokens": ids.len(), "embedding": e.vector, "total_s": e.stats.total_s, "online_s": e.stats.online_s,
+            "dealing_s": e.stats.dealing_s, "rounds": e.stats.rounds,
+            "opened_bytes": e.stats.opened_bytes, "dealt_bytes": e.stats.dealt_bytes,
+        });
         if args.check {
             let c = crate::demo::cosine(&e.vector, &client.model().plaintext(&ids)?);
             worst = worst.min(c);

@@ -39,7 +39,7 @@ pub struct PartyReport {
 
 impl Lane {
     /// Makes identities, starts three `tacet party` processes and waits until they are linked.
-    pub fn start(model: &Path, limits: Limits) -> Result<Lane> {
+    pub fn start(exe: &Path, model: &Path, limits: Limits) -> Result<Lane> {
         let dir = std::env::temp_dir().join(format!("tacet-{}", hex(&keys::random::<8>()?)));
         let mut b = std::fs::DirBuilder::new();
         std::os::unix::fs::DirBuilderExt::mode(&mut b, 0o700);
@@ -63,7 +63,7 @@ impl Lane {
             lane.parties.party.push(tacet_client::Party {
                 name: name.into(),
                 role,
-                addr: udp_addr(&addrs),
+                addr: addrs[addrs.len() - 1],
                 certificate: made.certificate,
                 seal_public: made.seal_public,
             });
@@ -93,7 +93,7 @@ impl Lane {
             let file = dir.join(format!("{name}.toml"));
             std::fs::write(&file, toml::to_string(&config)?)?;
             let log = std::fs::File::create(dir.join(format!("{name}.log")))?;
-            let child = Command::new(std::env::current_exe()?)
+            let child = Command::new(exe)
                 .args(["party", "--config"])
                 .arg(&file)
                 .stdin(Stdio::null())
@@ -125,6 +125,12 @@ impl Lane {
         }
     }
 
+    /// Ends one party's process at once; 0, 1 and 2 are E1, E2 and the dealer.
+    #[allow(dead_code)] // for the tests of faults
+    pub fn kill(&mut self, party: usize) {
+        let _ = self.children[party].kill();
+    }
+
     /// Processes with their memory.
     pub fn report(&self) -> Vec<PartyReport> {
         let rss = |pid: u32| {
@@ -141,10 +147,6 @@ impl Lane {
             .map(|(c, (_, role))| PartyReport { pid: c.id(), role, rss_mb: rss(c.id()) })
             .collect()
     }
-}
-
-fn udp_addr(addrs: &[SocketAddr]) -> SocketAddr {
-    addrs[addrs.len() - 1]
 }
 
 fn ready(addr: SocketAddr) -> bool {
