@@ -19,6 +19,16 @@ struct Io {
     rounds: u32,
     opened: u64,
     dealt: u64,
+    /// How often each byte value was received, and the first bytes received.
+    seen: Box<[u64; 256]>,
+    head: Vec<u8>,
+}
+
+impl Io {
+    fn record(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|b| self.seen[*b as usize] += 1);
+        self.head.extend(bytes.iter().take(1024usize.saturating_sub(self.head.len())));
+    }
 }
 
 fn gone<E>(_: E) -> Error {
@@ -30,6 +40,7 @@ impl EvaluatorIo for Io {
         let (s, b) = self.dealer.recv().map_err(gone)?;
         assert_eq!((s, b.len()), (step, len));
         self.dealt += len as u64;
+        self.record(&b);
         Ok(b)
     }
 
@@ -39,6 +50,7 @@ impl EvaluatorIo for Io {
         self.to.send((step, out)).map_err(gone)?;
         let (s, b) = self.from.recv().map_err(gone)?;
         assert_eq!(s, step);
+        self.record(&b);
         Ok(b)
     }
 }
@@ -52,30 +64,39 @@ impl DealerSink for Sink {
 }
 
 /// Shares `input`, runs the three roles on threads, adds the result shares; checks counted costs.
-fn run(p: &Program, input: &[u64], key: u8) -> Vec<u64> {
-    let prg = |i: u8| Prg::new(&SessionKey::from_seed([key ^ i; 32]));
+fn run(p: &Program, input: &[u64], key: u64) -> (Vec<u64>, [Io; 2]) {
+    let prg = |i: u8| {
+        let mut seed = [i; 32];
+        seed[..8].copy_from_slice(&key.to_le_bytes());
+        Prg::new(&SessionKey::from_seed(seed))
+    };
     let mut s1 = vec![0; input.len()];
-    Prg::new(&SessionKey::from_seed([77; 32])).fill(0, 0, p.input_bits(), &mut s1).unwrap();
+    prg(77).fill(0, 0, p.input_bits(), &mut s1).unwrap();
     let s2 = input.iter().zip(&s1).map(|(x, s)| x.wrapping_sub(*s) & mask(p.input_bits())).collect();
     let ((d1, r1), (d2, r2), (a, b), (c, d)) = (channel(), channel(), channel(), channel());
-    let io = |dealer, to, from| Io { dealer, to, from, rounds: 0, opened: 0, dealt: 0 };
+    let io = |dealer, to, from| Io {
+        dealer,
+        to,
+        from,
+        rounds: 0,
+        opened: 0,
+        dealt: 0,
+        seen: Box::new([0; 256]),
+        head: vec![],
+    };
     let (mut io1, mut io2) = (io(r1, a, d), io(r2, c, b));
     let (y1, y2) = std::thread::scope(|s| {
-        let dealing = s.spawn(|| {
-            let t = Instant::now();
-            run::deal(p, prg(1), prg(2), &mut Sink([d1, d2])).unwrap();
-            t.elapsed()
-        });
+        let dealing = s.spawn(|| run::deal(p, prg(1), prg(2), &mut Sink([d1, d2])).unwrap());
         let e1 = s.spawn(|| run::evaluate(p, Role::E1, prg(1), s1, &mut io1).unwrap());
         let e2 = s.spawn(|| run::evaluate(p, Role::E2, prg(2), s2, &mut io2).unwrap());
-        println!("  dealing {:?}", dealing.join().unwrap());
+        dealing.join().unwrap();
         (e1.join().unwrap(), e2.join().unwrap())
     });
     let cost = p.cost();
     for (io, dealt) in [(&io1, cost.dealt_bytes[0]), (&io2, cost.dealt_bytes[1])] {
         assert_eq!((io.rounds, io.opened, io.dealt), (cost.rounds, cost.opened_bytes, dealt));
     }
-    y1.iter().zip(y2).map(|(a, b)| a.wrapping_add(b) & mask(p.output_bits())).collect()
+    (y1.iter().zip(y2).map(|(a, b)| a.wrapping_add(b) & mask(p.output_bits())).collect(), [io1, io2])
 }
 
 fn cosine(a: &[f64], b: &[f64]) -> f64 {
@@ -109,7 +130,7 @@ fn real_weights_agree_with_plaintext_and_cost_is_exact() {
         let c = p.cost();
         let input = p.encode_input(&model.embed_tokens(&ids).unwrap()).unwrap();
         let t = Instant::now();
-        let got = p.decode_output(&run(&p, &input, 9));
+        let got = p.decode_output(&run(&p, &input, 9).0);
         let took = t.elapsed();
         let cos = cosine(&got, &model.plaintext(&ids).unwrap());
         println!(
@@ -125,5 +146,51 @@ fn real_weights_agree_with_plaintext_and_cost_is_exact() {
         if tokens == 128 {
             assert!(c.opened_bytes <= 60_000_000 && c.dealt_bytes.iter().sum::<u64>() <= 400_000_000);
         }
+    }
+}
+
+/// Two-sample chi-square statistic with as many degrees of freedom as there are cells less one.
+fn chi_square(a: &[u64], b: &[u64]) -> f64 {
+    let (na, nb) = (a.iter().sum::<u64>() as f64, b.iter().sum::<u64>() as f64);
+    let cell = |(x, y): (&u64, &u64)| {
+        let d = *x as f64 * (nb / na).sqrt() - *y as f64 * (na / nb).sqrt();
+        if x + y == 0 { 0.0 } else { d * d / (x + y) as f64 }
+    };
+    a.iter().zip(b).map(cell).sum()
+}
+
+/// What one evaluator receives must not depend on the text. (The dealer receives nothing, by its interface.)
+#[test]
+fn received_bytes_are_statistically_the_same_for_different_inputs() {
+    let Some(dir) = std::env::var_os("TACET_MODEL_DIR").map(PathBuf::from) else {
+        println!("skipped: TACET_MODEL_DIR does not name a directory with all-MiniLM-L6-v2");
+        return;
+    };
+    const RUNS: u64 = 60;
+    let model = BertModel::load(&dir).unwrap();
+    let p = Planner::new(&model).unwrap().program(2).unwrap();
+    let width = p.input_len();
+    // One input of zeros, one as large as the ring allows: far outside what any text gives.
+    let inputs =
+        [vec![0; width], (0..width as u64).map(|i| (i * 0x9e37_79b9_7f4a_7c15) & mask(p.input_bits())).collect()];
+    // Per input and evaluator: counts of byte values, and counts of ones at each of the first 8192 bit positions.
+    let mut seen = vec![[[0u64; 256]; 2]; 2];
+    let mut ones = vec![[vec![0u64; 8192], vec![0u64; 8192]]; 2];
+    for (i, input) in inputs.iter().enumerate() {
+        for r in 0..RUNS {
+            let (_, io) = run(&p, input, 1 + r * 2 + i as u64);
+            for (e, io) in io.iter().enumerate() {
+                seen[i][e].iter_mut().zip(io.seen.iter()).for_each(|(a, b)| *a += b);
+                ones[i][e].iter_mut().enumerate().for_each(|(j, n)| *n += u64::from(io.head[j / 8] >> (j % 8) & 1));
+            }
+        }
+    }
+    for e in 0..2 {
+        let x = chi_square(&seen[0][e], &seen[1][e]);
+        // 255 degrees of freedom: mean 255, deviation 22.6; six deviations.
+        assert!(x < 391.0, "E{}: chi-square {x:.0} over byte values", e + 1);
+        let worst = ones[0][e].iter().zip(&ones[1][e]).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+        // The difference of two binomials of 60 has deviation 5.5; 8192 positions, six and a half deviations.
+        assert!(worst <= 36, "E{}: a bit differs in {worst} of {RUNS} runs", e + 1);
     }
 }
