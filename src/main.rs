@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod demo;
+mod doctor;
 mod embed;
 mod fetch;
 mod keys;
@@ -42,6 +43,8 @@ enum Command {
     Embed(embed::Args),
     /// Show what a model costs: every operation with shape, ring, rounds, bytes, and a predicted time
     Plan(plan::Args),
+    /// Check this machine, the model's digests, and the parties
+    Doctor(doctor::Args),
     /// Make identities and client tokens
     #[command(subcommand)]
     Keys(Keys),
@@ -102,6 +105,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Embed(args) => runtime()?.block_on(embed::run(args)),
         Command::Plan(args) => plan::run(args),
+        Command::Doctor(args) => runtime()?.block_on(doctor::run(args)),
         Command::Keys(Keys::Party { name, dir }) => {
             std::fs::create_dir_all(&dir)?;
             let made = keys::make(&dir, &name)?;

@@ -121,3 +121,21 @@ fn the_demonstration_reports_every_key() {
     assert_eq!(pids.len(), 3);
     assert_eq!(v["rounds"], 156);
 }
+
+#[test]
+fn keys_are_private_and_tokens_are_stored_as_hashes() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = Folder::new("keys");
+    let o = tacet(&["keys", "party", "--name", "alpha", "--dir", text(&dir.0)]);
+    assert!(o.status.success() && String::from_utf8_lossy(&o.stdout).contains("seal_public = "), "{}", stderr(&o));
+    for secret in ["alpha.key", "alpha.seal"] {
+        assert_eq!(std::fs::metadata(dir.0.join(secret)).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    let again = tacet(&["keys", "party", "--name", "alpha", "--dir", text(&dir.0)]);
+    assert!(!again.status.success() && stderr(&again).contains("not overwriting"), "{}", stderr(&again));
+    let clients = dir.0.join("clients.toml");
+    let o = tacet(&["keys", "client", "--name", "clinic", "--clients", text(&clients)]);
+    let token = String::from_utf8(o.stdout).unwrap().trim().to_string();
+    let stored = std::fs::read_to_string(&clients).unwrap();
+    assert!(token.len() == 64 && stored.contains("clinic") && !stored.contains(&token));
+}
