@@ -133,6 +133,7 @@ async fn greet(party: &Party, c: &Connection, peer: &Peer, first: bool) -> Resul
 /// Registers the link and hands its streams to waiting sessions until it breaks.
 async fn run(party: &Arc<Party>, link: Link, peer: &Peer) {
     let c = link.connection.clone();
+    tacet_transport::widen(&c);
     lock(&party.links).insert(peer.role, link);
     note(party, peer, None);
     while let Ok((tx, rx)) = c.accept_bi().await {

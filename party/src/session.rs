@@ -128,8 +128,8 @@ pub async fn client(party: Arc<Party>, c: Connection) {
         tokio::spawn(async move {
             let result = one(&party, &mut tx, &mut rx).await;
             if let Err(f) = result {
-                let mut text = f.text;
-                text.truncate(1000);
+                // At most 1000 bytes of UTF-8.
+                let text: String = f.text.chars().take(250).collect();
                 eprintln!("session failed code={} reason={text:?}", f.code);
                 let _ = send(&mut tx, &Message::Failure { code: f.code, text }).await;
             }
@@ -145,7 +145,7 @@ async fn one(party: &Arc<Party>, tx: &mut SendStream, rx: &mut RecvStream) -> Re
     let program_8 = party.program(8)?;
     let width = program_8.input_len() / 8;
     let longest = width * limits.tokens * 8 + CONTROL_LIMIT;
-    let request = timeout(Duration::from_secs(limits.session_s), receive(rx, longest)).await;
+    let request = timeout(Duration::from_secs(limits.join_s), receive(rx, longest)).await;
     let request = request
         .map_err(|_| fail(code::DEADLINE, "no request arrived"))?
         .map_err(|e| fail(code::REQUEST, e.to_string()))?;

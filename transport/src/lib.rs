@@ -180,8 +180,9 @@ fn transport() -> Arc<TransportConfig> {
     let window = VarInt::from_u32(16 << 20);
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(6500);
+    // A stranger's connection may hold 8 MB here; links between parties are widened once they are known.
     t.stream_receive_window(window)
-        .receive_window(VarInt::from_u32(64 << 20))
+        .receive_window(VarInt::from_u32(8 << 20))
         .send_window(64 << 20)
         .mtu_discovery_config(Some(mtu))
         .max_concurrent_bidi_streams(VarInt::from_u32(256))
@@ -248,6 +249,12 @@ pub fn endpoint(listen: SocketAddr, server: Option<quinn::ServerConfig>) -> Resu
 
 fn lost(e: impl std::fmt::Display) -> TransportError {
     TransportError::Connection(e.to_string())
+}
+
+/// Lets a connection hold every stream's window, so that sessions that share a link between parties cannot starve one
+/// another.
+pub fn widen(c: &quinn::Connection) {
+    c.set_receive_window(VarInt::from_u32(1 << 30));
 }
 
 /// Writes one frame.
