@@ -121,14 +121,14 @@ fn malformed_bytes_end_only_their_own_stream() {
         let c = connect(&lane.parties, &model).await;
         let quic = endpoint(([127, 0, 0, 1], 0).into(), None).unwrap();
         let request = |session: u8, sealed: Vec<u8>| {
-            let p = c.program(5).unwrap();
+            let p = c.program(8).unwrap();
             let token = lane.parties.token.clone();
             Message::Request {
                 session: [session; 16],
                 token,
                 model: c.model().digest(),
                 program: p.digest(),
-                tokens: 5,
+                tokens: 8,
                 sealed,
             }
             .encode()

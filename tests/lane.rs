@@ -119,7 +119,7 @@ fn the_demonstration_reports_every_key() {
     let mut pids: Vec<u64> = v["parties"].as_array().unwrap().iter().map(|p| p["pid"].as_u64().unwrap()).collect();
     pids.dedup();
     assert_eq!(pids.len(), 3);
-    assert_eq!(v["rounds"], 156);
+    assert_eq!(v["rounds"], 157);
 }
 
 #[test]

@@ -20,14 +20,14 @@ use serde::{Deserialize, Serialize};
 use tacet_protocol::Role;
 use tacet_protocol::model::BertModel;
 use tacet_protocol::plan::Planner;
-use tacet_protocol::prg::{Prg, SessionKey};
 use tacet_protocol::program::Program;
-use tacet_protocol::ring::{mask, pack, packed_len, unpack};
+use tacet_protocol::query::padded;
+use tacet_protocol::ring::{packed_len, unpack};
 use tacet_protocol::seal::{SealContext, seal};
 use tacet_protocol::wire::{CONTROL_LIMIT, Message, SessionId};
 use tacet_transport::{TransportError, certificate_from_pem, dial_config, endpoint, receive, send};
 use tokenizers::Tokenizer;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 /// What can go wrong, with the party that said so.
 #[derive(Debug, thiserror::Error)]
@@ -226,11 +226,12 @@ impl Client {
         Ok(e.get_ids().to_vec())
     }
 
-    /// The program for a length, which also predicts its cost.
+    /// The program for a text of so many tokens, which also predicts its cost.
     ///
     /// # Errors
     /// A length the model does not take.
     pub fn program(&self, tokens: usize) -> Result<Arc<Program>, ClientError> {
+        let tokens = padded(tokens).unwrap_or(tokens);
         let mut cache = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(p) = cache.get(&tokens) {
             return Ok(Arc::clone(p));
@@ -263,16 +264,8 @@ impl Client {
     pub async fn embed_ids(&self, ids: &[u32]) -> Result<Embedding, ClientError> {
         let started = Instant::now();
         let p = self.program(ids.len())?;
-        let bits = p.input_bits();
-        let mut input = p.encode_input(&self.model.embed_tokens(ids)?)?;
+        let halves = p.split(&p.encode_input(&Zeroizing::new(self.model.embed_tokens(ids)?))?)?;
         let session: SessionId = random()?;
-        let seed = Zeroizing::new(random::<32>()?);
-        let mut half = vec![0; input.len()];
-        Prg::new(&SessionKey::from_seed(*seed)).fill(0, 0, bits, &mut half)?;
-        input.iter_mut().zip(&half).for_each(|(x, h)| *x = x.wrapping_sub(*h) & mask(bits));
-        half.zeroize();
-        let packed = Zeroizing::new(pack(&input, bits));
-        input.zeroize();
 
         let mut stats = Stats { tokens: ids.len(), ..Stats::default() };
         let mut open = Vec::new();
@@ -285,8 +278,8 @@ impl Client {
                 program_digest: p.digest(),
             };
             let sealed = match t.party.role {
-                Role::E1 => seal(&t.public, &context, seed.as_slice())?,
-                Role::E2 => seal(&t.public, &context, &packed)?,
+                Role::E1 => seal(&t.public, &context, halves.seed.as_slice())?,
+                Role::E2 => seal(&t.public, &context, &halves.packed)?,
                 Role::Dealer => Vec::new(),
             };
             stats.seen.push((t.party.name.clone(), sealed.iter().take(24).copied().collect()));
@@ -295,7 +288,7 @@ impl Client {
                 token: self.token.to_string(),
                 model: self.model.digest(),
                 program: p.digest(),
-                tokens: ids.len() as u32,
+                tokens: p.tokens() as u32,
                 sealed,
             };
             open.push(self.request(t, request));
@@ -304,12 +297,11 @@ impl Client {
         let all = async { tokio::try_join!(self.answer(0, a, &p), self.answer(1, b, &p), self.answer(2, c, &p)) };
         let (a, b, c) =
             tokio::time::timeout(self.deadline, all).await.map_err(|_| ClientError::Deadline(self.deadline))??;
-        let mut sum = vec![0u64; p.output_len()];
+        let mut shares = Vec::new();
         for m in [a, b, c] {
             match m {
                 Message::Output { share, rounds, opened, dealt, online_us } => {
-                    let words = Zeroizing::new(unpack(&share, p.output_len(), p.output_bits())?);
-                    sum.iter_mut().zip(words.iter()).for_each(|(s, w)| *s = s.wrapping_add(*w));
+                    shares.push(Zeroizing::new(unpack(&share, p.output_len(), p.output_bits())?));
                     stats.rounds = rounds;
                     stats.opened_bytes = opened;
                     stats.dealt_bytes += dealt;
@@ -319,7 +311,10 @@ impl Client {
                 _ => {}
             }
         }
-        let mut vector = p.decode_output(&sum);
+        let [a, b] = &shares[..] else {
+            return Err(ClientError::Config("two evaluators are needed".into()));
+        };
+        let mut vector = p.decode_output(a, b, ids.len())?;
         let norm = vector.iter().map(|v| v * v).sum::<f64>().sqrt().max(1e-12);
         vector.iter_mut().for_each(|v| *v /= norm);
         stats.total_s = started.elapsed().as_secs_f64();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use quinn::{Connection, RecvStream, SendStream};
 use tacet_protocol::prg::{Prg, SessionKey};
 use tacet_protocol::program::{Kind, Program};
-use tacet_protocol::ring::{mask, pack, unpack};
+use tacet_protocol::ring::pack;
 use tacet_protocol::seal::{self, SealContext};
 use tacet_protocol::wire::{CONTROL_LIMIT, Message, SessionId};
 use tacet_protocol::{DealerSink, Error, EvaluatorIo, Role, run};
@@ -141,10 +141,8 @@ pub async fn client(party: Arc<Party>, c: Connection) {
 
 async fn one(party: &Arc<Party>, tx: &mut SendStream, rx: &mut RecvStream) -> Result<(), Fail> {
     let limits = &party.config.limits;
-    // The largest request: a full input at 64 bits, its seal and the fixed fields.
-    let program_8 = party.program(8)?;
-    let width = program_8.input_len() / 8;
-    let longest = width * limits.tokens * 8 + CONTROL_LIMIT;
+    // The largest request: the second evaluator's half, its seal and the fixed fields.
+    let longest = party.program(8)?.half_len(Role::E2) / 8 * limits.tokens + CONTROL_LIMIT;
     let request = timeout(Duration::from_secs(limits.join_s), receive(rx, longest)).await;
     let request = request
         .map_err(|_| fail(code::DEADLINE, "no request arrived"))?
@@ -206,7 +204,7 @@ async fn one(party: &Arc<Party>, tx: &mut SendStream, rx: &mut RecvStream) -> Re
                 };
                 let plain =
                     seal::open(&party.seal, &context, &sealed).map_err(|e| fail(code::REQUEST, e.to_string()))?;
-                let input = expand(role, &plan, &plain)?;
+                let input = plan.expand(role, &plain).map_err(|e| fail(code::REQUEST, e.to_string()))?;
                 evaluate(party, role, session, plan, input).await
             }
         }
@@ -234,19 +232,6 @@ fn first_time(party: &Party, session: SessionId) -> Result<(), Fail> {
         r.0.remove(&old);
     }
     Ok(())
-}
-
-/// A sealed half to words: a seed for E1, packed words for E2.
-fn expand(role: Role, p: &Program, plain: &[u8]) -> Result<Vec<u64>, Fail> {
-    let bits = p.input_bits();
-    if role == Role::E2 {
-        return unpack(plain, p.input_len(), bits).map_err(|e| fail(code::REQUEST, e.to_string()));
-    }
-    let seed: [u8; 32] = plain.try_into().map_err(|_| fail(code::REQUEST, "a seed has 32 bytes"))?;
-    let mut out = vec![0; p.input_len()];
-    Prg::new(&SessionKey::from_seed(seed)).fill(0, 0, bits, &mut out)?;
-    debug_assert!(out.iter().all(|w| *w <= mask(bits)));
-    Ok(out)
 }
 
 fn nonce() -> Result<[u8; 16], Fail> {
@@ -329,7 +314,7 @@ async fn evaluate(
     role: Role,
     session: SessionId,
     plan: Arc<Program>,
-    input: Vec<u64>,
+    input: Vec<Vec<u64>>,
 ) -> Result<Message, Fail> {
     let wait = Duration::from_secs(party.config.limits.join_s);
     let dealer = link(party, Role::Dealer)?;

@@ -58,6 +58,11 @@ impl Weights {
     pub fn cols_in(&self) -> usize {
         self.cols_in
     }
+
+    /// The weight of input `i` in output `o`.
+    pub fn at(&self, o: usize, i: usize) -> i16 {
+        self.data[(o / NR * self.cols_in.div_ceil(2) * NR + i / 2 * NR + o % NR) * 2 + i % 2]
+    }
 }
 
 /// `out[r][o] = sum_i x[r][i] * w[o][i] mod 2^bits`, all row-major; `x` may have bits above the ring.

@@ -11,9 +11,11 @@ pub mod model;
 pub mod plan;
 pub mod prg;
 pub mod program;
+pub mod query;
 pub mod ring;
 pub mod run;
 pub mod seal;
+pub mod twin;
 pub mod wire;
 
 pub use error::Error;

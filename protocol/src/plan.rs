@@ -7,6 +7,7 @@
 
 mod emit;
 mod linalg;
+mod prove;
 
 use std::sync::Arc;
 
@@ -15,10 +16,13 @@ use sha2::{Digest, Sha256};
 use crate::Error;
 use crate::gates::cosine::fit_even;
 use crate::gates::exp::Head;
+use crate::gates::pad;
 use crate::gemm::Weights;
 use crate::model::{BertModel, Dense, Norm, Pooling};
 use crate::program::{Linear, Program};
-use linalg::{Matrix, dot, eigenvalue_bound, norm};
+use crate::query::LENGTHS;
+pub(crate) use linalg::dot;
+use linalg::{Matrix, eigenvalue_bound, norm};
 
 /// Room for the rounding of weights and fixed point in every bound.
 const SLACK: f64 = 1.02;
@@ -30,12 +34,16 @@ const F_GELU: i32 = 10;
 const K_SCORE: u32 = 28;
 const K_GELU_IN: u32 = 31;
 const F_GELU_OUT: u32 = 18;
+/// Levels of the row maximum that scores themselves do not use: eight of headroom, and the range of padded keys.
+const RESERVED: f64 = 8.0 + pad::LEVELS as f64;
 
 /// A linear layer with what one unit of each accumulator is worth.
 struct Layer {
     linear: Arc<Linear>,
     ulp: Vec<f64>,
+    /// Largest bound of an output, and largest bound in units.
     bound: f64,
+    units: f64,
 }
 
 struct Block {
@@ -43,6 +51,8 @@ struct Block {
     /// Factor from real query and key channels to the score ring's units.
     qk_scale: Vec<f64>,
     heads: Vec<Head>,
+    /// Bound of each head's scores in units, before padding.
+    score_units: Vec<f64>,
     value_bound: f64,
     attention_out: Layer,
     attention_norm: NormPlan,
@@ -68,6 +78,8 @@ pub struct Planner {
     eps: f64,
     mean: bool,
     blocks: Vec<Block>,
+    /// Bound on an element of an embedded text.
+    embedded: f64,
     model: [u8; 32],
 }
 
@@ -84,7 +96,7 @@ fn add(a: &[f64], b: &[f64]) -> Vec<f64> {
 }
 
 /// Quantises row `j` with weight unit `unit[j]`; inputs carry `f` fraction bits.
-fn quantise(op: &str, rows: &[&[f32]], bias: &[f64], unit: Vec<f64>, f: i32, bound: f64) -> Result<Layer, Error> {
+fn quantise(op: &str, rows: &[&[f32]], bias: &[f64], unit: Vec<f64>, f: i32, bounds: &[f64]) -> Result<Layer, Error> {
     let cols = rows[0].len();
     let mut ints = Vec::with_capacity(rows.len() * cols);
     let mut hash = Sha256::new();
@@ -103,7 +115,8 @@ fn quantise(op: &str, rows: &[&[f32]], bias: &[f64], unit: Vec<f64>, f: i32, bou
     bias.iter().for_each(|v| hash.update(v.to_le_bytes()));
     let weights = Weights::new(rows.len(), cols, &ints);
     let linear = Arc::new(Linear { weights, bias, macs: rows.len() * cols, digest: hash.finalize().into() });
-    Ok(Layer { linear, ulp, bound })
+    let units = bounds.iter().zip(&ulp).fold(0f64, |m, (b, u)| m.max(b * SLACK / u));
+    Ok(Layer { linear, ulp, bound: max(bounds) * SLACK, units })
 }
 
 fn pow2(e: i32) -> f64 {
@@ -147,17 +160,34 @@ impl Planner {
             eps: c.layer_norm_eps,
             mean: matches!(model.pooling, Pooling::Mean),
             blocks,
+            embedded: norm_plan(&model.embeddings.norm, 0.0).output(),
             model: model.digest(),
         })
     }
 
-    /// The program for prompts of exactly `tokens` tokens.
+    /// Padded lengths that the model takes.
+    pub fn lengths(&self) -> impl Iterator<Item = usize> {
+        let most = self.max_tokens;
+        // The last one may exceed what the model has positions for: padding is a copy of the first row and needs none.
+        LENGTHS.into_iter().scan(false, move |done, l| {
+            let before = std::mem::replace(done, l >= most);
+            (!before).then_some(l)
+        })
+    }
+
+    /// Most tokens of a text.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// The program for texts padded to `tokens` tokens, one of [`Self::lengths`].
     ///
     /// # Errors
-    /// [`Error::Plan`] for a length the model does not hold, or a range that does not fit at this length.
+    /// [`Error::Plan`] for another length, or a range that does not fit at this length.
     pub fn program(&self, tokens: usize) -> Result<Program, Error> {
-        if tokens == 0 || tokens > self.max_tokens {
-            return Err(refuse("input", format!("{tokens} tokens, but the model takes 1 to {}", self.max_tokens)));
+        if !self.lengths().any(|l| l == tokens) {
+            let lengths: Vec<String> = self.lengths().map(|l| l.to_string()).collect();
+            return Err(refuse("input", format!("{tokens} is not a padded length: {}", lengths.join(", "))));
         }
         emit::program(self, tokens)
     }
@@ -165,6 +195,14 @@ impl Planner {
 
 fn norm_plan(n: &Norm, input: f64) -> NormPlan {
     NormPlan { gain: wide(&n.weight), bias: wide(&n.bias), input }
+}
+
+impl NormPlan {
+    /// Bound on an element of what the norm gives.
+    fn output(&self) -> f64 {
+        let root = libm::sqrt(self.gain.len() as f64);
+        self.gain.iter().zip(&self.bias).fold(0f64, |m, (g, b)| m.max(g.abs() * root + b.abs())) * SLACK
+    }
 }
 
 fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Result<Block, Error> {
@@ -192,10 +230,10 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
     bias.extend(key_shift);
     bias.extend(wide(&l.value.bias));
     let unit = units(&all, &bounds, F, 32);
-    let qkv = quantise(&format!("{name} query/key/value"), &all, &bias, unit, F, max(&bounds))?;
+    let qkv = quantise(&format!("{name} query/key/value"), &all, &bias, unit, F, &bounds)?;
 
     // Scores, head by head.
-    let mut plan = Vec::new();
+    let (mut plan, mut score_units) = (Vec::new(), Vec::new());
     let mut qk_scale = vec![0.0; 2 * d];
     let mut value_norm = Vec::new();
     for h in 0..heads {
@@ -204,11 +242,12 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
         let sigma = libm::sqrt(eigenvalue_bound(&gq.times(&gk), 7));
         let per_log2 = std::f64::consts::LOG2_E / libm::sqrt(dim as f64);
         let bound = (sigma * d as f64 + root * norm(&kh.transpose_times(&cq[h * dim..][..dim]))) * per_log2 * SLACK;
-        let level_bits = (7..=11).find(|b| 2.0 * bound / ((1u64 << b) - 8) as f64 <= 3.0);
+        let level_bits = (7..=11).find(|b| 2.0 * bound / ((1u64 << b) as f64 - RESERVED) <= 3.0);
         let level_bits = level_bits.ok_or_else(|| {
             refuse(&format!("{name} scores of head {h}"), format!("proven range {bound:.0} is too wide"))
         })?;
-        let ulp = 2.0 * bound.max(8.0) / (pow2(K_SCORE as i32) * (1.0 - 8.0 / (1u64 << level_bits) as f64));
+        let ulp = 2.0 * bound.max(8.0) / (pow2(K_SCORE as i32) * (1.0 - RESERVED / (1u64 << level_bits) as f64));
+        score_units.push(bound / ulp);
         plan.push(Head { level_bits, ulp });
         let (nq, nk) = (norm(&qh.data), norm(&kh.data));
         let a = per_log2 / ulp;
@@ -235,7 +274,7 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
         &wide(&l.attention_output.bias),
         unit,
         F,
-        max(&out_bounds),
+        &out_bounds,
     )?;
     let residual = |n: &Norm| n.weight.iter().fold(0f64, |m, g| m.max((*g as f64).abs())) * root + norm(&wide(&n.bias));
     let attention_norm = norm_plan(&l.attention_norm, (residual(before) + norm(&out_bounds)) * SLACK);
@@ -269,9 +308,8 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
         gelu.push(series);
         unit.push(unit_of(range));
     }
-    let widest = max(&up_bounds) * SLACK;
-    let up = quantise(&format!("{name} intermediate"), &up_rows, &wide(&l.intermediate.bias), unit, F, widest)?;
-    let k_gelu = F_GELU_OUT + 2 + libm::ceil(libm::log2(widest.max(1.0))) as u32;
+    let up = quantise(&format!("{name} intermediate"), &up_rows, &wide(&l.intermediate.bias), unit, F, &up_bounds)?;
+    let k_gelu = F_GELU_OUT + 2 + libm::ceil(libm::log2(up.bound.max(1.0))) as u32;
     let gelu_norm = libm::sqrt(eigenvalue_bound(&up_m.gram_columns(), 4)) * root + norm(&c1);
     let down_rows = rows(&l.output);
     let down_bounds: Vec<f64> = down_rows
@@ -280,13 +318,14 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
         .map(|(r, b)| norm(&wide(r)) * gelu_norm * SLACK + (*b as f64).abs())
         .collect();
     let unit = units(&down_rows, &down_bounds, F_GELU, 32);
-    let down = quantise(&format!("{name} output"), &down_rows, &wide(&l.output.bias), unit, F_GELU, max(&down_bounds))?;
+    let down = quantise(&format!("{name} output"), &down_rows, &wide(&l.output.bias), unit, F_GELU, &down_bounds)?;
     let output_norm = norm_plan(&l.output_norm, (residual(&l.attention_norm) + norm(&down_bounds)) * SLACK);
 
     Ok(Block {
         qkv,
         qk_scale,
         heads: plan,
+        score_units,
         value_bound: max(&value_bounds) * SLACK,
         attention_out,
         attention_norm,

@@ -7,18 +7,18 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::Error;
 use crate::gates::bits::{And, CountClear};
 use crate::gates::broadcast::{Broadcast, Variance};
 use crate::gates::cosine::Cosine;
 use crate::gates::exp::{Exp, FlagRescale};
+use crate::gates::pad::PadKeys;
 use crate::gates::piecewise::{Piecewise, Select};
 use crate::gates::product::HeadProduct;
 use crate::gates::rescale::Rescale;
 use crate::gates::rowmax::RowMax;
 use crate::gates::{Dealt, dealt_bytes};
 use crate::gemm::Weights;
-use crate::ring::{mask, packed_len, signed};
+use crate::ring::packed_len;
 
 /// Index of a value.
 pub type Id = usize;
@@ -28,16 +28,28 @@ pub type Id = usize;
 pub struct Value {
     /// Name for people.
     pub name: String,
-    /// Words.
-    pub len: usize,
+    /// Words along each axis, row-major.
+    pub shape: Vec<usize>,
     /// Ring Z_2^bits, or 64 for packed XOR bits.
     pub bits: u32,
     /// Packed bits, shared by XOR.
     pub xor: bool,
-    /// What one unit is worth; 0 where a value has no single scale.
+    /// What one unit is worth; 0 where columns have scales of their own.
     pub ulp: f64,
-    /// Proven bound on the real value's magnitude, 0 where the ring is its own bound.
+    /// Proven bound on the magnitude in units, for every text; 0 for bits.
     pub bound: f64,
+}
+
+impl Value {
+    /// Words.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there are no words.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// A public linear layer in integers: `rows_out` accumulators and their bias.
@@ -64,8 +76,10 @@ pub enum Kind {
     Add,
     /// Sums of consecutive groups of `cols` elements.
     RowSum { cols: usize },
-    /// Sums over rows of `cols` elements (pooling), or the first row.
-    Pool { cols: usize, mean: bool },
+    /// The first row of `cols` elements.
+    First { cols: usize },
+    /// Lowers the scores of padded keys: see [`PadKeys`].
+    PadKeys(PadKeys),
     /// See [`Rescale`].
     Rescale(Rescale),
     /// See [`HeadProduct`].
@@ -101,7 +115,8 @@ impl Kind {
             Kind::Linear { .. } => "linear",
             Kind::Add => "add",
             Kind::RowSum { .. } => "row-sum",
-            Kind::Pool { .. } => "pool",
+            Kind::First { .. } => "first",
+            Kind::PadKeys(_) => "pad-keys",
             Kind::Rescale(_) => "rescale",
             Kind::Product(_) => "product",
             Kind::RowMax(_) => "row-max",
@@ -132,9 +147,13 @@ impl Kind {
             Kind::Variance(g) => g.dealt(),
             Kind::Broadcast(g) => g.dealt(),
             Kind::Cosine(g) => g.dealt(),
-            Kind::Input | Kind::Open | Kind::Linear { .. } | Kind::Add | Kind::RowSum { .. } | Kind::Pool { .. } => {
-                Vec::new()
-            }
+            Kind::Input
+            | Kind::Open
+            | Kind::Linear { .. }
+            | Kind::Add
+            | Kind::RowSum { .. }
+            | Kind::First { .. }
+            | Kind::PadKeys(_) => Vec::new(),
         }
     }
 }
@@ -171,13 +190,13 @@ pub struct OpLine {
     pub op: &'static str,
     /// Names of the values made.
     pub detail: String,
-    /// Elements of the first value made.
-    pub elements: usize,
+    /// Shape of the first value made.
+    pub shape: Vec<usize>,
     /// Ring of the first value made.
     pub bits: u32,
     /// Its scale: what one unit is worth.
     pub scale: f64,
-    /// Its proven bound.
+    /// Its proven bound, in its scale, or in units where it has no single one.
     pub bound: f64,
     /// Rounds.
     pub rounds: u32,
@@ -194,10 +213,11 @@ pub struct Program {
     /// Operations in order.
     pub ops: Vec<Op>,
     pub(crate) tokens: usize,
-    pub(crate) input: Id,
+    /// The embedded rows, and a bit for each that is not padding.
+    pub(crate) inputs: [Id; 2],
     pub(crate) output: Id,
-    /// What the pooled sum is divided by.
-    pub(crate) divisor: f64,
+    /// The output is a sum over the rows that are not padding.
+    pub(crate) mean: bool,
     pub(crate) digest: [u8; 32],
 }
 
@@ -232,9 +252,10 @@ impl Program {
                 Kind::Variance(g) => format!("{g:?}"),
                 Kind::Broadcast(g) => format!("{g:?}"),
                 Kind::Cosine(g) => format!("{g:?}"),
+                Kind::PadKeys(g) => format!("{g:?}"),
                 Kind::Linear { rows, layer } => format!("linear {rows} {:?}", layer.digest),
                 Kind::RowSum { cols } => format!("row-sum {cols}"),
-                Kind::Pool { cols, mean } => format!("pool {cols} {mean}"),
+                Kind::First { cols } => format!("first {cols}"),
                 Kind::Input | Kind::Open | Kind::Add => op.kind.name().to_string(),
             };
             let line = format!("{text} {:?} {:?}", op.inputs, op.outputs);
@@ -242,7 +263,7 @@ impl Program {
             h.update(line);
         }
         for v in &self.values {
-            h.update(format!("{} {} {}", v.len, v.bits, v.xor));
+            h.update(format!("{:?} {} {}", v.shape, v.bits, v.xor));
         }
         self.digest = h.finalize().into();
         self
@@ -250,7 +271,7 @@ impl Program {
 
     /// Payload bytes of an opening's message, each way.
     pub fn opening_len(&self, op: &Op) -> usize {
-        op.inputs.iter().map(|v| packed_len(self.values[*v].len, self.values[*v].bits)).sum()
+        op.inputs.iter().map(|v| packed_len(self.values[*v].len(), self.values[*v].bits)).sum()
     }
 
     /// Payload bytes the dealer sends to E1 and E2 for a step.
@@ -286,10 +307,10 @@ impl Program {
                 index,
                 op: op.kind.name(),
                 detail: op.outputs.iter().map(|o| self.values[*o].name.as_str()).collect::<Vec<_>>().join(" + "),
-                elements: v.len,
+                shape: v.shape.clone(),
                 bits: v.bits,
                 scale: v.ulp,
-                bound: v.bound,
+                bound: if v.ulp > 0.0 { v.bound * v.ulp } else { v.bound },
                 rounds: u32::from(open),
                 opened_bytes: if open { self.opening_len(op) as u64 } else { 0 },
                 dealt_bytes: self.dealt_len(index).iter().sum(),
@@ -298,29 +319,14 @@ impl Program {
         self.ops.iter().enumerate().map(line).collect()
     }
 
-    /// Ring of the client's input.
-    pub fn input_bits(&self) -> u32 {
-        self.values[self.input].bits
+    /// The client's inputs.
+    pub fn inputs(&self) -> impl Iterator<Item = Id> + '_ {
+        self.inputs.iter().copied()
     }
 
-    /// Words of the client's input.
-    pub fn input_len(&self) -> usize {
-        self.values[self.input].len
-    }
-
-    /// Embedded prompt (`T x H`, row-major) to ring words.
-    ///
-    /// # Errors
-    /// A length other than [`Self::input_len`], or a value that is not finite.
-    pub fn encode_input(&self, x: &[f64]) -> Result<Vec<u64>, Error> {
-        let v = &self.values[self.input];
-        if x.len() != v.len || x.iter().any(|x| !x.is_finite()) {
-            return Err(Error::Malformed {
-                what: "input",
-                reason: format!("{} finite values expected, {} given", v.len, x.len()),
-            });
-        }
-        Ok(x.iter().map(|x| (x / v.ulp).round() as i64 as u64 & mask(v.bits)).collect())
+    /// The result.
+    pub fn output(&self) -> Id {
+        self.output
     }
 
     /// Ring of the result.
@@ -330,12 +336,6 @@ impl Program {
 
     /// Words of the result.
     pub fn output_len(&self) -> usize {
-        self.values[self.output].len
-    }
-
-    /// Sum of both result shares to the pooled embedding, not normalised.
-    pub fn decode_output(&self, x: &[u64]) -> Vec<f64> {
-        let v = &self.values[self.output];
-        x.iter().map(|w| signed(w & mask(v.bits), v.bits) as f64 * v.ulp / self.divisor).collect()
+        self.values[self.output].len()
     }
 }

@@ -3,7 +3,7 @@
 //! The dealer walks the program with masks only; the evaluator with shares and masked values. Both label all randomness
 //! with the step, and [`Prg`] refuses a label twice.
 
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::gates::{Deal, Masked, Take};
 use crate::gemm::linear;
@@ -31,7 +31,7 @@ fn masks(p: &Program, op: &Op, step: u32, prg: &mut Prg) -> Result<Vec<Vec<u64>>
         .iter()
         .enumerate()
         .map(|(slot, v)| {
-            let mut l = vec![0; p.values[*v].len];
+            let mut l = vec![0; p.values[*v].len()];
             prg.fill(step, slot as u32, p.values[*v].bits, &mut l)?;
             Ok(l)
         })
@@ -72,7 +72,13 @@ pub fn deal(p: &Program, e1: Prg, e2: Prg, sink: &mut dyn DealerSink) -> Result<
             Kind::Variance(g) => g.deal(&mut d, l(0))?,
             Kind::Broadcast(g) => g.deal(&mut d, l(0), l(1))?,
             Kind::Cosine(g) => g.deal(&mut d, l(0))?,
-            Kind::Input | Kind::Open | Kind::Linear { .. } | Kind::Add | Kind::RowSum { .. } | Kind::Pool { .. } => {}
+            Kind::Input
+            | Kind::Open
+            | Kind::Linear { .. }
+            | Kind::Add
+            | Kind::RowSum { .. }
+            | Kind::First { .. }
+            | Kind::PadKeys(_) => {}
         }
         let [a, b] = d.out;
         for (role, bytes) in [(Role::E1, a), (Role::E2, b)] {
@@ -116,26 +122,26 @@ pub fn evaluate(
     p: &Program,
     role: Role,
     mut prg: Prg,
-    input: Vec<u64>,
+    input: Vec<Vec<u64>>,
     io: &mut dyn EvaluatorIo,
 ) -> Result<Vec<u64>, Error> {
-    if input.len() != p.input_len() || role == Role::Dealer {
-        return Err(Error::Malformed {
-            what: "input share",
-            reason: format!("{} words expected, {} given", p.input_len(), input.len()),
-        });
-    }
     let last = last_use(p);
     let n = p.values.len();
     let mut st = State { share: vec![Vec::new(); n], masked: (0..n).map(|_| Masked::default()).collect() };
-    st.share[p.input] = input;
+    let fits = input.iter().map(Vec::len).eq(p.inputs().map(|v| p.values[v].len()));
+    for (v, words) in p.inputs().zip(input) {
+        st.share[v] = words;
+    }
+    if !fits || role == Role::Dealer {
+        return Err(Error::Malformed { what: "input share", reason: "not the program's inputs".into() });
+    }
     for (i, op) in p.ops.iter().enumerate() {
         let step = i as u32;
         if matches!(op.kind, Kind::Open) {
             open(p, op, step, &mut prg, &mut st, io)?;
         } else if !matches!(op.kind, Kind::Input) {
             let want = p.dealt_len(i)[crate::gates::index(role)] as usize;
-            let msg = if want > 0 { io.dealt(step, want)? } else { Vec::new() };
+            let msg = Zeroizing::new(if want > 0 { io.dealt(step, want)? } else { Vec::new() });
             if msg.len() != want {
                 return Err(Error::Malformed {
                     what: "dealt message",
@@ -177,9 +183,9 @@ fn open(p: &Program, op: &Op, step: u32, prg: &mut Prg, st: &mut State, io: &mut
     let mut rest = got.as_slice();
     for (((v, out), mut m), l) in op.inputs.iter().zip(&op.outputs).zip(sent).zip(own) {
         let f = &p.values[*v];
-        let (head, tail) = rest.split_at(packed_len(f.len, f.bits));
+        let (head, tail) = rest.split_at(packed_len(f.len(), f.bits));
         rest = tail;
-        let theirs = unpack(head, f.len, f.bits)?;
+        let theirs = unpack(head, f.len(), f.bits)?;
         m.iter_mut().zip(theirs).for_each(|(a, b)| *a = combine(f.xor, *a, b) & mask(f.bits));
         st.masked[*out] = Masked { m, l };
     }
@@ -207,7 +213,7 @@ fn gate(p: &Program, op: &Op, t: &mut Take, st: &State, role: Role) -> Result<Ve
         Kind::Broadcast(g) => one(g.eval(t, m(0), m(1))?),
         Kind::Cosine(g) => one(g.eval(t, m(0))?),
         Kind::Linear { rows, layer } => {
-            let mut out = vec![0; p.values[op.outputs[0]].len];
+            let mut out = vec![0; p.values[op.outputs[0]].len()];
             linear(s(0), *rows, &layer.weights, bits, &mut out);
             if role == Role::E1 {
                 for row in out.chunks_exact_mut(layer.bias.len()) {
@@ -220,15 +226,8 @@ fn gate(p: &Program, op: &Op, t: &mut Take, st: &State, role: Role) -> Result<Ve
         Kind::RowSum { cols } => {
             one(s(0).chunks_exact(*cols).map(|r| r.iter().fold(0u64, |a, b| a.wrapping_add(*b)) & mk).collect())
         }
-        Kind::Pool { cols, mean } => {
-            let mut out = s(0)[..*cols].to_vec();
-            if *mean {
-                for row in s(0).chunks_exact(*cols).skip(1) {
-                    out.iter_mut().zip(row).for_each(|(o, v)| *o = o.wrapping_add(*v) & mk);
-                }
-            }
-            one(out)
-        }
+        Kind::First { cols } => one(s(0)[..*cols].to_vec()),
+        Kind::PadKeys(g) => one(g.eval(role == Role::E1, s(0), s(1))),
         Kind::Input | Kind::Open => Ok(Vec::new()),
     }
 }

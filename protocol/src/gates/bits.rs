@@ -77,6 +77,13 @@ impl And {
         }
     }
 
+    /// Meaning in the clear.
+    pub fn plain(&self, x: &[u64]) -> Vec<u64> {
+        let mut out = Vec::with_capacity(self.total());
+        self.each(x, |l| out.push(l[..self.members].iter().fold(!0, |a, b| a & b)));
+        out
+    }
+
     /// Evaluator: XOR share of the conjunctions, per segment `rows x words`.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
         let dealt = t.next(self.total() * self.products(), 64)?;
@@ -129,6 +136,17 @@ impl CountClear {
     /// Dealer.
     pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
         d.share(self.k, lam.iter().flat_map(|w| (0..64).map(move |j| w >> j & 1)).collect())
+    }
+
+    /// Meaning in the clear, in units.
+    pub fn plain(&self, x: &[u64]) -> Vec<f64> {
+        let rows = self.segments.iter().flat_map(|s| std::iter::repeat_n(s.words, s.rows));
+        let mut at = 0;
+        let count = |words: usize| {
+            at += words;
+            x[at - words..at].iter().map(|w| f64::from(w.count_zeros())).sum()
+        };
+        rows.map(count).collect()
     }
 
     /// Evaluator: one share per row.

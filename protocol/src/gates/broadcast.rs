@@ -38,6 +38,15 @@ impl Variance {
         d.share(self.k, lam.chunks_exact(self.cols).map(|l| quad(self.cols as u64, l, l)).collect())
     }
 
+    /// Meaning in the clear, in units.
+    pub fn plain(&self, x: &[f64]) -> Vec<f64> {
+        let term = |row: &[f64]| {
+            let mean = row.iter().sum::<f64>() / self.cols as f64;
+            self.cols as f64 * row.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>()
+        };
+        x.chunks_exact(self.cols).map(term).collect()
+    }
+
     /// Evaluator: share of the variance term of each row.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
         let mut q = t.next(self.rows, self.k)?;
@@ -94,6 +103,16 @@ impl Broadcast {
     pub fn deal(&self, d: &mut Deal, lx: &[u64], lr: &[u64]) -> Result<(), Error> {
         let c = self.centred(lx);
         d.share(self.k, c.iter().enumerate().map(|(i, v)| v.wrapping_mul(lr[self.scalar(i)])).collect())
+    }
+
+    /// Meaning in the clear, in units.
+    pub fn plain(&self, x: &[f64], r: &[f64]) -> Vec<f64> {
+        let term = |(i, v): (usize, &f64)| {
+            let row = &x[i / self.cols * self.cols..][..self.cols];
+            let v = if self.centre { v * self.cols as f64 - row.iter().sum::<f64>() } else { *v };
+            v * r[self.scalar(i)]
+        };
+        x.iter().enumerate().map(term).collect()
     }
 
     /// Evaluator: share of the products.

@@ -64,6 +64,17 @@ impl Cosine {
         d.share(self.k_out, v)
     }
 
+    /// Meaning in the clear, in units.
+    pub fn plain(&self, x: &[f64]) -> Vec<f64> {
+        let angle = std::f64::consts::TAU / 2f64.powi(self.period as i32);
+        let value = |(i, x): (usize, &f64)| {
+            let c = &self.coef[i % self.coef.len()];
+            let sum: f64 = c.iter().enumerate().map(|(j, a)| a * libm::cos(angle * j as f64 * x)).sum();
+            sum * 2f64.powi(self.f_out as i32)
+        };
+        x.iter().enumerate().map(value).collect()
+    }
+
     /// Evaluator: share of the series.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
         let dealt = t.next(self.rows * self.harmonics() * 2, self.k_out)?;

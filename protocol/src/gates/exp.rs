@@ -97,6 +97,22 @@ impl Exp {
         Ok(())
     }
 
+    /// Meaning in the clear, in units: exponentials, and a flag where one is below the windows.
+    pub fn plain(&self, s: &[f64], level: &[f64]) -> (Vec<f64>, Vec<u64>) {
+        let n = self.tokens * self.tokens;
+        let mut out = Vec::with_capacity(s.len());
+        let mut flags = vec![0u64; self.flag_len()];
+        for (e, s) in s.iter().enumerate() {
+            let h = self.heads[e / n];
+            let step = 2f64.powi((self.k - h.level_bits) as i32);
+            let x = s + 2f64.powi(self.k as i32 - 1) - (level[e / self.tokens] + 1.0) * step;
+            out.push(libm::exp2(x * h.ulp + f64::from(self.f_pub + self.f_deal)));
+            let below = x < -2.0 * step * (WINDOWS - 1) as f64;
+            flags[e / 64] |= u64::from(below) << (e % 64);
+        }
+        (out, flags)
+    }
+
     /// Evaluator: share of the exponentials, and XOR share of the packed flags.
     pub fn eval(&self, t: &mut Take, s: &Masked, level: &Masked) -> Result<(Vec<u64>, Vec<u64>), Error> {
         let n = self.tokens * self.tokens;
@@ -168,6 +184,13 @@ impl FlagRescale {
         d.share(self.k_out, r)?;
         d.share(self.k_out, ra)?;
         d.share(self.k_bit(), rb)
+    }
+
+    /// Meaning in the clear, in units.
+    pub fn plain(&self, x: &[f64], flag: &[u64]) -> Vec<f64> {
+        let scale = 2f64.powi(-(self.shift as i32));
+        let value = |(i, x): (usize, &f64)| if flag[i / 64] >> (i % 64) & 1 == 1 { 0.0 } else { x * scale };
+        x.iter().enumerate().map(value).collect()
     }
 
     /// Evaluator: share of the kept values.

@@ -93,6 +93,24 @@ impl Piecewise {
         Ok(())
     }
 
+    /// Meaning in the clear, in units: the value at every scale, and one word of flags a row.
+    pub fn plain(&self, x: &[f64]) -> (Vec<f64>, Vec<u64>) {
+        let mut out = Vec::with_capacity(x.len() * self.scales);
+        let mut flags = vec![0u64; x.len()];
+        for (x, flags) in x.iter().zip(&mut flags) {
+            for s in 0..self.scales {
+                let at = x / 2f64.powi(self.drop_of(s) as i32);
+                let [c0, c1, c2] = self.coef[s][at.floor() as usize % WINDOWS];
+                let r = at - at.floor();
+                out.push(c0 + r * (c1 + r * c2));
+                if s + 1 < self.scales {
+                    *flags |= u64::from(at < 56.0) << s;
+                }
+            }
+        }
+        (out, flags)
+    }
+
     /// Evaluator: shares of the value at every scale (`rows x scales`), and one word of flags a row.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<(Vec<u64>, Vec<u64>), Error> {
         let v = t.next(self.rows * self.scales * WINDOWS * 3, self.k_out)?;
@@ -148,17 +166,22 @@ impl Select {
         let mut v = Vec::with_capacity(self.entries());
         for (lv, lf) in lv.chunks_exact(self.scales).zip(lf) {
             for c in 0..self.cases() as u64 {
-                let flags = c ^ lf;
-                let chosen = (0..self.scales)
-                    .rev()
-                    .take_while(|s| *s + 1 == self.scales || flags >> s & 1 == 1)
-                    .last()
-                    .unwrap_or(self.scales - 1);
+                let chosen = self.chosen(c ^ lf);
                 v.extend((0..self.scales).map(|s| u64::from(s == chosen)));
                 v.push(lv[chosen]);
             }
         }
         d.share(self.k, v)
+    }
+
+    fn chosen(&self, flags: u64) -> usize {
+        let widest = self.scales - 1;
+        (0..self.scales).rev().take_while(|s| *s == widest || flags >> s & 1 == 1).last().unwrap_or(widest)
+    }
+
+    /// Meaning in the clear, in units.
+    pub fn plain(&self, v: &[f64], flags: &[u64]) -> Vec<f64> {
+        v.chunks_exact(self.scales).zip(flags).map(|(v, f)| v[self.chosen(*f)]).collect()
     }
 
     /// Evaluator: one share per row.

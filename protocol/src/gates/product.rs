@@ -10,9 +10,9 @@ use crate::ring::mask;
 /// Which of attention's two products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// `Q K^T`: two `T x H dh` tensors to `H x T x T`.
+    /// `Q K^T`: `R x H dh` and `T x H dh` to `H x R x T`.
     Scores,
-    /// `P V`: `H x T x T` and `T x H dh` to `T x H dh`.
+    /// `P V`: `H x R x T` and `T x H dh` to `R x H dh`.
     Attend,
 }
 
@@ -21,8 +21,10 @@ pub enum Side {
 pub struct HeadProduct {
     /// Which product.
     pub side: Side,
-    /// Rows `T`.
-    pub tokens: usize,
+    /// Rows `R` of queries and outputs.
+    pub rows: usize,
+    /// Keys and values `T`.
+    pub keys: usize,
     /// Heads `H`.
     pub heads: usize,
     /// Columns a head `dh`.
@@ -35,8 +37,8 @@ impl HeadProduct {
     /// Output elements.
     pub fn out_len(&self) -> usize {
         match self.side {
-            Side::Scores => self.heads * self.tokens * self.tokens,
-            Side::Attend => self.tokens * self.heads * self.dim,
+            Side::Scores => self.heads * self.rows * self.keys,
+            Side::Attend => self.rows * self.heads * self.dim,
         }
     }
 
@@ -45,27 +47,45 @@ impl HeadProduct {
         vec![(self.out_len(), self.k)]
     }
 
+    /// Columns of head `h`.
     fn head(&self, x: &[u64], h: usize) -> Vec<u64> {
-        let w = self.heads * self.dim;
-        (0..self.tokens).flat_map(|t| x[t * w + h * self.dim..][..self.dim].iter().copied()).collect()
+        x.chunks_exact(self.heads * self.dim).flat_map(|row| row[h * self.dim..][..self.dim].iter().copied()).collect()
     }
 
-    /// `acc -= a b` (or `+=`), head by head.
     fn product(&self, a: &[u64], b: &[u64]) -> Vec<u64> {
-        let (t, d, w) = (self.tokens, self.dim, self.heads * self.dim);
+        let (r, t, d, w) = (self.rows, self.keys, self.dim, self.heads * self.dim);
         let mut out = vec![0; self.out_len()];
         match self.side {
             Side::Scores => {
                 for h in 0..self.heads {
-                    matmul_bt(&self.head(a, h), &self.head(b, h), t, d, t, self.k, &mut out[h * t * t..][..t * t]);
+                    matmul_bt(&self.head(a, h), &self.head(b, h), r, d, t, self.k, &mut out[h * r * t..][..r * t]);
                 }
             }
             Side::Attend => {
-                let mut o = vec![0; t * d];
+                let mut o = vec![0; r * d];
                 for h in 0..self.heads {
-                    matmul(&a[h * t * t..][..t * t], &self.head(b, h), t, t, d, self.k, &mut o);
-                    for r in 0..t {
-                        out[r * w + h * d..][..d].copy_from_slice(&o[r * d..][..d]);
+                    matmul(&a[h * r * t..][..r * t], &self.head(b, h), r, t, d, self.k, &mut o);
+                    for (o, out) in o.chunks_exact(d).zip(out.chunks_exact_mut(w)) {
+                        out[h * d..][..d].copy_from_slice(o);
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    /// Meaning in the clear, in units.
+    pub fn plain(&self, a: &[f64], b: &[f64]) -> Vec<f64> {
+        let (r, t, d, w) = (self.rows, self.keys, self.dim, self.heads * self.dim);
+        let mut out = vec![0.0; self.out_len()];
+        for h in 0..self.heads {
+            for i in 0..r {
+                for j in 0..t {
+                    let (row, column) = (i * w + h * d, j * w + h * d);
+                    let score = h * r * t + i * t + j;
+                    match self.side {
+                        Side::Scores => out[score] = (0..d).map(|c| a[row + c] * b[column + c]).sum(),
+                        Side::Attend => (0..d).for_each(|c| out[row + c] += a[score] * b[column + c]),
                     }
                 }
             }
@@ -106,39 +126,50 @@ mod tests {
     #[test]
     fn both_sides_are_exact_in_the_ring() {
         let mut w = World::new();
-        let (t, h, d) = (5, 2, 3);
+        let (r, t, h, d) = (4, 5, 2, 3);
         for k in [28, 40, 64] {
             let rand = |w: &mut World, n: usize| -> Vec<u64> { (0..n).map(|_| w.word() & mask(k)).collect() };
-            let (q, kk, p) = (rand(&mut w, t * h * d), rand(&mut w, t * h * d), rand(&mut w, h * t * t));
-            for (side, a, b) in [(Side::Scores, &q, &kk), (Side::Attend, &p, &q)] {
-                let g = HeadProduct { side, tokens: t, heads: h, dim: d, k };
+            let (q, kv, p) = (rand(&mut w, r * h * d), rand(&mut w, t * h * d), rand(&mut w, h * r * t));
+            for (side, a, b) in [(Side::Scores, &q, &kv), (Side::Attend, &p, &kv)] {
+                let g = HeadProduct { side, rows: r, keys: t, heads: h, dim: d, k };
                 let ((la, a2), (lb, b2)) = (w.mask(a, k), w.mask(b, k));
                 let s = w.run(&g.dealt(), |x| g.deal(x, &la, &lb), |x, i| g.eval(x, &a2[i], &b2[i]));
-                let got = add(&s, k);
-                for hh in 0..h {
-                    for i in 0..t {
-                        let n = if side == Side::Scores { t } else { d };
-                        for j in 0..n {
-                            let mut want = 0u64;
-                            if side == Side::Scores {
-                                for c in 0..d {
-                                    want = want.wrapping_add(
-                                        a[i * h * d + hh * d + c].wrapping_mul(b[j * h * d + hh * d + c]),
-                                    );
-                                }
-                                assert_eq!(got[hh * t * t + i * t + j], signed(want & mask(k), k));
-                            } else {
-                                for c in 0..t {
-                                    want = want.wrapping_add(
-                                        a[hh * t * t + i * t + c].wrapping_mul(b[c * h * d + hh * d + j]),
-                                    );
-                                }
-                                assert_eq!(got[i * h * d + hh * d + j], signed(want & mask(k), k));
+                for (at, got) in add(&s, k).into_iter().enumerate() {
+                    let mut want = 0u64;
+                    match side {
+                        Side::Scores => {
+                            let (hh, i, j) = (at / (r * t), at / t % r, at % t);
+                            for c in 0..d {
+                                let term = a[i * h * d + hh * d + c].wrapping_mul(b[j * h * d + hh * d + c]);
+                                want = want.wrapping_add(term);
+                            }
+                        }
+                        Side::Attend => {
+                            let (i, hh, c) = (at / (h * d), at / d % h, at % d);
+                            for j in 0..t {
+                                let term = a[hh * r * t + i * t + j].wrapping_mul(b[j * h * d + hh * d + c]);
+                                want = want.wrapping_add(term);
                             }
                         }
                     }
+                    assert_eq!(got, signed(want & mask(k), k));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_meaning_in_the_clear_is_the_same_product() {
+        let mut w = World::new();
+        for side in [Side::Scores, Side::Attend] {
+            let g = HeadProduct { side, rows: 3, keys: 4, heads: 2, dim: 5, k: 64 };
+            let n = if side == Side::Scores { 30 } else { 24 };
+            let mut small = |n: usize| -> Vec<i64> { (0..n).map(|_| w.word() as i64 >> 44).collect() };
+            let (a, b) = (small(n), small(40));
+            let words = |v: &[i64]| v.iter().map(|v| *v as u64).collect::<Vec<_>>();
+            let reals = |v: &[i64]| v.iter().map(|v| *v as f64).collect::<Vec<_>>();
+            let exact: Vec<f64> = g.product(&words(&a), &words(&b)).iter().map(|v| *v as i64 as f64).collect();
+            assert_eq!(g.plain(&reals(&a), &reals(&b)), exact);
         }
     }
 }

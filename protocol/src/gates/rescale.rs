@@ -71,6 +71,18 @@ impl Rescale {
         d.share(self.k_bit(), b)
     }
 
+    /// Meaning in the clear, in units.
+    pub fn plain(&self, x: &[f64]) -> Vec<f64> {
+        let scale = 2f64.powi(-(self.shift as i32));
+        let row = |row: &[f64]| -> Vec<f64> {
+            let column = |(c, x): (usize, &f64)| {
+                x * (self.mult[c] as f64 * scale) + self.bias.get(c).copied().unwrap_or(0) as f64
+            };
+            row[self.first..][..self.mult.len()].iter().enumerate().map(column).collect()
+        };
+        x.chunks_exact(self.stride).flat_map(row).collect()
+    }
+
     /// Evaluator: share of the rescaled columns.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
         let a = t.next(self.len(), self.k_out)?;

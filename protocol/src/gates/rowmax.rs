@@ -89,6 +89,31 @@ impl RowMax {
         Ok(())
     }
 
+    /// Meaning in the clear: "this parity is zero", for every (head, row, test, level).
+    pub fn plain(&self, s: &[f64]) -> Vec<u64> {
+        let sets = subsets(self.tokens);
+        let mut out = Vec::with_capacity(self.out_len());
+        for (h, s) in s.chunks_exact(self.tokens * self.tokens).enumerate() {
+            let (n, w) = (1usize << self.level_bits[h], self.words(h));
+            for row in s.chunks_exact(self.tokens) {
+                let at = out.len();
+                out.resize(at + TESTS * w, 0);
+                for (s, set) in row.iter().zip(&sets) {
+                    let level = (s / 2f64.powi((self.k - self.level_bits[h]) as i32)).floor() + n as f64 / 2.0;
+                    let level = (level.max(0.0) as usize).min(n - 1);
+                    for (i, acc) in out[at..].chunks_exact_mut(w).enumerate() {
+                        acc[level / 64] ^= u64::from(set >> i & 1) << (level % 64);
+                    }
+                }
+                for acc in out[at..].chunks_exact_mut(w) {
+                    thermometer(acc);
+                    acc.iter_mut().for_each(|v| *v = !*v);
+                }
+            }
+        }
+        out
+    }
+
     /// Evaluator: XOR share of "this parity is zero", for every (head, row, test, level).
     pub fn eval(&self, t: &mut Take, s: &Masked) -> Result<Vec<u64>, Error> {
         let half = 1u64 << (self.k - 1);

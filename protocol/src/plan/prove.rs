@@ -1,0 +1,45 @@
+//! Proof obligations of a program: what enters a gate that is not linear must fit the range where the gate is right.
+//!
+//! Linear operations and products are exact in their ring whatever they hold, so a value may wrap as long as what is
+//! read from it does not. Bounds hold for the embedding of every text; a client that shares other words can only spoil
+//! its own answer, since ranges decide correctness and never what a party sees.
+
+use super::refuse;
+use crate::Error;
+use crate::gates::piecewise::STRIDE;
+use crate::program::{Kind, Program};
+
+fn pow2(e: u32) -> f64 {
+    libm::exp2(f64::from(e))
+}
+
+/// Checks every operation; names the value that is too wide.
+pub fn prove(p: &Program) -> Result<(), Error> {
+    for op in &p.ops {
+        let largest = match &op.kind {
+            Kind::Rescale(g) => pow2(g.k_in - 2),
+            Kind::FlagRescale(g) => pow2(g.k_in - 2),
+            Kind::Piecewise(g) => (63.0 * pow2(g.drop + STRIDE * (g.scales as u32 - 1))).min(pow2(g.k_in - 1)),
+            // Four levels of headroom at each end, of the finest head; the planner chooses each head's unit to leave them.
+            Kind::RowMax(g) => {
+                pow2(g.k - 1) - 4.0 * g.level_bits.iter().map(|b| pow2(g.k - b)).fold(f64::MAX, f64::min)
+            }
+            Kind::Cosine(g) => pow2(g.period) / 2.3,
+            _ => continue,
+        };
+        let v = &p.values[op.inputs[0]];
+        if !(v.bound > 0.0 && v.bound <= largest * (1.0 + 1e-9)) {
+            let reason =
+                format!("{} reads {}, proven up to {:.3e} units, {largest:.3e} fit", op.kind.name(), v.name, v.bound);
+            return Err(refuse(&p.values[op.outputs[0]].name, reason));
+        }
+    }
+    let out = &p.values[p.output];
+    if out.bound >= pow2(out.bits - 1) {
+        return Err(refuse(
+            &out.name,
+            format!("proven up to {:.3e} units, more than {} bits hold", out.bound, out.bits),
+        ));
+    }
+    Ok(())
+}

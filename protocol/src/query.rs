@@ -1,0 +1,142 @@
+//! A client's query: padding, splitting into two halves, and what becomes of the result.
+//!
+//! A text of `n` tokens runs as a program for the next padded length `T`; parties learn `T` only. Rows `n..T` are copies
+//! of the first row, so that each computes what the first does, and a second input has a bit per row, 0 for these, by
+//! which the program gives them no weight in attention (see [`crate::gates::pad`]) and leaves them out of the mean.
+//!
+//! The first evaluator's half is the seed it expands from; the second's is the input less that expansion. Each alone is
+//! uniform, and both have a length that depends on `T` only.
+
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::prg::{Prg, SessionKey};
+use crate::program::Program;
+use crate::ring::{mask, pack, packed_len, signed, unpack};
+use crate::{Error, Role};
+
+/// Lengths that texts are padded to: steps of a half to a third, so that a length says little and costs little.
+pub const LENGTHS: [usize; 12] = [8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512];
+
+/// The shortest of [`LENGTHS`] that holds `tokens`.
+pub fn padded(tokens: usize) -> Option<usize> {
+    LENGTHS.into_iter().find(|l| tokens <= *l)
+}
+
+/// What the two evaluators are sent.
+pub struct Halves {
+    /// Seed of the first evaluator's half.
+    pub seed: Zeroizing<[u8; 32]>,
+    /// Packed words of the second's.
+    pub packed: Zeroizing<Vec<u8>>,
+}
+
+impl Program {
+    /// Embedded rows (`n x hidden`, row-major, `1 <= n <= tokens`) to the ring words of every input.
+    ///
+    /// # Errors
+    /// More rows than the program holds, none, a part of one, or a value that is not finite.
+    pub fn encode_input(&self, rows: &[f64]) -> Result<Vec<Zeroizing<Vec<u64>>>, Error> {
+        let x = &self.values[self.inputs[0]];
+        let cols = x.len() / self.tokens;
+        let n = rows.len() / cols;
+        if n == 0 || n > self.tokens || rows.len() != n * cols || rows.iter().any(|v| !v.is_finite()) {
+            let reason = format!("{} values, but 1 to {} rows of {cols} finite ones are due", rows.len(), self.tokens);
+            return Err(Error::Malformed { what: "input", reason });
+        }
+        let word = |v: &f64| libm::round(v / x.ulp) as i64 as u64 & mask(x.bits);
+        let mut words: Zeroizing<Vec<u64>> = Zeroizing::new(Vec::with_capacity(x.len()));
+        words.extend(rows.iter().map(word));
+        for _ in n..self.tokens {
+            words.extend_from_within(..cols);
+        }
+        Ok(vec![words, Zeroizing::new((0..self.tokens).map(|i| u64::from(i < n)).collect())])
+    }
+
+    /// Splits input words into one half for each evaluator.
+    ///
+    /// # Errors
+    /// None for words of [`Self::encode_input`].
+    pub fn split(&self, input: &[Zeroizing<Vec<u64>>]) -> Result<Halves, Error> {
+        let mut seed = Zeroizing::new([0; 32]);
+        getrandom::fill(seed.as_mut()).map_err(|e| Error::Malformed { what: "randomness", reason: e.to_string() })?;
+        let first = self.expand(Role::E1, seed.as_slice())?;
+        let mut packed = Zeroizing::new(Vec::with_capacity(self.half_len(Role::E2)));
+        for ((v, x), mut half) in self.inputs().zip(input).zip(first) {
+            half.iter_mut().zip(x.iter()).for_each(|(h, x)| *h = x.wrapping_sub(*h));
+            packed.extend_from_slice(&Zeroizing::new(pack(&half, self.values[v].bits)));
+            half.zeroize();
+        }
+        Ok(Halves { seed, packed })
+    }
+
+    /// Bytes of an evaluator's half.
+    pub fn half_len(&self, role: Role) -> usize {
+        match role {
+            Role::E1 => 32,
+            Role::E2 => self.inputs().map(|v| packed_len(self.values[v].len(), self.values[v].bits)).sum(),
+            Role::Dealer => 0,
+        }
+    }
+
+    /// An evaluator's half to words, one vector an input.
+    ///
+    /// # Errors
+    /// Bytes of another length than [`Self::half_len`].
+    pub fn expand(&self, role: Role, half: &[u8]) -> Result<Vec<Vec<u64>>, Error> {
+        if role == Role::Dealer || half.len() != self.half_len(role) {
+            let reason = format!("{} bytes, {} are due", half.len(), self.half_len(role));
+            return Err(Error::Malformed { what: "input share", reason });
+        }
+        if role == Role::E2 {
+            let mut rest = half;
+            return self
+                .inputs()
+                .map(|v| {
+                    let v = &self.values[v];
+                    let (head, tail) = rest.split_at(packed_len(v.len(), v.bits));
+                    rest = tail;
+                    unpack(head, v.len(), v.bits)
+                })
+                .collect();
+        }
+        let mut seed = [0; 32];
+        seed.copy_from_slice(half);
+        let mut prg = Prg::new(&SessionKey::from_seed(seed));
+        seed.zeroize();
+        self.inputs()
+            .enumerate()
+            .map(|(slot, v)| {
+                let mut words = vec![0; self.values[v].len()];
+                prg.fill(0, slot as u32, self.values[v].bits, &mut words)?;
+                Ok(words)
+            })
+            .collect()
+    }
+
+    /// Both result shares to the pooled embedding of a text of `tokens` tokens, not normalised.
+    ///
+    /// # Errors
+    /// Shares of another length, or more tokens than the program holds.
+    pub fn decode_output(&self, a: &[u64], b: &[u64], tokens: usize) -> Result<Vec<f64>, Error> {
+        let v = &self.values[self.output];
+        if a.len() != v.len() || b.len() != v.len() || tokens == 0 || tokens > self.tokens {
+            let reason = format!("{} and {} words, {} are due", a.len(), b.len(), v.len());
+            return Err(Error::Malformed { what: "result", reason });
+        }
+        let divisor = if self.mean { tokens as f64 } else { 1.0 };
+        let unit = v.ulp / divisor;
+        let real = |(a, b): (&u64, &u64)| signed(a.wrapping_add(*b) & mask(v.bits), v.bits) as f64 * unit;
+        Ok(a.iter().zip(b).map(real).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_ascend_and_the_shortest_is_taken() {
+        assert!(LENGTHS.is_sorted());
+        assert_eq!([1, 8, 9, 100, 512, 513].map(padded), [Some(8), Some(8), Some(16), Some(128), Some(512), None]);
+    }
+}
