@@ -11,6 +11,7 @@ use crate::gates::bits::{And, CountClear};
 use crate::gates::broadcast::{Broadcast, Variance};
 use crate::gates::cosine::Cosine;
 use crate::gates::exp::{Exp, FlagRescale};
+use crate::gates::grid::Grid;
 use crate::gates::pad::PadKeys;
 use crate::gates::piecewise::{Piecewise, Select};
 use crate::gates::product::HeadProduct;
@@ -74,8 +75,8 @@ pub enum Kind {
     Linear { rows: usize, layer: Arc<Linear> },
     /// Sum of two shares in the first one's ring.
     Add,
-    /// Sums of consecutive groups of `cols` elements.
-    RowSum { cols: usize },
+    /// Sums of each row of scores.
+    RowSum(Grid),
     /// The first row of `cols` elements.
     First { cols: usize },
     /// Lowers the scores of padded keys: see [`PadKeys`].
@@ -114,7 +115,7 @@ impl Kind {
             Kind::Open => "open",
             Kind::Linear { .. } => "linear",
             Kind::Add => "add",
-            Kind::RowSum { .. } => "row-sum",
+            Kind::RowSum(_) => "row-sum",
             Kind::First { .. } => "first",
             Kind::PadKeys(_) => "pad-keys",
             Kind::Rescale(_) => "rescale",
@@ -151,7 +152,7 @@ impl Kind {
             | Kind::Open
             | Kind::Linear { .. }
             | Kind::Add
-            | Kind::RowSum { .. }
+            | Kind::RowSum(_)
             | Kind::First { .. }
             | Kind::PadKeys(_) => Vec::new(),
         }
@@ -254,7 +255,7 @@ impl Program {
                 Kind::Cosine(g) => format!("{g:?}"),
                 Kind::PadKeys(g) => format!("{g:?}"),
                 Kind::Linear { rows, layer } => format!("linear {rows} {:?}", layer.digest),
-                Kind::RowSum { cols } => format!("row-sum {cols}"),
+                Kind::RowSum(g) => format!("row-sum {g:?}"),
                 Kind::First { cols } => format!("first {cols}"),
                 Kind::Input | Kind::Open | Kind::Add => op.kind.name().to_string(),
             };

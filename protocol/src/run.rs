@@ -76,7 +76,7 @@ pub fn deal(p: &Program, e1: Prg, e2: Prg, sink: &mut dyn DealerSink) -> Result<
             | Kind::Open
             | Kind::Linear { .. }
             | Kind::Add
-            | Kind::RowSum { .. }
+            | Kind::RowSum(_)
             | Kind::First { .. }
             | Kind::PadKeys(_) => {}
         }
@@ -223,8 +223,9 @@ fn gate(p: &Program, op: &Op, t: &mut Take, st: &State, role: Role) -> Result<Ve
             one(out)
         }
         Kind::Add => one(s(0).iter().zip(s(1)).map(|(a, b)| a.wrapping_add(*b) & mk).collect()),
-        Kind::RowSum { cols } => {
-            one(s(0).chunks_exact(*cols).map(|r| r.iter().fold(0u64, |a, b| a.wrapping_add(*b)) & mk).collect())
+        Kind::RowSum(grid) => {
+            let sum = |(_, row): (usize, &[u64])| row.iter().fold(0u64, |a, b| a.wrapping_add(*b)) & mk;
+            one(s(0).chunks_exact(grid.len()).flat_map(|head| grid.split(head).map(sum)).collect())
         }
         Kind::First { cols } => one(s(0)[..*cols].to_vec()),
         Kind::PadKeys(g) => one(g.eval(role == Role::E1, s(0), s(1))),

@@ -91,7 +91,10 @@ fn operation(op: &Op, values: &[Plain]) -> Result<Vec<Plain>, Error> {
             real(y)
         }
         Kind::Add => real(x(0)?.iter().zip(x(1)?).map(|(a, b)| a + b).collect()),
-        Kind::RowSum { cols } => real(x(0)?.chunks_exact(*cols).map(|r| r.iter().sum()).collect()),
+        Kind::RowSum(grid) => {
+            let heads = x(0)?.chunks_exact(grid.len());
+            real(heads.flat_map(|head| grid.split(head).map(|(_, row)| row.iter().sum())).collect())
+        }
         Kind::First { cols } => real(x(0)?[..*cols].to_vec()),
     })
 }

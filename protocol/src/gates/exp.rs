@@ -7,6 +7,7 @@
 //! evaluators get the same words on any machine.
 
 use super::bits::rotate;
+use super::grid::Grid;
 use super::{Deal, Dealt, Masked, Take};
 use crate::Error;
 use crate::ring::mask;
@@ -22,11 +23,11 @@ pub struct Head {
     pub ulp: f64,
 }
 
-/// Scores `H x T x T` and level counts `H x T` to `2^(score - bound)` at scale `2^(f_pub + f_deal)`, and flags.
+/// Scores and a level count for each (head, row) to `2^(score - bound)` at scale `2^(f_pub + f_deal)`, and flags.
 #[derive(Clone, Debug)]
 pub struct Exp {
-    /// Rows and columns `T` of each head.
-    pub tokens: usize,
+    /// The scores of each head.
+    pub grid: Grid,
     /// One entry per head.
     pub heads: Vec<Head>,
     /// Ring of the scores.
@@ -41,7 +42,7 @@ pub struct Exp {
 
 impl Exp {
     fn len(&self) -> usize {
-        self.heads.len() * self.tokens * self.tokens
+        self.heads.len() * self.grid.len()
     }
 
     fn flag_bits(h: Head) -> usize {
@@ -55,7 +56,7 @@ impl Exp {
 
     /// What is dealt: per head, windows and flags.
     pub fn dealt(&self) -> Vec<Dealt> {
-        let n = self.tokens * self.tokens;
+        let n = self.grid.len();
         self.heads.iter().flat_map(|h| [(n * WINDOWS, self.k_out), (n * Self::flag_bits(*h) / 64, 64)]).collect()
     }
 
@@ -70,7 +71,8 @@ impl Exp {
 
     /// Dealer.
     pub fn deal(&self, d: &mut Deal, ls: &[u64], ll: &[u64]) -> Result<(), Error> {
-        let n = self.tokens * self.tokens;
+        let n = self.grid.len();
+        let rows = self.grid.row_of();
         for (i, &h) in self.heads.iter().enumerate() {
             let wb = self.k - h.level_bits + 1;
             let hi: [f64; WINDOWS] = std::array::from_fn(|i| {
@@ -84,7 +86,7 @@ impl Exp {
             let mut flags = vec![0; n * nf / 64];
             let mut tab = Vec::with_capacity(n * WINDOWS);
             for (e, &s) in ls[i * n..][..n].iter().enumerate() {
-                let l = self.below(s, ll[i * self.tokens + e / self.tokens], h);
+                let l = self.below(s, ll[i * self.grid.rows + rows[e]], h);
                 let (lh, low) = ((l >> wb) as usize, libm::exp2(-((l & mask(wb)) as f64) * h.ulp));
                 for j in 0..WINDOWS {
                     tab.push((hi[j.wrapping_sub(lh) % WINDOWS] * low).round() as u64);
@@ -99,13 +101,14 @@ impl Exp {
 
     /// Meaning in the clear, in units: exponentials, and a flag where one is below the windows.
     pub fn plain(&self, s: &[f64], level: &[f64]) -> (Vec<f64>, Vec<u64>) {
-        let n = self.tokens * self.tokens;
+        let n = self.grid.len();
+        let rows = self.grid.row_of();
         let mut out = Vec::with_capacity(s.len());
         let mut flags = vec![0u64; self.flag_len()];
         for (e, s) in s.iter().enumerate() {
             let h = self.heads[e / n];
             let step = 2f64.powi((self.k - h.level_bits) as i32);
-            let x = s + 2f64.powi(self.k as i32 - 1) - (level[e / self.tokens] + 1.0) * step;
+            let x = s + 2f64.powi(self.k as i32 - 1) - (level[e / n * self.grid.rows + rows[e % n]] + 1.0) * step;
             out.push(libm::exp2(x * h.ulp + f64::from(self.f_pub + self.f_deal)));
             let below = x < -2.0 * step * (WINDOWS - 1) as f64;
             flags[e / 64] |= u64::from(below) << (e % 64);
@@ -115,7 +118,8 @@ impl Exp {
 
     /// Evaluator: share of the exponentials, and XOR share of the packed flags.
     pub fn eval(&self, t: &mut Take, s: &Masked, level: &Masked) -> Result<(Vec<u64>, Vec<u64>), Error> {
-        let n = self.tokens * self.tokens;
+        let n = self.grid.len();
+        let rows = self.grid.row_of();
         let mut out = Vec::with_capacity(self.len());
         let mut flags = vec![0u64; self.flag_len()];
         for (i, &h) in self.heads.iter().enumerate() {
@@ -127,10 +131,9 @@ impl Exp {
             let coarse: Vec<f64> = (0..256).map(|a| libm::exp2(a as f64 * unit + self.f_pub as f64)).collect();
             let fine: Vec<f64> = (0..256).map(|a| libm::exp2((a as f64 + 0.5) * unit / 256.0)).collect();
             for e in 0..n {
-                let m = self
-                    .below(s.m[i * n + e], level.m[i * self.tokens + e / self.tokens], h)
-                    .wrapping_add(self.offset(h))
-                    & mask(self.k);
+                let m =
+                    self.below(s.m[i * n + e], level.m[i * self.grid.rows + rows[e]], h).wrapping_add(self.offset(h))
+                        & mask(self.k);
                 let (mh, low) = ((m >> wb) as usize, (m & mask(wb)) >> (wb - 16));
                 let public = (coarse[(low >> 8) as usize] * fine[(low & 255) as usize]).round() as u64;
                 out.push(tab[e * WINDOWS + mh % WINDOWS].wrapping_mul(public) & mask(self.k_out));
@@ -223,10 +226,10 @@ mod tests {
     #[test]
     fn exponentials_of_the_whole_range_are_right_or_flagged() {
         let mut w = World::new();
-        let (tokens, k) = (16, 28);
+        let k = 28;
         let h = Head { level_bits: 8, ulp: 400.0 / 2f64.powi(28) };
         let step = 1i64 << (k - 8);
-        let g = Exp { tokens, heads: vec![h, h], k, k_out: 30, f_pub: 8, f_deal: 20 };
+        let g = Exp { grid: Grid::square(16), heads: vec![h, h], k, k_out: 30, f_pub: 8, f_deal: 20 };
         // Every row's bound sits at level 200; scores lie from just below it to the far end.
         let bound = 201 * step - (1 << (k - 1));
         let x: Vec<i64> = (0..2 * 256)

@@ -12,6 +12,7 @@ pub mod bits;
 pub mod broadcast;
 pub mod cosine;
 pub mod exp;
+pub mod grid;
 pub mod pad;
 pub mod piecewise;
 pub mod product;

@@ -2,6 +2,7 @@
 //!
 //! `(m_a - l_a)(m_b - l_b) = m_a m_b - m_a l_b - l_a m_b + l_a l_b` (Beaver's identity with the masks as the triple).
 
+use super::grid::Grid;
 use super::{Deal, Dealt, Masked, Take};
 use crate::Error;
 use crate::gemm::{matmul, matmul_bt};
@@ -10,9 +11,9 @@ use crate::ring::mask;
 /// Which of attention's two products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// `Q K^T`: `R x H dh` and `T x H dh` to `H x R x T`.
+    /// `Q K^T`: `R x H dh` and `T x G dh` to scores.
     Scores,
-    /// `P V`: `H x R x T` and `T x H dh` to `R x H dh`.
+    /// `P V`: scores and `T x G dh` to `R x H dh`.
     Attend,
 }
 
@@ -21,12 +22,12 @@ pub enum Side {
 pub struct HeadProduct {
     /// Which product.
     pub side: Side,
-    /// Rows `R` of queries and outputs.
-    pub rows: usize,
-    /// Keys and values `T`.
-    pub keys: usize,
-    /// Heads `H`.
+    /// Rows `R` of queries and outputs, and keys and values `T`.
+    pub grid: Grid,
+    /// Heads `H` of queries and scores.
     pub heads: usize,
+    /// Heads `G` of keys and values; head `h` reads head `h / (H / G)`.
+    pub kv_heads: usize,
     /// Columns a head `dh`.
     pub dim: usize,
     /// Ring of both inputs and the output.
@@ -37,8 +38,8 @@ impl HeadProduct {
     /// Output elements.
     pub fn out_len(&self) -> usize {
         match self.side {
-            Side::Scores => self.heads * self.rows * self.keys,
-            Side::Attend => self.rows * self.heads * self.dim,
+            Side::Scores => self.heads * self.grid.len(),
+            Side::Attend => self.grid.rows * self.heads * self.dim,
         }
     }
 
@@ -47,25 +48,33 @@ impl HeadProduct {
         vec![(self.out_len(), self.k)]
     }
 
-    /// Columns of head `h`.
-    fn head(&self, x: &[u64], h: usize) -> Vec<u64> {
-        x.chunks_exact(self.heads * self.dim).flat_map(|row| row[h * self.dim..][..self.dim].iter().copied()).collect()
+    /// Columns of head `h` of `heads`.
+    fn head(&self, x: &[u64], h: usize, heads: usize) -> Vec<u64> {
+        x.chunks_exact(heads * self.dim).flat_map(|row| row[h * self.dim..][..self.dim].iter().copied()).collect()
     }
 
     fn product(&self, a: &[u64], b: &[u64]) -> Vec<u64> {
-        let (r, t, d, w) = (self.rows, self.keys, self.dim, self.heads * self.dim);
-        let mut out = vec![0; self.out_len()];
-        match self.side {
-            Side::Scores => {
-                for h in 0..self.heads {
-                    matmul_bt(&self.head(a, h), &self.head(b, h), r, d, t, self.k, &mut out[h * r * t..][..r * t]);
-                }
+        let (r, t, d) = (self.grid.rows, self.grid.keys, self.dim);
+        let mut out = Vec::with_capacity(self.out_len());
+        if self.side == Side::Attend {
+            out.resize(self.out_len(), 0);
+        }
+        let mut o = vec![0; r * if self.side == Side::Scores { t } else { d }];
+        let mut kv = (usize::MAX, Vec::new());
+        for h in 0..self.heads {
+            let g = h / (self.heads / self.kv_heads);
+            if kv.0 != g {
+                kv = (g, self.head(b, g, self.kv_heads));
             }
-            Side::Attend => {
-                let mut o = vec![0; r * d];
-                for h in 0..self.heads {
-                    matmul(&a[h * r * t..][..r * t], &self.head(b, h), r, t, d, self.k, &mut o);
-                    for (o, out) in o.chunks_exact(d).zip(out.chunks_exact_mut(w)) {
+            match self.side {
+                Side::Scores => {
+                    matmul_bt(&self.head(a, h, self.heads), &kv.1, r, d, t, self.k, &mut o);
+                    self.grid.pack(&o, &mut out);
+                }
+                Side::Attend => {
+                    let p = self.grid.dense(&a[h * self.grid.len()..][..self.grid.len()]);
+                    matmul(&p, &kv.1, r, t, d, self.k, &mut o);
+                    for (o, out) in o.chunks_exact(d).zip(out.chunks_exact_mut(self.heads * d)) {
                         out[h * d..][..d].copy_from_slice(o);
                     }
                 }
@@ -76,17 +85,19 @@ impl HeadProduct {
 
     /// Meaning in the clear, in units.
     pub fn plain(&self, a: &[f64], b: &[f64]) -> Vec<f64> {
-        let (r, t, d, w) = (self.rows, self.keys, self.dim, self.heads * self.dim);
+        let (d, w, v) = (self.dim, self.heads * self.dim, self.kv_heads * self.dim);
         let mut out = vec![0.0; self.out_len()];
+        let mut score = 0;
         for h in 0..self.heads {
-            for i in 0..r {
-                for j in 0..t {
-                    let (row, column) = (i * w + h * d, j * w + h * d);
-                    let score = h * r * t + i * t + j;
+            let g = h / (self.heads / self.kv_heads);
+            for i in 0..self.grid.rows {
+                for j in 0..self.grid.row_len(i) {
+                    let (row, column) = (i * w + h * d, j * v + g * d);
                     match self.side {
                         Side::Scores => out[score] = (0..d).map(|c| a[row + c] * b[column + c]).sum(),
                         Side::Attend => (0..d).for_each(|c| out[row + c] += a[score] * b[column + c]),
                     }
+                    score += 1;
                 }
             }
         }
@@ -121,55 +132,27 @@ impl HeadProduct {
 mod tests {
     use super::super::testing::{World, add};
     use super::*;
-    use crate::ring::signed;
 
     #[test]
     fn both_sides_are_exact_in_the_ring() {
         let mut w = World::new();
-        let (r, t, h, d) = (4, 5, 2, 3);
-        for k in [28, 40, 64] {
-            let rand = |w: &mut World, n: usize| -> Vec<u64> { (0..n).map(|_| w.word() & mask(k)).collect() };
-            let (q, kv, p) = (rand(&mut w, r * h * d), rand(&mut w, t * h * d), rand(&mut w, h * r * t));
-            for (side, a, b) in [(Side::Scores, &q, &kv), (Side::Attend, &p, &kv)] {
-                let g = HeadProduct { side, rows: r, keys: t, heads: h, dim: d, k };
-                let ((la, a2), (lb, b2)) = (w.mask(a, k), w.mask(b, k));
-                let s = w.run(&g.dealt(), |x| g.deal(x, &la, &lb), |x, i| g.eval(x, &a2[i], &b2[i]));
-                for (at, got) in add(&s, k).into_iter().enumerate() {
-                    let mut want = 0u64;
-                    match side {
-                        Side::Scores => {
-                            let (hh, i, j) = (at / (r * t), at / t % r, at % t);
-                            for c in 0..d {
-                                let term = a[i * h * d + hh * d + c].wrapping_mul(b[j * h * d + hh * d + c]);
-                                want = want.wrapping_add(term);
-                            }
-                        }
-                        Side::Attend => {
-                            let (i, hh, c) = (at / (h * d), at / d % h, at % d);
-                            for j in 0..t {
-                                let term = a[hh * r * t + i * t + j].wrapping_mul(b[j * h * d + hh * d + c]);
-                                want = want.wrapping_add(term);
-                            }
-                        }
-                    }
-                    assert_eq!(got, signed(want & mask(k), k));
+        let (heads, dim) = (4, 3);
+        for (grid, kv_heads) in [(Grid::square(5), 4), (Grid::causal(0, 4), 2), (Grid::causal(6, 1), 1)] {
+            for k in [28, 40, 64] {
+                for side in [Side::Scores, Side::Attend] {
+                    let g = HeadProduct { side, grid, heads, kv_heads, dim, k };
+                    let n = if side == Side::Scores { grid.rows * heads * dim } else { heads * grid.len() };
+                    // Small enough that the meaning in f64 is exact; the masks cover the whole ring.
+                    let mut small = |n: usize| -> Vec<i64> { (0..n).map(|_| w.word() as i64 >> 52).collect() };
+                    let (a, b) = (small(n), small(grid.keys * kv_heads * dim));
+                    let words = |v: &[i64]| v.iter().map(|v| *v as u64 & mask(k)).collect::<Vec<_>>();
+                    let reals = |v: &[i64]| v.iter().map(|v| *v as f64).collect::<Vec<_>>();
+                    let ((la, ea), (lb, eb)) = (w.mask(&words(&a), k), w.mask(&words(&b), k));
+                    let s = w.run(&g.dealt(), |x| g.deal(x, &la, &lb), |x, i| g.eval(x, &ea[i], &eb[i]));
+                    let got: Vec<f64> = add(&s, k).into_iter().map(|v| v as f64).collect();
+                    assert_eq!(got, g.plain(&reals(&a), &reals(&b)));
                 }
             }
-        }
-    }
-
-    #[test]
-    fn the_meaning_in_the_clear_is_the_same_product() {
-        let mut w = World::new();
-        for side in [Side::Scores, Side::Attend] {
-            let g = HeadProduct { side, rows: 3, keys: 4, heads: 2, dim: 5, k: 64 };
-            let n = if side == Side::Scores { 30 } else { 24 };
-            let mut small = |n: usize| -> Vec<i64> { (0..n).map(|_| w.word() as i64 >> 44).collect() };
-            let (a, b) = (small(n), small(40));
-            let words = |v: &[i64]| v.iter().map(|v| *v as u64).collect::<Vec<_>>();
-            let reals = |v: &[i64]| v.iter().map(|v| *v as f64).collect::<Vec<_>>();
-            let exact: Vec<f64> = g.product(&words(&a), &words(&b)).iter().map(|v| *v as i64 as f64).collect();
-            assert_eq!(g.plain(&reals(&a), &reals(&b)), exact);
         }
     }
 }

@@ -8,6 +8,7 @@
 //! 2^-TESTS over the inputs, which lowers the bound by one step, and the consumer leaves one step of headroom. The work and traffic depend on shapes only.
 
 use super::bits::{Segment, rotate};
+use super::grid::Grid;
 use super::{Deal, Dealt, Masked, Take};
 use crate::Error;
 use crate::ring::mask;
@@ -15,11 +16,14 @@ use crate::ring::mask;
 /// Parities per level.
 pub const TESTS: usize = 20;
 
-/// Histogram parities of `H x T x T` scores.
+/// Longest row: the order of the code's field less one.
+pub const LONGEST: usize = 1022;
+
+/// Histogram parities of scores.
 #[derive(Clone, Debug)]
 pub struct RowMax {
-    /// Rows and columns `T` of each head, at most 512.
-    pub tokens: usize,
+    /// The scores of each head; rows of at most [`LONGEST`].
+    pub grid: Grid,
     /// Per head, log2 of the number of levels over the whole ring; at least 6.
     pub level_bits: Vec<u32>,
     /// Ring of the scores.
@@ -56,28 +60,28 @@ impl RowMax {
     /// The layout of the output seen as groups of rows: per head `tokens * TESTS / members` groups.
     pub fn segments(&self, members: usize) -> Vec<Segment> {
         (0..self.level_bits.len())
-            .map(|h| Segment { rows: self.tokens * TESTS / members, words: self.words(h) })
+            .map(|h| Segment { rows: self.grid.rows * TESTS / members, words: self.words(h) })
             .collect()
     }
 
     /// One row of levels per (head, row).
     pub fn rows(&self) -> Vec<Segment> {
-        (0..self.level_bits.len()).map(|h| Segment { rows: self.tokens, words: self.words(h) }).collect()
+        (0..self.level_bits.len()).map(|h| Segment { rows: self.grid.rows, words: self.words(h) }).collect()
     }
 
-    /// Output words: per head `T x TESTS x words`.
+    /// Output words: per head `rows x TESTS x words`.
     pub fn out_len(&self) -> usize {
-        (0..self.level_bits.len()).map(|h| self.tokens * TESTS * self.words(h)).sum()
+        (0..self.level_bits.len()).map(|h| self.grid.rows * TESTS * self.words(h)).sum()
     }
 
     /// What is dealt.
     pub fn dealt(&self) -> Vec<Dealt> {
-        (0..self.level_bits.len()).map(|h| (self.tokens * self.tokens * self.words(h), 64)).collect()
+        (0..self.level_bits.len()).map(|h| (self.grid.len() * self.words(h), 64)).collect()
     }
 
     /// Dealer: one-hot at minus the mask's level, so that a rotation by the public level lands on the score's own.
     pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
-        for (h, l) in lam.chunks_exact(self.tokens * self.tokens).enumerate() {
+        for (h, l) in lam.chunks_exact(self.grid.len()).enumerate() {
             let (n, w) = (1usize << self.level_bits[h], self.words(h));
             let mut v = vec![0; l.len() * w];
             for (l, v) in l.iter().zip(v.chunks_exact_mut(w)) {
@@ -91,11 +95,11 @@ impl RowMax {
 
     /// Meaning in the clear: "this parity is zero", for every (head, row, test, level).
     pub fn plain(&self, s: &[f64]) -> Vec<u64> {
-        let sets = subsets(self.tokens);
+        let sets = subsets(self.grid.keys);
         let mut out = Vec::with_capacity(self.out_len());
-        for (h, s) in s.chunks_exact(self.tokens * self.tokens).enumerate() {
+        for (h, s) in s.chunks_exact(self.grid.len()).enumerate() {
             let (n, w) = (1usize << self.level_bits[h], self.words(h));
-            for row in s.chunks_exact(self.tokens) {
+            for (_, row) in self.grid.split(s) {
                 let at = out.len();
                 out.resize(at + TESTS * w, 0);
                 for (s, set) in row.iter().zip(&sets) {
@@ -117,17 +121,18 @@ impl RowMax {
     /// Evaluator: XOR share of "this parity is zero", for every (head, row, test, level).
     pub fn eval(&self, t: &mut Take, s: &Masked) -> Result<Vec<u64>, Error> {
         let half = 1u64 << (self.k - 1);
-        let sets = subsets(self.tokens);
+        let sets = subsets(self.grid.keys);
         let mut out = Vec::with_capacity(self.out_len());
         let mut rot = Vec::new();
-        for (h, m) in s.m.chunks_exact(self.tokens * self.tokens).enumerate() {
+        for (h, m) in s.m.chunks_exact(self.grid.len()).enumerate() {
             let w = self.words(h);
             let one = t.next(m.len() * w, 64)?;
             rot.resize(w, 0);
-            for (m, one) in m.chunks_exact(self.tokens).zip(one.chunks_exact(self.tokens * w)) {
+            let mut ones = one.chunks_exact(w);
+            for (_, m) in self.grid.split(m) {
                 let at = out.len();
                 out.resize(at + TESTS * w, 0);
-                for ((m, one), set) in m.iter().zip(one.chunks_exact(w)).zip(&sets) {
+                for ((m, set), one) in m.iter().zip(&sets).zip(&mut ones) {
                     let level = (m.wrapping_add(half) & mask(self.k)) >> (self.k - self.level_bits[h]);
                     rotate(one, level as usize, &mut rot);
                     for (i, acc) in out[at..].chunks_exact_mut(w).enumerate() {
@@ -155,11 +160,11 @@ mod tests {
 
     #[test]
     fn no_four_columns_and_no_whole_row_add_to_zero() {
-        let c = subsets(512);
+        let c = subsets(LONGEST);
         let mut sums: std::collections::HashSet<u32> = c.iter().copied().collect();
         // Distinct sums of at most two columns: no four, three or two columns add to zero.
-        sums.extend((0..512).flat_map(|i| (0..i).map(move |j| (i, j))).map(|(i, j)| c[i] ^ c[j]));
-        assert_eq!(sums.len(), 512 + 512 * 511 / 2);
+        sums.extend((0..LONGEST).flat_map(|i| (0..i).map(move |j| (i, j))).map(|(i, j)| c[i] ^ c[j]));
+        assert_eq!(sums.len(), LONGEST + LONGEST * (LONGEST - 1) / 2);
         assert!(!sums.contains(&0));
         let mut row = 0;
         assert!(c.iter().all(|v| {
@@ -171,24 +176,29 @@ mod tests {
     #[test]
     fn level_counts_bound_the_maximum_by_at_most_two_steps() {
         let mut w = World::new();
-        let (tokens, k) = (24, 28);
-        let g = RowMax { tokens, level_bits: vec![7, 8], k };
-        let x: Vec<u64> =
-            (0..2 * tokens * tokens).map(|_| ((w.word() as i64 >> 36) * 15 / 16) as u64 & mask(k)).collect();
+        for grid in [Grid::square(24), Grid::causal(5, 7), Grid::causal(300, 1)] {
+            bounded_by_level_counts(&mut w, grid);
+        }
+    }
+
+    fn bounded_by_level_counts(w: &mut World, grid: Grid) {
+        let k = 28;
+        let g = RowMax { grid, level_bits: vec![7, 8], k };
+        let x: Vec<u64> = (0..2 * grid.len()).map(|_| ((w.word() as i64 >> 36) * 15 / 16) as u64 & mask(k)).collect();
         let (lam, e) = w.mask(&x, k);
         let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
         let bits: Vec<u64> = s[0].iter().zip(&s[1]).map(|(a, b)| a ^ b).collect();
         let mut at = 0;
         for (h, nb) in [7u32, 8].into_iter().enumerate() {
             let words = 1 << (nb - 6);
-            for r in 0..tokens {
+            for (r, row) in grid.split(&x[h * grid.len()..][..grid.len()]) {
                 let mut zero = vec![!0u64; words];
                 for test in bits[at..at + TESTS * words].chunks_exact(words) {
                     zero.iter_mut().zip(test).for_each(|(z, t)| *z &= t);
                 }
                 at += TESTS * words;
                 let count = zero.iter().map(|z| z.count_zeros() as i64).sum::<i64>();
-                let max = x[h * tokens * tokens + r * tokens..][..tokens].iter().map(|v| signed(*v, k)).max().unwrap();
+                let max = row.iter().map(|v| signed(*v, k)).max().unwrap();
                 let bound = count * (1 << (k - nb)) - (1 << (k - 1));
                 assert!(bound > max && bound - max <= 2 << (k - nb), "head {h} row {r}: {bound} for {max}");
             }

@@ -9,7 +9,8 @@ use crate::gates::bits::{And, CountClear};
 use crate::gates::broadcast::{Broadcast, Variance};
 use crate::gates::cosine::Cosine;
 use crate::gates::exp::{Exp, FlagRescale};
-use crate::gates::pad::PadKeys;
+use crate::gates::grid::Grid;
+use crate::gates::pad::{self, PadKeys};
 use crate::gates::piecewise::{Piecewise, STRIDE, Select, fit_quadratics};
 use crate::gates::product::{HeadProduct, Side};
 use crate::gates::rescale::Rescale;
@@ -175,7 +176,7 @@ impl Emit<'_> {
 
     fn attention(&mut self, x: Id, keep: Id, b: &Block) -> Id {
         let (t, d, heads) = (self.t, self.p.hidden, self.p.heads);
-        let dim = d / heads;
+        let (dim, grid) = (d / heads, Grid::square(t));
         let acc = self.linear("query, key, value accumulators", x, &b.qkv, 32);
         let [acc] = self.open([acc]);
         // Ring in which sum_j e_j v_j fits: e_j <= 1 at 2^-F_EXP, |v| <= value_bound at 2^-F_VALUE.
@@ -195,10 +196,10 @@ impl Emit<'_> {
             0.0,
             b.score_units.iter().copied().fold(0.0, f64::max),
         );
-        let product = HeadProduct { side: Side::Scores, rows: t, keys: t, heads, dim, k: K_SCORE };
+        let product = HeadProduct { side: Side::Scores, grid, heads, kv_heads: heads, dim, k: K_SCORE };
         self.op(Kind::Product(product), &[q, k], &[s]);
         let level_bits: Vec<u32> = b.heads.iter().map(|h| h.level_bits).collect();
-        let hide = PadKeys { tokens: t, level_bits: level_bits.clone(), k: K_SCORE };
+        let hide = PadKeys { grid, levels: pad::LEVELS, level_bits: level_bits.clone(), k: K_SCORE };
         let bound = b.score_units.iter().enumerate().fold(0f64, |m, (h, s)| m.max(s + hide.shift(h) as f64 / 2.0));
         let padded = self.value("scores without padding", &[heads, t, t], K_SCORE, 0.0, bound);
         self.op(Kind::PadKeys(hide), &[s, keep], &[padded]);
@@ -206,7 +207,7 @@ impl Emit<'_> {
 
         // Coarse bound of each row's maximum: parities, their AND in two rounds, and the count of levels reached.
         let most = level_bits.iter().fold(0, |m, b| m.max(1 << b)) as f64;
-        let max = RowMax { tokens: t, level_bits, k: K_SCORE };
+        let max = RowMax { grid, level_bits, k: K_SCORE };
         let (four, five, rows, len) = (max.segments(4), max.segments(20), max.rows(), max.out_len());
         let parity = self.bits("maximum parities", &[len]);
         self.op(Kind::RowMax(max), &[s], &[parity]);
@@ -222,7 +223,7 @@ impl Emit<'_> {
         let [level] = self.open([level]);
 
         // Exponentials below the bound, zeroed where the windows alias.
-        let exp = Exp { tokens: t, heads: b.heads.clone(), k: K_SCORE, k_out: 30, f_pub: 8, f_deal: 20 };
+        let exp = Exp { grid, heads: b.heads.clone(), k: K_SCORE, k_out: 30, f_pub: 8, f_deal: 20 };
         // Scores lie at least a step below the bound; where the windows alias the flag is set and nothing is kept.
         let largest = pow2(28) * (1.0 - 1e-6);
         let e = self.value("exponentials", &[heads, t, t], 30, pow2(-28), largest);
@@ -241,11 +242,11 @@ impl Emit<'_> {
         let (drop, n) = scales_of_sum(t);
         let k_sum = drop + STRIDE * (n as u32 - 1) + 7;
         let sum = self.value("row sums", &[heads, t], k_sum, pow2(-F_EXP), t as f64 * (pow2(F_EXP) + 2.0));
-        self.op(Kind::RowSum { cols: t }, &[kept], &[sum]);
+        self.op(Kind::RowSum(grid), &[kept], &[sum]);
         let [kept, sum] = self.open([kept, sum]);
         let summed = t as f64 * b.value_bound * pow2(F_EXP + F_VALUE);
         let o = self.value("weighted values", &[t, d], k_av, pow2(-F_EXP - F_VALUE), summed);
-        let product = HeadProduct { side: Side::Attend, rows: t, keys: t, heads, dim, k: k_av };
+        let product = HeadProduct { side: Side::Attend, grid, heads, kv_heads: heads, dim, k: k_av };
         self.op(Kind::Product(product), &[kept, v], &[o]);
         let k_o = log2_ceil(b.value_bound * super::SLACK) + (F_OUT + F_RECIP) as u32 + 2;
         let floor = pow2(drop as i32 - 1);
@@ -347,7 +348,14 @@ pub fn program(p: &Planner, t: usize) -> Result<Program, Error> {
     let output = if p.mean {
         let [x, keep] = e.open([x, keep]);
         let sum = e.value("sum of rows", &[1, d], K_POOL, pow2(-F), t as f64 * last);
-        let product = HeadProduct { side: Side::Attend, rows: 1, keys: t, heads: 1, dim: d, k: K_POOL };
+        let product = HeadProduct {
+            side: Side::Attend,
+            grid: Grid { rows: 1, keys: t, causal: false },
+            heads: 1,
+            kv_heads: 1,
+            dim: d,
+            k: K_POOL,
+        };
         e.op(Kind::Product(product), &[keep, x], &[sum]);
         sum
     } else {
