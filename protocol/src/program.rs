@@ -12,10 +12,13 @@ use crate::gates::broadcast::{Broadcast, Variance};
 use crate::gates::cosine::Cosine;
 use crate::gates::exp::{Exp, FlagRescale};
 use crate::gates::grid::Grid;
+use crate::gates::hadamard::Hadamard;
 use crate::gates::pad::PadKeys;
 use crate::gates::piecewise::{Piecewise, Select};
 use crate::gates::product::HeadProduct;
+use crate::gates::reached::Reached;
 use crate::gates::rescale::Rescale;
+use crate::gates::rotate::Rotate;
 use crate::gates::rowmax::RowMax;
 use crate::gates::{Dealt, dealt_bytes};
 use crate::gemm::Weights;
@@ -79,6 +82,16 @@ pub enum Kind {
     RowSum(Grid),
     /// The first row of `cols` elements.
     First { cols: usize },
+    /// The last row of `cols` elements.
+    Last { cols: usize },
+    /// The rows of one masked tensor after those of another: both evaluators and the dealer only put words in order.
+    Append,
+    /// See [`Rotate`].
+    Rotate(Rotate),
+    /// See [`Hadamard`].
+    Hadamard(Hadamard),
+    /// See [`Reached`].
+    Reached(Reached),
     /// Lowers the scores of padded keys: see [`PadKeys`].
     PadKeys(PadKeys),
     /// See [`Rescale`].
@@ -117,6 +130,11 @@ impl Kind {
             Kind::Add => "add",
             Kind::RowSum(_) => "row-sum",
             Kind::First { .. } => "first",
+            Kind::Last { .. } => "last",
+            Kind::Append => "append",
+            Kind::Rotate(_) => "rotate",
+            Kind::Hadamard(_) => "hadamard",
+            Kind::Reached(_) => "reached",
             Kind::PadKeys(_) => "pad-keys",
             Kind::Rescale(_) => "rescale",
             Kind::Product(_) => "product",
@@ -148,12 +166,17 @@ impl Kind {
             Kind::Variance(g) => g.dealt(),
             Kind::Broadcast(g) => g.dealt(),
             Kind::Cosine(g) => g.dealt(),
+            Kind::Rotate(g) => g.dealt(),
+            Kind::Hadamard(g) => g.dealt(),
+            Kind::Reached(g) => g.dealt(),
             Kind::Input
             | Kind::Open
             | Kind::Linear { .. }
             | Kind::Add
             | Kind::RowSum(_)
             | Kind::First { .. }
+            | Kind::Last { .. }
+            | Kind::Append
             | Kind::PadKeys(_) => Vec::new(),
         }
     }
@@ -214,9 +237,11 @@ pub struct Program {
     /// Operations in order.
     pub ops: Vec<Op>,
     pub(crate) tokens: usize,
-    /// The embedded rows, and a bit for each that is not padding.
-    pub(crate) inputs: [Id; 2],
+    /// The embedded rows, and where rows may be padding a bit for each that is not.
+    pub(crate) inputs: Vec<Id>,
     pub(crate) output: Id,
+    /// Values that the program before this one left, and those that this one leaves, in the same order.
+    pub(crate) carried: [Vec<Id>; 2],
     /// The output is a sum over the rows that are not padding.
     pub(crate) mean: bool,
     pub(crate) digest: [u8; 32],
@@ -254,10 +279,14 @@ impl Program {
                 Kind::Broadcast(g) => format!("{g:?}"),
                 Kind::Cosine(g) => format!("{g:?}"),
                 Kind::PadKeys(g) => format!("{g:?}"),
+                Kind::Rotate(g) => format!("{g:?}"),
+                Kind::Hadamard(g) => format!("{g:?}"),
+                Kind::Reached(g) => format!("{g:?}"),
                 Kind::Linear { rows, layer } => format!("linear {rows} {:?}", layer.digest),
                 Kind::RowSum(g) => format!("row-sum {g:?}"),
                 Kind::First { cols } => format!("first {cols}"),
-                Kind::Input | Kind::Open | Kind::Add => op.kind.name().to_string(),
+                Kind::Last { cols } => format!("last {cols}"),
+                Kind::Input | Kind::Open | Kind::Add | Kind::Append => op.kind.name().to_string(),
             };
             let line = format!("{text} {:?} {:?}", op.inputs, op.outputs);
             h.update((line.len() as u64).to_le_bytes());

@@ -18,6 +18,7 @@ fn last_use(p: &Program) -> Vec<usize> {
     for (i, op) in p.ops.iter().enumerate() {
         op.inputs.iter().chain(&op.outputs).for_each(|v| last[*v] = i);
     }
+    p.carried[1].iter().for_each(|v| last[*v] = usize::MAX);
     last
 }
 
@@ -38,14 +39,65 @@ fn masks(p: &Program, op: &Op, step: u32, prg: &mut Prg) -> Result<Vec<Vec<u64>>
         .collect()
 }
 
+/// What a dealer keeps between the programs of one session: masks of what the evaluators keep. Wiped when dropped.
+#[derive(Default)]
+pub struct DealerState(Vec<Vec<u64>>);
+
+impl Drop for DealerState {
+    fn drop(&mut self) {
+        self.0.iter_mut().for_each(Zeroize::zeroize);
+    }
+}
+
+/// What an evaluator keeps between the programs of one session. Wiped when dropped.
+#[derive(Default)]
+pub struct EvaluatorState(Vec<(Vec<u64>, Masked)>);
+
+impl Drop for EvaluatorState {
+    fn drop(&mut self) {
+        for (share, masked) in &mut self.0 {
+            share.zeroize();
+            masked.wipe();
+        }
+    }
+}
+
+fn not_the_state() -> Error {
+    Error::Malformed { what: "session state", reason: "another program was to come before this one".into() }
+}
+
 /// Deals a whole program: masks and corrections depend on shapes only, so this may run ahead of the query.
 ///
 /// # Errors
 /// Those of the sink, and a reused mask label.
 pub fn deal(p: &Program, e1: Prg, e2: Prg, sink: &mut dyn DealerSink) -> Result<(), Error> {
+    deal_next(p, e1, e2, &mut DealerState::default(), sink)
+}
+
+/// As [`deal`], for a program that goes on where the one before it in the session ended. The generators are fresh ones:
+/// each program of a session has keys of its own.
+///
+/// # Errors
+/// Those of [`deal`], and a state that is not the one the program starts from; the state is then empty.
+pub fn deal_next(
+    p: &Program,
+    e1: Prg,
+    e2: Prg,
+    state: &mut DealerState,
+    sink: &mut dyn DealerSink,
+) -> Result<(), Error> {
     let mut prg = [e1, e2];
     let last = last_use(p);
     let mut lam: Vec<Vec<u64>> = vec![Vec::new(); p.values.len()];
+    let kept = std::mem::take(&mut state.0);
+    // A share that is kept has no mask.
+    let fits = |v: usize, l: &Vec<u64>| l.is_empty() || l.len() == p.values[v].len();
+    if kept.len() != p.carried[0].len() || p.carried[0].iter().zip(&kept).any(|(v, l)| !fits(*v, l)) {
+        return Err(not_the_state());
+    }
+    for (v, l) in p.carried[0].iter().zip(kept) {
+        lam[*v] = l;
+    }
     for (i, op) in p.ops.iter().enumerate() {
         let step = i as u32;
         if matches!(op.kind, Kind::Open) {
@@ -72,12 +124,17 @@ pub fn deal(p: &Program, e1: Prg, e2: Prg, sink: &mut dyn DealerSink) -> Result<
             Kind::Variance(g) => g.deal(&mut d, l(0))?,
             Kind::Broadcast(g) => g.deal(&mut d, l(0), l(1))?,
             Kind::Cosine(g) => g.deal(&mut d, l(0))?,
+            Kind::Rotate(g) => g.deal(&mut d, l(0))?,
+            Kind::Hadamard(g) => g.deal(&mut d, l(0), l(1))?,
+            Kind::Reached(g) => g.deal(&mut d, l(0))?,
+            Kind::Append => lam[op.outputs[0]] = [l(0), l(1)].concat(),
             Kind::Input
             | Kind::Open
             | Kind::Linear { .. }
             | Kind::Add
             | Kind::RowSum(_)
             | Kind::First { .. }
+            | Kind::Last { .. }
             | Kind::PadKeys(_) => {}
         }
         let [a, b] = d.out;
@@ -90,6 +147,7 @@ pub fn deal(p: &Program, e1: Prg, e2: Prg, sink: &mut dyn DealerSink) -> Result<
             lam[*v].zeroize();
         }
     }
+    state.0 = p.carried[1].iter().map(|v| std::mem::take(&mut lam[*v])).collect();
     lam.iter_mut().for_each(Zeroize::zeroize);
     Ok(())
 }
@@ -103,8 +161,7 @@ struct State {
 impl State {
     fn wipe(&mut self, v: usize) {
         self.share[v].zeroize();
-        self.masked[v].m.zeroize();
-        self.masked[v].l.zeroize();
+        self.masked[v].wipe();
     }
 }
 
@@ -121,8 +178,23 @@ impl Drop for State {
 pub fn evaluate(
     p: &Program,
     role: Role,
+    prg: Prg,
+    input: Vec<Vec<u64>>,
+    io: &mut dyn EvaluatorIo,
+) -> Result<Vec<u64>, Error> {
+    evaluate_next(p, role, prg, input, &mut EvaluatorState::default(), io)
+}
+
+/// As [`evaluate`], for a program that goes on where the one before it in the session ended.
+///
+/// # Errors
+/// Those of [`evaluate`], and a state that is not the one the program starts from; the state is then empty.
+pub fn evaluate_next(
+    p: &Program,
+    role: Role,
     mut prg: Prg,
     input: Vec<Vec<u64>>,
+    state: &mut EvaluatorState,
     io: &mut dyn EvaluatorIo,
 ) -> Result<Vec<u64>, Error> {
     let last = last_use(p);
@@ -135,10 +207,21 @@ pub fn evaluate(
     if !fits || role == Role::Dealer {
         return Err(Error::Malformed { what: "input share", reason: "not the program's inputs".into() });
     }
+    let mut kept = EvaluatorState(std::mem::take(&mut state.0));
+    let fits = |v: usize, k: &(Vec<u64>, Masked)| k.0.len().max(k.1.m.len()) == p.values[v].len();
+    if kept.0.len() != p.carried[0].len() || p.carried[0].iter().zip(&kept.0).any(|(v, k)| !fits(*v, k)) {
+        return Err(not_the_state());
+    }
+    for (v, (share, masked)) in p.carried[0].iter().zip(std::mem::take(&mut kept.0)) {
+        (st.share[*v], st.masked[*v]) = (share, masked);
+    }
     for (i, op) in p.ops.iter().enumerate() {
         let step = i as u32;
         if matches!(op.kind, Kind::Open) {
             open(p, op, step, &mut prg, &mut st, io)?;
+        } else if matches!(op.kind, Kind::Append) {
+            let [a, b] = [0, 1].map(|n| &st.masked[op.inputs[n]]);
+            st.masked[op.outputs[0]] = Masked { m: [&a.m[..], &b.m].concat(), l: [&a.l[..], &b.l].concat() };
         } else if !matches!(op.kind, Kind::Input) {
             let want = p.dealt_len(i)[crate::gates::index(role)] as usize;
             let msg = Zeroizing::new(if want > 0 { io.dealt(step, want)? } else { Vec::new() });
@@ -158,6 +241,8 @@ pub fn evaluate(
             st.wipe(*v);
         }
     }
+    let kept = |v: &usize| (std::mem::take(&mut st.share[*v]), std::mem::take(&mut st.masked[*v]));
+    state.0 = p.carried[1].iter().map(kept).collect();
     Ok(std::mem::take(&mut st.share[p.output]))
 }
 
@@ -228,7 +313,11 @@ fn gate(p: &Program, op: &Op, t: &mut Take, st: &State, role: Role) -> Result<Ve
             one(s(0).chunks_exact(grid.len()).flat_map(|head| grid.split(head).map(sum)).collect())
         }
         Kind::First { cols } => one(s(0)[..*cols].to_vec()),
+        Kind::Last { cols } => one(s(0)[s(0).len() - cols..].to_vec()),
+        Kind::Rotate(g) => one(g.eval(t, m(0))?),
+        Kind::Hadamard(g) => one(g.eval(t, m(0), m(1))?),
+        Kind::Reached(g) => one(g.eval(t, m(0))?),
         Kind::PadKeys(g) => one(g.eval(role == Role::E1, s(0), s(1))),
-        Kind::Input | Kind::Open => Ok(Vec::new()),
+        Kind::Input | Kind::Open | Kind::Append => Ok(Vec::new()),
     }
 }

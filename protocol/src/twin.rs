@@ -32,17 +32,29 @@ impl Plain {
     }
 }
 
-/// Runs a program on its inputs in units; `see` is shown every value as it is made. Returns the output in units.
+/// Runs a program on its inputs in units, from what the program before it kept; `see` is shown every value as it is
+/// made. Returns the output in units.
 ///
 /// # Errors
-/// Inputs of another number or length than the program's.
-pub fn evaluate(p: &Program, inputs: &[Vec<f64>], mut see: impl FnMut(usize, &Plain)) -> Result<Vec<f64>, Error> {
+/// Inputs of another number or length than the program's, or a state that is not the one it starts from.
+pub fn evaluate(
+    p: &Program,
+    inputs: &[Vec<f64>],
+    state: &mut Vec<Vec<f64>>,
+    mut see: impl FnMut(usize, &Plain),
+) -> Result<Vec<f64>, Error> {
     let lens = || p.inputs().map(|v| p.values[v].len());
     if !inputs.iter().map(Vec::len).eq(lens()) {
         let reason = format!("lengths {:?} are due", lens().collect::<Vec<_>>());
         return Err(Error::Malformed { what: "input", reason });
     }
     let mut values = vec![Plain::Bits(Vec::new()); p.values.len()];
+    if !state.iter().map(Vec::len).eq(p.carried[0].iter().map(|v| p.values[*v].len())) {
+        return Err(Error::Malformed { what: "state", reason: "not the one the program starts from".into() });
+    }
+    for (v, kept) in p.carried[0].iter().zip(std::mem::take(state)) {
+        values[*v] = Plain::Real(kept);
+    }
     for op in &p.ops {
         let made = match op.kind {
             Kind::Input => inputs.iter().cloned().map(Plain::Real).collect(),
@@ -53,6 +65,7 @@ pub fn evaluate(p: &Program, inputs: &[Vec<f64>], mut see: impl FnMut(usize, &Pl
             values[*v] = made;
         }
     }
+    *state = p.carried[1].iter().map(|v| values[*v].real().map(<[f64]>::to_vec)).collect::<Result<_, _>>()?;
     values[p.output()].real().map(<[f64]>::to_vec)
 }
 
@@ -96,5 +109,10 @@ fn operation(op: &Op, values: &[Plain]) -> Result<Vec<Plain>, Error> {
             real(heads.flat_map(|head| grid.split(head).map(|(_, row)| row.iter().sum())).collect())
         }
         Kind::First { cols } => real(x(0)?[..*cols].to_vec()),
+        Kind::Last { cols } => real(x(0)?[x(0)?.len() - cols..].to_vec()),
+        Kind::Append => real([x(0)?, x(1)?].concat()),
+        Kind::Rotate(g) => real(g.plain(x(0)?)),
+        Kind::Hadamard(g) => real(g.plain(x(0)?, x(1)?)),
+        Kind::Reached(g) => real(g.plain(b(0)?)),
     })
 }

@@ -143,7 +143,7 @@ fn real_weights_agree_with_plaintext_and_cost_is_exact() {
             .zip(&input)
             .map(|(v, x)| x.iter().map(|x| signed(*x, p.values[v].bits) as f64).collect())
             .collect();
-        let twin = twin::evaluate(&p, &units, |v, made| within_its_bound(&p, v, made)).unwrap();
+        let twin = twin::evaluate(&p, &units, &mut Vec::new(), |v, made| within_its_bound(&p, v, made)).unwrap();
         let (cos, rounding, approximation) = (cosine(&got, &want), cosine(&got, &twin), cosine(&twin, &want));
         println!(
             "{tokens} of {padded} tokens: cosine {cos:.6} (to the twin {rounding:.6}, of the twin {approximation:.6}), \

@@ -4,7 +4,7 @@ use super::{Deal, Dealt, Masked, Take};
 use crate::Error;
 use crate::ring::mask;
 
-/// `n sum x^2 - (sum x)^2 = n ||x - mean||^2` of each row; one element dealt per row.
+/// `n sum x^2 - (sum x)^2 = n ||x - mean||^2` of each row, or `sum x^2` if not `centre`; one element dealt per row.
 ///
 /// Quadratic in `x = m - l`, so only the quadratic term in `l` has to be dealt; the cross terms are local.
 #[derive(Clone, Debug)]
@@ -13,18 +13,20 @@ pub struct Variance {
     pub rows: usize,
     /// Columns `n`.
     pub cols: usize,
+    /// Take the mean out.
+    pub centre: bool,
     /// Ring of input and output.
     pub k: u32,
 }
 
-fn quad(n: u64, a: &[u64], b: &[u64]) -> u64 {
+fn quad(centre: bool, a: &[u64], b: &[u64]) -> u64 {
     let (mut s, mut sa, mut sb) = (0u64, 0u64, 0u64);
     for (&x, &y) in a.iter().zip(b) {
         s = s.wrapping_add(x.wrapping_mul(y));
         sa = sa.wrapping_add(x);
         sb = sb.wrapping_add(y);
     }
-    n.wrapping_mul(s).wrapping_sub(sa.wrapping_mul(sb))
+    if centre { (a.len() as u64).wrapping_mul(s).wrapping_sub(sa.wrapping_mul(sb)) } else { s }
 }
 
 impl Variance {
@@ -35,12 +37,15 @@ impl Variance {
 
     /// Dealer.
     pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
-        d.share(self.k, lam.chunks_exact(self.cols).map(|l| quad(self.cols as u64, l, l)).collect())
+        d.share(self.k, lam.chunks_exact(self.cols).map(|l| quad(self.centre, l, l)).collect())
     }
 
     /// Meaning in the clear, in units.
     pub fn plain(&self, x: &[f64]) -> Vec<f64> {
         let term = |row: &[f64]| {
+            if !self.centre {
+                return row.iter().map(|v| v * v).sum::<f64>();
+            }
             let mean = row.iter().sum::<f64>() / self.cols as f64;
             self.cols as f64 * row.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>()
         };
@@ -50,11 +55,10 @@ impl Variance {
     /// Evaluator: share of the variance term of each row.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
         let mut q = t.next(self.rows, self.k)?;
-        let n = self.cols as u64;
         for ((q, m), l) in q.iter_mut().zip(x.m.chunks_exact(self.cols)).zip(x.l.chunks_exact(self.cols)) {
-            *q = q.wrapping_sub(quad(n, m, l).wrapping_mul(2));
+            *q = q.wrapping_sub(quad(self.centre, m, l).wrapping_mul(2));
             if t.leads() {
-                *q = q.wrapping_add(quad(n, m, m));
+                *q = q.wrapping_add(quad(self.centre, m, m));
             }
             *q &= mask(self.k);
         }
@@ -137,14 +141,20 @@ mod tests {
     #[test]
     fn variance_is_exact() {
         let mut w = World::new();
-        let g = Variance { rows: 3, cols: 7, k: 58 };
+        for centre in [true, false] {
+            variance_with(&mut w, centre);
+        }
+    }
+
+    fn variance_with(w: &mut World, centre: bool) {
+        let g = Variance { rows: 3, cols: 7, centre, k: 58 };
         let x: Vec<i64> = (0..21).map(|_| w.word() as i64 >> 40).collect();
         let words: Vec<u64> = x.iter().map(|v| *v as u64 & mask(58)).collect();
         let (lam, e) = w.mask(&words, 58);
         let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
         for (r, got) in x.chunks(7).zip(add(&s, 58)) {
             let (sq, s): (i64, i64) = (r.iter().map(|v| v * v).sum(), r.iter().sum());
-            assert_eq!(got, 7 * sq - s * s);
+            assert_eq!(got, if centre { 7 * sq - s * s } else { sq });
         }
     }
 

@@ -13,15 +13,19 @@ pub mod broadcast;
 pub mod cosine;
 pub mod exp;
 pub mod grid;
+pub mod hadamard;
 pub mod pad;
 pub mod piecewise;
 pub mod product;
+pub mod reached;
 pub mod rescale;
+pub mod rotate;
 pub mod rowmax;
 
 use crate::prg::Prg;
 use crate::ring::{mask, pack, packed_len, unpack};
 use crate::{Error, Role};
+use zeroize::Zeroize;
 
 /// A value known to both evaluators as `m = x + l` mod 2^bits, with this evaluator's half of `l`.
 #[derive(Default)]
@@ -30,6 +34,14 @@ pub struct Masked {
     pub m: Vec<u64>,
     /// This evaluator's half of the mask.
     pub l: Vec<u64>,
+}
+
+impl Masked {
+    /// Zeroes and empties both.
+    pub fn wipe(&mut self) {
+        self.m.zeroize();
+        self.l.zeroize();
+    }
 }
 
 /// One dealt tensor: element count and ring.

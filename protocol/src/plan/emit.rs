@@ -155,7 +155,7 @@ impl Emit<'_> {
         let (t, d, k) = (self.t, self.p.hidden, self.k_norm);
         let [x] = self.open([x]);
         let v = self.value(&format!("{name} variance"), &[t], k, 0.0, d as f64 * n.input * n.input * pow2(2 * F));
-        self.op(Kind::Variance(Variance { rows: t, cols: d, k }), &[x], &[v]);
+        self.op(Kind::Variance(Variance { rows: t, cols: d, centre: true, k }), &[x], &[v]);
         let [v] = self.open([v]);
         // The variance term is d ||x - mean||^2 = d^2 var, in units of 2^-2F.
         let unit = (d * d) as f64 * pow2(2 * F);
@@ -367,8 +367,9 @@ pub fn program(p: &Planner, t: usize) -> Result<Program, Error> {
         values: e.values,
         ops: e.ops,
         tokens: t,
-        inputs: [input, keep],
+        inputs: vec![input, keep],
         output,
+        carried: [Vec::new(), Vec::new()],
         mean: p.mean,
         digest: [0; 32],
     };

@@ -1,0 +1,182 @@
+//! `rotate`: rotary positions inside a rescale: each pair `(x0, x1)` of a head to `(c x0 - s x1, s x0 + c x1)`.
+//!
+//! The turn of a row's position is public, so this is [`super::rescale`] with two inputs: for a pair, the dealer deals the
+//! rounded combinations of both masks, one element an output, and `msb(l)` of each input, which serves both outputs. Exact
+//! to 3 ulp for `|x| < 2^(k-2)`. Layout: value `i` of a head turns with value `i + dim / 2` (Su et al., 2021).
+
+use super::{Deal, Dealt, Masked, Take, scaled};
+use crate::Error;
+use crate::ring::mask;
+
+/// Rotates `heads x dim` columns, from column `first`, of a `rows x stride` masked tensor.
+#[derive(Clone, Debug)]
+pub struct Rotate {
+    /// Rows of input and output.
+    pub rows: usize,
+    /// Position of the first row.
+    pub position: usize,
+    /// Columns of the input.
+    pub stride: usize,
+    /// First input column read.
+    pub first: usize,
+    /// Values in a head.
+    pub dim: usize,
+    /// Radians a position, `dim / 2` values.
+    pub frequencies: Vec<f64>,
+    /// Scale of every output column, `heads x dim`; equal in both values of a pair.
+    pub scale: Vec<f64>,
+    /// Ring of the input; `|x| < 2^(k_in - 2)`.
+    pub k_in: u32,
+    /// Ring of the output.
+    pub k_out: u32,
+    /// Added to each input column before, in its units: `heads x dim`, or empty for none.
+    pub bias: Vec<i64>,
+}
+
+/// Multipliers of one pair and their binary exponent.
+struct Turn {
+    cos: i64,
+    sin: i64,
+}
+
+impl Rotate {
+    fn shift(&self) -> u32 {
+        let top = self.scale.iter().fold(1e-30f64, |m, s| m.max(s.abs()));
+        (26 - libm::ceil(libm::log2(top)) as i32).clamp(0, 100) as u32
+    }
+
+    fn heads(&self) -> usize {
+        self.scale.len() / self.dim
+    }
+
+    /// Output elements.
+    pub fn out_len(&self) -> usize {
+        self.rows * self.scale.len()
+    }
+
+    fn k_bit(&self) -> u32 {
+        self.k_out.saturating_sub(self.k_in.saturating_sub(self.shift())).max(1)
+    }
+
+    /// What is dealt.
+    pub fn dealt(&self) -> Vec<Dealt> {
+        vec![(self.out_len(), self.k_out), (self.out_len(), self.k_bit())]
+    }
+
+    /// Calls `f` for every pair with its turn, the input index and the output index of its first value.
+    fn pairs(&self, mut f: impl FnMut(&Turn, usize, usize)) {
+        let (half, unit) = (self.dim / 2, libm::exp2(f64::from(self.shift())));
+        for row in 0..self.rows {
+            let turns: Vec<(f64, f64)> =
+                self.frequencies.iter().map(|w| libm::sincos((self.position + row) as f64 * w)).collect();
+            for h in 0..self.heads() {
+                for (i, (sin, cos)) in turns.iter().enumerate() {
+                    let column = h * self.dim + i;
+                    let scale = self.scale[column] * unit;
+                    let turn = Turn { cos: libm::round(scale * cos) as i64, sin: libm::round(scale * sin) as i64 };
+                    debug_assert!(i < half);
+                    f(&turn, row * self.stride + self.first + column, row * self.scale.len() + column);
+                }
+            }
+        }
+    }
+
+    /// Dealer: `lam` is the whole input's mask.
+    pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
+        let (half, shift) = (self.dim / 2, self.shift());
+        let (mut a, mut b) = (vec![0; self.out_len()], vec![0; self.out_len()]);
+        self.pairs(|t, at, out| {
+            let (l0, l1) = (lam[at], lam[at + half]);
+            a[out] = scaled(l0, t.cos, shift).wrapping_sub(scaled(l1, t.sin, shift));
+            a[out + half] = scaled(l0, t.sin, shift).wrapping_add(scaled(l1, t.cos, shift));
+            b[out] = l0 >> (self.k_in - 1);
+            b[out + half] = l1 >> (self.k_in - 1);
+        });
+        d.share(self.k_out, a)?;
+        d.share(self.k_bit(), b)
+    }
+
+    /// Evaluator: share of the rotated columns.
+    pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
+        let a = t.next(self.out_len(), self.k_out)?;
+        let b = t.next(self.out_len(), self.k_bit())?;
+        let (half, shift, leads) = (self.dim / 2, self.shift(), t.leads());
+        let (mk_in, mk, quarter) = (mask(self.k_in), mask(self.k_out), 1u64 << (self.k_in - 2));
+        let wrap = |mult: i64| {
+            let p = (mult as i128) << self.k_in;
+            if shift == 0 { p as u64 } else { ((p + (1i128 << (shift - 1))) >> shift) as u64 }
+        };
+        let mut y = vec![0; self.out_len()];
+        self.pairs(|t, at, out| {
+            let [m0, m1] = [(at, out), (at + half, out + half)].map(|(at, out)| {
+                let bias = self.bias.get(out % self.scale.len()).copied().unwrap_or(0) as u64;
+                x.m[at].wrapping_add(bias).wrapping_add(quarter) & mk_in
+            });
+            let w0 = (1 - (m0 >> (self.k_in - 1))) * b[out];
+            let w1 = (1 - (m1 >> (self.k_in - 1))) * b[out + half];
+            let (wc, ws) = (wrap(t.cos), wrap(t.sin));
+            let mut y0 = w0.wrapping_mul(wc).wrapping_sub(w1.wrapping_mul(ws)).wrapping_sub(a[out]);
+            let mut y1 = w0.wrapping_mul(ws).wrapping_add(w1.wrapping_mul(wc)).wrapping_sub(a[out + half]);
+            if leads {
+                let s = |v: u64, mult: i64| scaled(v, mult, shift).wrapping_sub(scaled(quarter, mult, shift));
+                y0 = y0.wrapping_add(s(m0, t.cos)).wrapping_sub(s(m1, t.sin));
+                y1 = y1.wrapping_add(s(m0, t.sin)).wrapping_add(s(m1, t.cos));
+            }
+            y[out] = y0 & mk;
+            y[out + half] = y1 & mk;
+        });
+        Ok(y)
+    }
+
+    /// Meaning in the clear, in units.
+    pub fn plain(&self, x: &[f64]) -> Vec<f64> {
+        let (half, unit) = (self.dim / 2, libm::exp2(-f64::from(self.shift())));
+        let mut y = vec![0.0; self.out_len()];
+        self.pairs(|t, at, out| {
+            let bias = |out: usize| self.bias.get(out % self.scale.len()).copied().unwrap_or(0) as f64;
+            let (x0, x1) = (x[at] + bias(out), x[at + half] + bias(out + half));
+            let (c, s) = (t.cos as f64 * unit, t.sin as f64 * unit);
+            y[out] = c * x0 - s * x1;
+            y[out + half] = s * x0 + c * x1;
+        });
+        y
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{World, add};
+    use super::*;
+    use crate::ring::signed;
+
+    #[test]
+    fn within_three_ulp_up_to_the_range_edge() {
+        let mut w = World::new();
+        for (k_in, k_out, scale) in [(32, 28, 0.01), (54, 28, 1e-9), (30, 40, 3.0)] {
+            let (rows, dim) = (5, 4);
+            let g = Rotate {
+                rows,
+                position: 7,
+                stride: 10,
+                first: 2,
+                dim,
+                frequencies: vec![1.0, 0.01],
+                scale: [1.0, 0.5].iter().flat_map(|h| [h * scale; 4]).collect(),
+                k_in,
+                k_out,
+                bias: vec![],
+            };
+            let edge = (1i64 << (k_in - 2)) - 1;
+            let mut x: Vec<i64> = (0..50).map(|_| w.word() as i64 >> (66 - k_in)).collect();
+            x[2..8].copy_from_slice(&[edge, -edge, 0, 1, -edge, -edge]);
+            let words: Vec<u64> = x.iter().map(|v| *v as u64 & mask(k_in)).collect();
+            let (lam, e) = w.mask(&words, k_in);
+            let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
+            let want = g.plain(&x.iter().map(|v| *v as f64).collect::<Vec<_>>());
+            for (got, want) in add(&s, k_out).into_iter().zip(want) {
+                let difference = signed((got - want.round() as i64) as u64 & mask(k_out), k_out);
+                assert!(difference.abs() <= 4, "{k_in} -> {k_out}: {got} for {want}");
+            }
+        }
+    }
+}
