@@ -5,6 +5,8 @@
 //! norm of its bilinear form times `d`. Attention outputs are convex combinations of value rows; `|GELU(h)| <= |h|`. Every
 //! accumulator's unit is chosen so that its bound fits its ring; a tensor that cannot be bounded refuses the model.
 
+mod attention;
+mod build;
 mod emit;
 mod linalg;
 mod prove;

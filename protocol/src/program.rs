@@ -295,6 +295,7 @@ impl Program {
         for v in &self.values {
             h.update(format!("{:?} {} {}", v.shape, v.bits, v.xor));
         }
+        h.update(format!("{:?} {:?} {}", self.inputs, self.carried, self.output));
         self.digest = h.finalize().into();
         self
     }

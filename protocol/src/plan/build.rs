@@ -1,0 +1,139 @@
+//! Laying down operations: values with their bounds, openings, and the small compositions that every family uses.
+
+use std::sync::Arc;
+
+use super::{Layer, pow2};
+use crate::gates::piecewise::{Piecewise, STRIDE, Select, fit_quadratics};
+use crate::gates::rescale::Rescale;
+use crate::program::{Id, Kind, Op, Value};
+
+/// A program in the making.
+#[derive(Default)]
+pub struct Build {
+    pub values: Vec<Value>,
+    pub ops: Vec<Op>,
+    /// Where the operations belong; starts the names of values.
+    pub layer: String,
+}
+
+/// Integer multipliers and their common exponent for real scales.
+fn fixed(c: &[f64]) -> (Vec<i64>, u32) {
+    let top = c.iter().fold(0f64, |m, c| m.max(c.abs())).max(1e-30);
+    let shift = (26 - libm::ceil(libm::log2(top)) as i32).clamp(0, 100);
+    (c.iter().map(|c| libm::round(c * pow2(shift)) as i64).collect(), shift as u32)
+}
+
+pub fn log2_ceil(x: f64) -> u32 {
+    libm::ceil(libm::log2(x.max(1.0))) as u32
+}
+
+/// Widest window's exponent and number of scales for a positive value up to `hi` units, of use down to `lo`.
+pub fn scales(hi: f64, lo: f64, windows_at_lo: f64) -> (u32, usize) {
+    let top = log2_ceil(hi / 63.0);
+    let finest = libm::log2((lo / windows_at_lo).max(1.0));
+    let n = 1 + libm::round((top as f64 - finest).max(0.0) / STRIDE as f64) as u32;
+    let n = n.clamp(1, 8).min(1 + top / STRIDE);
+    (top - STRIDE * (n - 1), n as usize)
+}
+
+impl Build {
+    /// `bound` is in units.
+    pub fn value(&mut self, name: &str, shape: &[usize], bits: u32, ulp: f64, bound: f64) -> Id {
+        let name = format!("{}{name}", self.layer);
+        self.values.push(Value { name, shape: shape.to_vec(), bits, xor: false, ulp, bound });
+        self.values.len() - 1
+    }
+
+    pub fn bits(&mut self, name: &str, shape: &[usize]) -> Id {
+        let v = self.value(name, shape, 64, 0.0, 0.0);
+        self.values[v].xor = true;
+        v
+    }
+
+    pub fn op(&mut self, kind: Kind, inputs: &[Id], outputs: &[Id]) {
+        self.ops.push(Op { kind, inputs: inputs.to_vec(), outputs: outputs.to_vec() });
+    }
+
+    /// One round for all of `shares`.
+    pub fn open<const N: usize>(&mut self, shares: [Id; N]) -> [Id; N] {
+        let out = shares.map(|s| {
+            self.values.push(self.values[s].clone());
+            self.values.len() - 1
+        });
+        self.op(Kind::Open, &shares, &out);
+        out
+    }
+
+    /// Accumulators of a public linear layer on a share of `rows` rows.
+    pub fn linear(&mut self, name: &str, x: Id, rows: usize, l: &Layer, bits: u32) -> Id {
+        let out = self.value(name, &[rows, l.ulp.len()], bits, 0.0, l.units);
+        self.op(Kind::Linear { rows, layer: Arc::clone(&l.linear) }, &[x], &[out]);
+        out
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub fn rescale(
+        &mut self,
+        name: &str,
+        x: Id,
+        first: usize,
+        stride: usize,
+        scale: &[f64],
+        bias: &[f64],
+        k_out: u32,
+        ulp: f64,
+        bound: f64,
+    ) -> Id {
+        let (mult, shift) = fixed(scale);
+        let k_in = self.values[x].bits;
+        let bias = bias.iter().map(|b| libm::round(*b) as i64).collect();
+        let rows = self.values[x].len() / stride;
+        let out = self.value(name, &[rows, mult.len()], k_out, ulp, bound + 2.0);
+        self.op(Kind::Rescale(Rescale { rows, stride, first, mult, shift, k_in, k_out, bias }), &[x], &[out]);
+        out
+    }
+
+    /// `f` of a masked positive scalar per row: two rounds; the last opening is the caller's.
+    #[allow(clippy::too_many_arguments)]
+    pub fn row_function(
+        &mut self,
+        name: &str,
+        x: Id,
+        drop: u32,
+        scales: usize,
+        k_out: u32,
+        rho: u32,
+        f: impl Fn(f64) -> f64,
+        beside: Option<Id>,
+    ) -> (Id, Option<Id>) {
+        let rows = self.values[x].len();
+        let coef = fit_quadratics(f, drop, scales);
+        // A scale outside its range may give anything; what is chosen is at most what the first window gives.
+        let bound = coef[0][0].iter().map(|c| c.abs()).sum::<f64>();
+        let anything = libm::exp2(f64::from(k_out - 1));
+        let gate = Piecewise { rows, k_in: self.values[x].bits, drop, scales, coef, rho_bits: rho.min(drop), k_out };
+        let v = self.value(&format!("{name} at {scales} scales"), &[rows, scales], k_out, 0.0, anything);
+        let b = self.bits(&format!("{name} flags"), &[rows]);
+        self.op(Kind::Piecewise(gate), &[x], &[v, b]);
+        let (v, b, beside) = match beside {
+            Some(o) => {
+                let [v, b, o] = self.open([v, b, o]);
+                (v, b, Some(o))
+            }
+            None => {
+                let [v, b] = self.open([v, b]);
+                (v, b, None)
+            }
+        };
+        let r = self.value(name, &[rows], k_out, 0.0, bound);
+        self.op(Kind::Select(Select { rows, scales, k: k_out }), &[v, b], &[r]);
+        (r, beside)
+    }
+
+    pub fn add(&mut self, name: &str, a: Id, b: Id) -> Id {
+        let v = self.values[a].clone();
+        let out = self.value(name, &v.shape, v.bits, v.ulp, v.bound + self.values[b].bound);
+        self.op(Kind::Add, &[a, b], &[out]);
+        out
+    }
+}
