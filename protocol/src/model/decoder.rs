@@ -1,13 +1,16 @@
 //! Decoder language models: one description of every supported family, read from published files, and its float64
 //! reference.
 //!
-//! A directory holds `config.json` with `model.safetensors`, or `model.safetensors.index.json` and its shards. Every field of a configuration is either understood, or
+//! A directory holds either `config.json` with `model.safetensors` (or `model.safetensors.index.json` and its shards), or
+//! one `*.gguf` file; where it has both, the safetensors are read. Every field of a configuration is either understood, or
 //! known not to change what is computed, or refused by name with its value; every tensor is either used or refused.
 
 mod fields;
 mod gated;
+mod gguf;
 mod gpt2;
 mod llama;
+mod llama_gguf;
 mod mistral;
 mod plaintext;
 mod qwen2;
@@ -16,7 +19,7 @@ mod rope;
 mod source;
 mod weights;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Dense, Norm, config};
 use crate::Error;
@@ -154,6 +157,11 @@ impl DecoderModel {
         if !dir.is_dir() {
             return refuse(format!("{} is not a directory", dir.display()));
         }
+        if !weights::present(dir)
+            && let Some(path) = gguf_of(dir)?
+        {
+            return llama_gguf::load(&path);
+        }
         let bytes = config::read(&dir.join("config.json"))?;
         let mut fields = Fields::parse("config.json", &bytes)?;
         let gated = match fields.required::<String>("model_type")?.as_str() {
@@ -220,6 +228,21 @@ fn with_generation(mut model: DecoderModel, dir: &Path) -> Result<DecoderModel, 
         }
     }
     Ok(model)
+}
+
+fn gguf_of(dir: &Path) -> Result<Option<PathBuf>, Error> {
+    let unreadable = |e| Error::Model(format!("cannot read {}: {e}", dir.display()));
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+            found.push(path);
+        }
+    }
+    if found.len() > 1 {
+        return refuse(format!("{} holds {} gguf files, keep the one to load", dir.display(), found.len()));
+    }
+    Ok(found.pop())
 }
 
 fn refuse<T>(why: String) -> Result<T, Error> {

@@ -18,6 +18,10 @@ pub(super) enum Format {
     F32,
     F16,
     Bf16,
+    /// 32 signed bytes times one half-precision scale.
+    Q8_0,
+    /// 32 nibbles less 8 times one half-precision scale; the low nibbles are the first 16 values.
+    Q4_0,
 }
 
 impl Format {
@@ -26,6 +30,8 @@ impl Format {
         match self {
             Format::F32 => (1, 4),
             Format::F16 | Format::Bf16 => (1, 2),
+            Format::Q8_0 => (32, 34),
+            Format::Q4_0 => (32, 18),
         }
     }
 
@@ -44,6 +50,20 @@ impl Format {
                 let wide = |b: [u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16);
                 out.extend(data.as_chunks().0.iter().copied().map(wide));
             }
+            Format::Q8_0 => {
+                for [a, b, quants @ ..] in data.as_chunks::<34>().0 {
+                    let scale = half([*a, *b]);
+                    out.extend(quants.iter().map(|q| scale * f32::from(q.cast_signed())));
+                }
+            }
+            Format::Q4_0 => {
+                for [a, b, quants @ ..] in data.as_chunks::<18>().0 {
+                    let scale = half([*a, *b]);
+                    let value = |nibble: u8| scale * (f32::from(nibble) - 8.0);
+                    out.extend(quants.iter().map(|q| value(q & 15)));
+                    out.extend(quants.iter().map(|q| value(q >> 4)));
+                }
+            }
         }
     }
 }
@@ -54,17 +74,23 @@ pub(super) struct Source<'a> {
     inner: &'a mut dyn Read,
     hash: &'a mut Sha256,
     left: u64,
+    len: u64,
 }
 
 impl<'a> Source<'a> {
     /// `len` is the file's whole length; it enters the digest first, so that no two lists of files hash alike.
     pub(super) fn new(name: &'a str, inner: &'a mut dyn Read, len: u64, hash: &'a mut Sha256) -> Source<'a> {
         hash.update(len.to_le_bytes());
-        Source { name, inner, hash, left: len }
+        Source { name, inner, hash, left: len, len }
     }
 
     pub(super) fn left(&self) -> u64 {
         self.left
+    }
+
+    /// Bytes read so far.
+    pub(super) fn position(&self) -> u64 {
+        self.len - self.left
     }
 
     /// The next `n` bytes.

@@ -23,6 +23,11 @@ const LONGEST_HEADER: u64 = 100_000_000;
 /// Ends of names of buffers that older files carry: rotary frequencies, which the configuration gives, and causal masks.
 const BUFFERS: [&str; 3] = [".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"];
 
+/// Whether a directory holds weights as safetensors.
+pub(super) fn present(dir: &Path) -> bool {
+    dir.join(SINGLE).exists() || dir.join(INDEX).exists()
+}
+
 struct Tensor {
     shape: Vec<usize>,
     values: Vec<f32>,
@@ -51,7 +56,7 @@ impl Weights {
         } else if dir.join(INDEX).exists() {
             weights.read_shards(dir, &mut hash)?;
         } else {
-            return refuse(format!("{} has no {SINGLE} and no {INDEX}", dir.display()));
+            return refuse(format!("{} has no {SINGLE}, no {INDEX} and no gguf file", dir.display()));
         }
         weights.digest = hash.finalize().into();
         Ok(weights)
@@ -137,6 +142,16 @@ impl Weights {
 
     pub(super) fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
+    }
+
+    /// Every tensor, with its shape and values.
+    pub(super) fn into_tensors(self) -> impl Iterator<Item = (String, Vec<usize>, Vec<f32>)> {
+        self.tensors.into_iter().map(|(name, t)| (name, t.shape, t.values))
+    }
+
+    /// Rows of a matrix that is there.
+    pub(super) fn rows(&self, name: &str) -> Option<usize> {
+        self.tensors.get(name)?.shape.first().copied()
     }
 
     pub(super) fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
