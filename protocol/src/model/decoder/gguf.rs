@@ -65,12 +65,19 @@ struct Description {
     /// Rows first, as everywhere else.
     shape: Vec<usize>,
     count: u64,
-    format: Format,
+    kind: u32,
     offset: u64,
 }
 
-/// Reads a whole file. An array of the metadata becomes its length: those of a language model are its tokeniser's.
-pub(super) fn read(source: &mut Source) -> Result<(Map<String, Value>, Weights), Error> {
+/// The tensors of a file whose header was read.
+pub(super) struct Contents {
+    descriptions: Vec<Description>,
+    alignment: u64,
+}
+
+/// Reads up to the first tensor. An array of the metadata becomes its length: those of a language model are its
+/// tokeniser's.
+pub(super) fn header(source: &mut Source) -> Result<(Map<String, Value>, Contents), Error> {
     if &source.array()? != b"GGUF" {
         return source.refuse("not a gguf file".into());
     }
@@ -97,22 +104,36 @@ pub(super) fn read(source: &mut Source) -> Result<(Map<String, Value>, Weights),
     let Some(alignment) = alignment.filter(|a| a.is_power_of_two() && *a <= 1 << 20) else {
         return source.refuse("general.alignment is not a power of two of reasonable size".into());
     };
-    pad(source, alignment)?;
-    let start = source.position();
     descriptions.sort_by_key(|d| d.offset);
-    let mut weights = Weights::new([0; 32]);
-    for d in descriptions {
-        if start.checked_add(d.offset) != Some(source.position()) {
-            return source.refuse(format!("tensor {} does not follow the one before it", d.name));
+    Ok((metadata, Contents { descriptions, alignment }))
+}
+
+impl Contents {
+    /// Reads the rest.
+    pub(super) fn read(self, source: &mut Source) -> Result<Weights, Error> {
+        pad(source, self.alignment)?;
+        let start = source.position();
+        let mut weights = Weights::new([0; 32]);
+        for d in self.descriptions {
+            let Some(format) = format_of(d.kind) else {
+                let kind = TYPES.get(d.kind as usize).map_or(format!("type {}", d.kind), |name| (*name).into());
+                return source.refuse(format!("tensor {} is {kind}, expected F32, F16, BF16, Q8_0 or Q4_0", d.name));
+            };
+            if !d.shape.last().is_some_and(|cols| (*cols as u64).is_multiple_of(format.block().0)) {
+                return source.refuse(format!("tensor {} cannot be {:?} values of {format:?}", d.name, d.shape));
+            }
+            if start.checked_add(d.offset) != Some(source.position()) {
+                return source.refuse(format!("tensor {} does not follow the one before it", d.name));
+            }
+            let values = source.values(&d.name, format, d.count)?;
+            weights.insert(d.name, d.shape, values)?;
+            pad(source, self.alignment)?;
         }
-        let values = source.values(&d.name, d.format, d.count)?;
-        weights.insert(d.name, d.shape, values)?;
-        pad(source, alignment)?;
+        if source.left() > 0 {
+            return source.refuse(format!("{} bytes follow the last tensor", source.left()));
+        }
+        Ok(weights)
     }
-    if source.left() > 0 {
-        return source.refuse(format!("{} bytes follow the last tensor", source.left()));
-    }
-    Ok((metadata, weights))
 }
 
 fn description(source: &mut Source) -> Result<Description, Error> {
@@ -127,16 +148,11 @@ fn description(source: &mut Source) -> Result<Description, Error> {
         count = count.and_then(|c| c.checked_mul(size)).filter(|c| *c > 0 && *c <= 1 << 48);
         shape.insert(0, size as usize);
     }
-    let kind = word(source)?;
-    let Some(format) = format_of(kind) else {
-        let kind = TYPES.get(kind as usize).map_or(format!("type {kind}"), |name| (*name).into());
-        return source.refuse(format!("tensor {name} is {kind}, expected F32, F16, BF16, Q8_0 or Q4_0"));
-    };
-    let offset = long(source)?;
-    let Some(count) = count.filter(|_| (shape[shape.len() - 1] as u64).is_multiple_of(format.block().0)) else {
-        return source.refuse(format!("tensor {name} cannot be {shape:?} values of {format:?}"));
-    };
-    Ok(Description { name, shape, count, format, offset })
+    let (kind, offset) = (word(source)?, long(source)?);
+    match count {
+        Some(count) => Ok(Description { name, shape, count, kind, offset }),
+        None => source.refuse(format!("tensor {name} cannot have shape {shape:?}")),
+    }
 }
 
 fn format_of(kind: u32) -> Option<Format> {

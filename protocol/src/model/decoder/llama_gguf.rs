@@ -4,6 +4,7 @@
 //! value `2 i + 1`, where the checkpoint turns `i` with `i + head_dim / 2`. The tokeniser in the metadata is not read; a
 //! `tokenizer.json` lies beside the file.
 
+use std::io::Read;
 use std::path::Path;
 
 use sha2::Digest;
@@ -39,19 +40,25 @@ const NAMES: [(&str, &str); 9] = [
 
 pub(super) fn load(path: &Path) -> Result<DecoderModel, Error> {
     let (mut file, len) = open(path)?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let mut hash = hasher();
-    let (metadata, mut weights) = gguf::read(&mut Source::new(&name, &mut file, len, &mut hash))?;
-    weights.digest = hash.finalize().into();
-    build(Fields::new(&name, metadata), weights)
+    read(&path.file_name().unwrap_or_default().to_string_lossy(), &mut file, len)
 }
 
-/// From the metadata and the tensors of a file.
-pub(super) fn build(mut f: Fields, weights: Weights) -> Result<DecoderModel, Error> {
+/// A whole file of `len` bytes.
+pub(super) fn read(name: &str, file: &mut dyn Read, len: u64) -> Result<DecoderModel, Error> {
+    let mut hash = hasher();
+    let mut source = Source::new(name, file, len, &mut hash);
+    let (metadata, contents) = gguf::header(&mut source)?;
+    let mut f = Fields::new(name, metadata);
     let architecture: String = f.required("general.architecture")?;
     if architecture != "llama" {
         return f.refuse("general.architecture", format!("\"{architecture}\" is not supported, \"llama\" is"));
     }
+    let mut weights = contents.read(&mut source)?;
+    weights.digest = hash.finalize().into();
+    build(f, weights)
+}
+
+fn build(mut f: Fields, weights: Weights) -> Result<DecoderModel, Error> {
     f.only("general.type", "model")?;
     f.only("split.count", 1)?;
     f.only("split.no", 0)?;

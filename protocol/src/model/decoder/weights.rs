@@ -91,13 +91,13 @@ impl Weights {
         Ok(())
     }
 
-    /// Returns the names of all tensors of the file.
     fn read_file(&mut self, dir: &Path, name: &str, hash: &mut Sha256) -> Result<Vec<String>, Error> {
         let (mut file, len) = open(&dir.join(name))?;
         self.read_safetensors(&mut Source::new(name, &mut file, len, hash))
     }
 
-    fn read_safetensors(&mut self, source: &mut Source) -> Result<Vec<String>, Error> {
+    /// Returns the names of all tensors of the file.
+    pub(super) fn read_safetensors(&mut self, source: &mut Source) -> Result<Vec<String>, Error> {
         let header = u64::from_le_bytes(source.array()?);
         if header > LONGEST_HEADER {
             return source.refuse(format!("truncated or not a safetensors file: its header is {header} bytes long"));
