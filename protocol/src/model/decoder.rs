@@ -17,6 +17,8 @@ mod qwen2;
 mod qwen3;
 mod rope;
 mod source;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 use std::path::{Path, PathBuf};
