@@ -5,6 +5,7 @@
 //! the model's authors is refused by name here, rather than silently approximated later.
 
 mod config;
+pub mod decoder;
 mod plaintext;
 mod tensors;
 #[cfg(test)]

@@ -117,7 +117,7 @@ impl BertModel {
     }
 }
 
-fn add(x: &mut [f64], y: &[f64]) {
+pub(super) fn add(x: &mut [f64], y: &[f64]) {
     x.iter_mut().zip(y).for_each(|(a, b)| *a += b);
 }
 
@@ -126,7 +126,7 @@ fn gelu(x: f64) -> f64 {
 }
 
 /// `rows x inp` to `rows x out`. Both operands are repacked so that a tile's inner loop reads two contiguous streams.
-fn dense(x: &[f64], layer: &Dense) -> Vec<f64> {
+pub(super) fn dense(x: &[f64], layer: &Dense) -> Vec<f64> {
     let (inp, out) = (layer.inp, layer.out);
     let rows = x.len() / inp;
     let panels: Vec<[f64; TILE]> = (0..rows)
