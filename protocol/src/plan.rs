@@ -7,6 +7,8 @@
 
 mod attention;
 mod build;
+mod decode;
+mod decoder;
 mod emit;
 mod linalg;
 mod prove;
@@ -23,6 +25,7 @@ use crate::gemm::Weights;
 use crate::model::{BertModel, Dense, Norm, Pooling};
 use crate::program::{Linear, Program};
 use crate::query::LENGTHS;
+pub use decoder::DecoderPlanner;
 pub(crate) use linalg::dot;
 use linalg::{Matrix, eigenvalue_bound, norm};
 
@@ -98,13 +101,13 @@ fn add(a: &[f64], b: &[f64]) -> Vec<f64> {
 }
 
 /// Quantises row `j` with weight unit `unit[j]`; inputs carry `f` fraction bits.
-fn quantise(op: &str, rows: &[&[f32]], bias: &[f64], unit: Vec<f64>, f: i32, bounds: &[f64]) -> Result<Layer, Error> {
+fn quantise(op: &str, rows: &[&[f64]], bias: &[f64], unit: Vec<f64>, f: i32, bounds: &[f64]) -> Result<Layer, Error> {
     let cols = rows[0].len();
     let mut ints = Vec::with_capacity(rows.len() * cols);
     let mut hash = Sha256::new();
     for (row, s) in rows.iter().zip(&unit) {
         for w in row.iter() {
-            let v = libm::round(*w as f64 / s);
+            let v = libm::round(w / s);
             if !(-32768.0..=32767.0).contains(&v) {
                 return Err(refuse(op, format!("a weight needs {v} units, more than 16 bits hold")));
             }
@@ -136,6 +139,14 @@ fn units(rows: &[&[f32]], bounds: &[f64], f: i32, k: u32) -> Vec<f64> {
 
 fn rows(d: &Dense) -> Vec<&[f32]> {
     d.weight.chunks_exact(d.inp).collect()
+}
+
+fn wide_rows(rows: &[&[f32]]) -> Vec<Vec<f64>> {
+    rows.iter().map(|r| wide(r)).collect()
+}
+
+fn slices(rows: &[Vec<f64>]) -> Vec<&[f64]> {
+    rows.iter().map(Vec::as_slice).collect()
 }
 
 fn constant(d: &Dense, beta: &[f64]) -> Vec<f64> {
@@ -232,7 +243,7 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
     bias.extend(key_shift);
     bias.extend(wide(&l.value.bias));
     let unit = units(&all, &bounds, F, 32);
-    let qkv = quantise(&format!("{name} query/key/value"), &all, &bias, unit, F, &bounds)?;
+    let qkv = quantise(&format!("{name} query/key/value"), &slices(&wide_rows(&all)), &bias, unit, F, &bounds)?;
 
     // Scores, head by head.
     let (mut plan, mut score_units) = (Vec::new(), Vec::new());
@@ -272,7 +283,7 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
     let unit = units(&out_rows, &out_bounds, F, 32);
     let attention_out = quantise(
         &format!("{name} attention output"),
-        &out_rows,
+        &slices(&wide_rows(&out_rows)),
         &wide(&l.attention_output.bias),
         unit,
         F,
@@ -310,7 +321,14 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
         gelu.push(series);
         unit.push(unit_of(range));
     }
-    let up = quantise(&format!("{name} intermediate"), &up_rows, &wide(&l.intermediate.bias), unit, F, &up_bounds)?;
+    let up = quantise(
+        &format!("{name} intermediate"),
+        &slices(&wide_rows(&up_rows)),
+        &wide(&l.intermediate.bias),
+        unit,
+        F,
+        &up_bounds,
+    )?;
     let k_gelu = F_GELU_OUT + 2 + libm::ceil(libm::log2(up.bound.max(1.0))) as u32;
     let gelu_norm = libm::sqrt(eigenvalue_bound(&up_m.gram_columns(), 4)) * root + norm(&c1);
     let down_rows = rows(&l.output);
@@ -320,7 +338,14 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
         .map(|(r, b)| norm(&wide(r)) * gelu_norm * SLACK + (*b as f64).abs())
         .collect();
     let unit = units(&down_rows, &down_bounds, F_GELU, 32);
-    let down = quantise(&format!("{name} output"), &down_rows, &wide(&l.output.bias), unit, F_GELU, &down_bounds)?;
+    let down = quantise(
+        &format!("{name} output"),
+        &slices(&wide_rows(&down_rows)),
+        &wide(&l.output.bias),
+        unit,
+        F_GELU,
+        &down_bounds,
+    )?;
     let output_norm = norm_plan(&l.output_norm, (residual(&l.attention_norm) + norm(&down_bounds)) * SLACK);
 
     Ok(Block {

@@ -230,6 +230,17 @@ pub struct OpLine {
     pub dealt_bytes: u64,
 }
 
+/// What a program's output is to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A sum over the rows that are not padding.
+    Sum,
+    /// The first row.
+    First,
+    /// Logits of one position or more; padding comes before the text.
+    Logits,
+}
+
 /// A planned model for one number of tokens.
 pub struct Program {
     /// Values.
@@ -242,8 +253,7 @@ pub struct Program {
     pub(crate) output: Id,
     /// Values that the program before this one left, and those that this one leaves, in the same order.
     pub(crate) carried: [Vec<Id>; 2],
-    /// The output is a sum over the rows that are not padding.
-    pub(crate) mean: bool,
+    pub(crate) result: Outcome,
     pub(crate) digest: [u8; 32],
 }
 

@@ -2,7 +2,9 @@
 //!
 //! A text of `n` tokens runs as a program for the next padded length `T`; parties learn `T` only. Rows `n..T` are copies
 //! of the first row, so that each computes what the first does, and a second input has a bit per row, 0 for these, by
-//! which the program gives them no weight in attention (see [`crate::gates::pad`]) and leaves them out of the mean.
+//! which the program gives them no weight in attention (see [`crate::gates::pad`]) and leaves them out of the mean. A
+//! decoder's padding comes first, since what follows a text has to lie next to its end; only differences of positions
+//! matter to it, or the client adds positions itself.
 //!
 //! The first evaluator's half is the seed it expands from; the second's is the input less that expansion. Each alone is
 //! uniform, and both have a length that depends on `T` only.
@@ -10,7 +12,7 @@
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::prg::{Prg, SessionKey};
-use crate::program::Program;
+use crate::program::{Outcome, Program};
 use crate::ring::{mask, pack, packed_len, signed, unpack};
 use crate::{Error, Role};
 
@@ -39,8 +41,11 @@ impl Program {
         let x = &self.values[self.inputs[0]];
         let cols = x.len() / self.tokens;
         let n = rows.len() / cols;
-        if n == 0 || n > self.tokens || rows.len() != n * cols || rows.iter().any(|v| !v.is_finite()) {
-            let reason = format!("{} values, but 1 to {} rows of {cols} finite ones are due", rows.len(), self.tokens);
+        let least = if self.inputs.len() == 1 { self.tokens } else { 1 };
+        let whole = rows.len() == n * cols && rows.iter().all(|v| v.is_finite());
+        if n < least || n > self.tokens || !whole {
+            let count = rows.len();
+            let reason = format!("{count} values, but {least} to {} rows of {cols} finite ones are due", self.tokens);
             return Err(Error::Malformed { what: "input", reason });
         }
         let word = |v: &f64| libm::round(v / x.ulp) as i64 as u64 & mask(x.bits);
@@ -49,7 +54,12 @@ impl Program {
         for _ in n..self.tokens {
             words.extend_from_within(..cols);
         }
-        Ok(vec![words, Zeroizing::new((0..self.tokens).map(|i| u64::from(i < n)).collect())])
+        let mut keep: Zeroizing<Vec<u64>> = Zeroizing::new((0..self.tokens).map(|i| u64::from(i < n)).collect());
+        if self.result == Outcome::Logits {
+            words.rotate_right((self.tokens - n) * cols);
+            keep.reverse();
+        }
+        Ok([words, keep].into_iter().take(self.inputs.len()).collect())
     }
 
     /// Splits input words into one half for each evaluator.
@@ -113,7 +123,7 @@ impl Program {
             .collect()
     }
 
-    /// Both result shares to the pooled embedding of a text of `tokens` tokens, not normalised.
+    /// Both result shares to reals: the pooled embedding of a text of `tokens` tokens, not normalised, or logits.
     ///
     /// # Errors
     /// Shares of another length, or more tokens than the program holds.
@@ -123,7 +133,7 @@ impl Program {
             let reason = format!("{} and {} words, {} are due", a.len(), b.len(), v.len());
             return Err(Error::Malformed { what: "result", reason });
         }
-        let divisor = if self.mean { tokens as f64 } else { 1.0 };
+        let divisor = if self.result == Outcome::Sum { tokens as f64 } else { 1.0 };
         let unit = v.ulp / divisor;
         let real = |(a, b): (&u64, &u64)| signed(a.wrapping_add(*b) & mask(v.bits), v.bits) as f64 * unit;
         Ok(a.iter().zip(b).map(real).collect())

@@ -1,105 +1,18 @@
 //! The whole encoder under masked evaluation, three roles in one process, against the f64 model and the cost model.
 
+mod common;
+
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
+use common::{States, run};
 use tacet_protocol::model::BertModel;
 use tacet_protocol::plan::Planner;
-use tacet_protocol::prg::{Prg, SessionKey};
 use tacet_protocol::program::Program;
+use tacet_protocol::query;
 use tacet_protocol::ring::{mask, signed};
 use tacet_protocol::twin::{self, Plain};
-use tacet_protocol::{DealerSink, Error, EvaluatorIo, Role, query, run};
 use zeroize::Zeroizing;
-
-/// One evaluator's ends of the channels, with counters of payload bytes.
-struct Io {
-    dealer: Receiver<(u32, Vec<u8>)>,
-    to: Sender<(u32, Vec<u8>)>,
-    from: Receiver<(u32, Vec<u8>)>,
-    rounds: u32,
-    opened: u64,
-    dealt: u64,
-    /// How often each byte value was received, and the first bytes received.
-    seen: Box<[u64; 256]>,
-    head: Vec<u8>,
-}
-
-impl Io {
-    fn record(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|b| self.seen[*b as usize] += 1);
-        self.head.extend(bytes.iter().take(1024usize.saturating_sub(self.head.len())));
-    }
-}
-
-fn gone<E>(_: E) -> Error {
-    Error::Transport("the other thread ended".into())
-}
-
-impl EvaluatorIo for Io {
-    fn dealt(&mut self, step: u32, len: usize) -> Result<Vec<u8>, Error> {
-        let (s, b) = self.dealer.recv().map_err(gone)?;
-        assert_eq!((s, b.len()), (step, len));
-        self.dealt += len as u64;
-        self.record(&b);
-        Ok(b)
-    }
-
-    fn exchange(&mut self, step: u32, out: Vec<u8>) -> Result<Vec<u8>, Error> {
-        self.rounds += 1;
-        self.opened += out.len() as u64;
-        self.to.send((step, out)).map_err(gone)?;
-        let (s, b) = self.from.recv().map_err(gone)?;
-        assert_eq!(s, step);
-        self.record(&b);
-        Ok(b)
-    }
-}
-
-struct Sink([Sender<(u32, Vec<u8>)>; 2]);
-
-impl DealerSink for Sink {
-    fn send(&mut self, to: Role, step: u32, bytes: Vec<u8>) -> Result<(), Error> {
-        self.0[usize::from(to == Role::E2)].send((step, bytes)).map_err(gone)
-    }
-}
-
-/// Shares `input`, runs the three roles on threads; the result shares, and checked costs.
-fn run(p: &Program, input: &[Zeroizing<Vec<u64>>], key: u64) -> ([Vec<u64>; 2], [Io; 2]) {
-    let prg = |i: u8| {
-        let mut seed = [i; 32];
-        seed[..8].copy_from_slice(&key.to_le_bytes());
-        Prg::new(&SessionKey::from_seed(seed))
-    };
-    let halves = p.split(input).unwrap();
-    let s1 = p.expand(Role::E1, halves.seed.as_slice()).unwrap();
-    let s2 = p.expand(Role::E2, &halves.packed).unwrap();
-    let ((d1, r1), (d2, r2), (a, b), (c, d)) = (channel(), channel(), channel(), channel());
-    let io = |dealer, to, from| Io {
-        dealer,
-        to,
-        from,
-        rounds: 0,
-        opened: 0,
-        dealt: 0,
-        seen: Box::new([0; 256]),
-        head: vec![],
-    };
-    let (mut io1, mut io2) = (io(r1, a, d), io(r2, c, b));
-    let (y1, y2) = std::thread::scope(|s| {
-        let dealing = s.spawn(|| run::deal(p, prg(1), prg(2), &mut Sink([d1, d2])).unwrap());
-        let e1 = s.spawn(|| run::evaluate(p, Role::E1, prg(1), s1, &mut io1).unwrap());
-        let e2 = s.spawn(|| run::evaluate(p, Role::E2, prg(2), s2, &mut io2).unwrap());
-        dealing.join().unwrap();
-        (e1.join().unwrap(), e2.join().unwrap())
-    });
-    let cost = p.cost();
-    for (io, dealt) in [(&io1, cost.dealt_bytes[0]), (&io2, cost.dealt_bytes[1])] {
-        assert_eq!((io.rounds, io.opened, io.dealt), (cost.rounds, cost.opened_bytes, dealt));
-    }
-    ([y1, y2], [io1, io2])
-}
 
 fn cosine(a: &[f64], b: &[f64]) -> f64 {
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
@@ -134,7 +47,7 @@ fn real_weights_agree_with_plaintext_and_cost_is_exact() {
         let rows = model.embed_tokens(&ids).unwrap();
         let input = p.encode_input(&rows).unwrap();
         let t = Instant::now();
-        let ([y1, y2], _) = run(&p, &input, 9);
+        let ([y1, y2], _) = run(&p, &input, 9, &mut States::default());
         let took = t.elapsed();
         let got = p.decode_output(&y1, &y2, tokens).unwrap();
         let want = model.plaintext(&ids).unwrap();
@@ -205,7 +118,7 @@ fn received_bytes_are_statistically_the_same_for_different_inputs() {
     let mut ones = vec![[vec![0u64; 8192], vec![0u64; 8192]]; 2];
     for (i, input) in inputs.iter().enumerate() {
         for r in 0..RUNS {
-            let (_, io) = run(&p, input, 1 + r * 2 + i as u64);
+            let (_, io) = run(&p, input, 1 + r * 2 + i as u64, &mut States::default());
             for (e, io) in io.iter().enumerate() {
                 seen[i][e].iter_mut().zip(io.seen.iter()).for_each(|(a, b)| *a += b);
                 ones[i][e].iter_mut().enumerate().for_each(|(j, n)| *n += u64::from(io.head[j / 8] >> (j % 8) & 1));

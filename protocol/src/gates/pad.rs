@@ -12,13 +12,14 @@ use crate::ring::mask;
 /// one for the rounding that tells a copy from its original.
 pub const LEVELS: u32 = 17;
 
-/// Adds `levels (keep_j - 1 / 2)` steps to every score of key `j`, which keeps scores centred in their ring.
+/// Adds `levels (keep_j - 1 / 2)` steps to every score of key `j`, with `keep_j = 1` for keys after
+/// the marked ones, which keeps scores centred in their ring.
 #[derive(Clone, Debug)]
 pub struct PadKeys {
     /// The scores of each head.
     pub grid: Grid,
-    /// Steps of the row maximum by which a padded key is lowered, at least [`LEVELS`].
-    pub levels: u32,
+    /// Per head, steps of the row maximum by which a padded key is lowered, at least [`LEVELS`].
+    pub levels: Vec<u32>,
     /// Per head, log2 of the number of maximum levels over the whole ring.
     pub level_bits: Vec<u32>,
     /// Ring of scores; the shared bits are in this ring or a wider one.
@@ -28,7 +29,7 @@ pub struct PadKeys {
 impl PadKeys {
     /// Units by which head `h` raises real keys, after all were lowered by half of it.
     pub fn shift(&self, h: usize) -> u64 {
-        u64::from(self.levels) << (self.k - self.level_bits[h])
+        u64::from(self.levels[h]) << (self.k - self.level_bits[h])
     }
 
     /// Evaluator: share of the moved scores from shares of scores and of the bits, one a key.
@@ -37,7 +38,9 @@ impl PadKeys {
         for (h, head) in scores.chunks_exact(self.grid.len()).enumerate() {
             let up = self.shift(h);
             let down = if leads { up / 2 } else { 0 };
-            let by: Vec<u64> = keep.iter().map(|b| b.wrapping_mul(up).wrapping_sub(down)).collect();
+            let marked = keep.iter().map(|b| b.wrapping_mul(up).wrapping_sub(down));
+            let unmarked = if leads { up - down } else { 0 };
+            let by: Vec<u64> = marked.chain(std::iter::repeat(unmarked)).take(self.grid.keys).collect();
             for (_, row) in self.grid.split(head) {
                 out.extend(row.iter().zip(&by).map(|(s, b)| s.wrapping_add(*b) & mask(self.k)));
             }
@@ -50,6 +53,7 @@ impl PadKeys {
         let mut out = Vec::with_capacity(scores.len());
         for (h, head) in scores.chunks_exact(self.grid.len()).enumerate() {
             for (_, row) in self.grid.split(head) {
+                let keep = keep.iter().copied().chain(std::iter::repeat(1.0));
                 out.extend(row.iter().zip(keep).map(|(s, b)| s + self.shift(h) as f64 * (b - 0.5)));
             }
         }
@@ -64,9 +68,9 @@ mod tests {
 
     #[test]
     fn moves_are_exact_on_shares() {
-        let g = PadKeys { grid: Grid::causal(1, 2), levels: LEVELS, level_bits: vec![7, 9], k: 28 };
-        let (s1, keep1) = ([0x0fff_fff0u64; 10], [5u64, 0x0fff_ffff, 7]);
-        let s2: Vec<u64> = (0..10).map(|i| (i * i * 1000) as u64).collect();
+        let g = PadKeys { grid: Grid::causal(1, 3), levels: vec![LEVELS, 30], level_bits: vec![7, 9], k: 28 };
+        let (s1, keep1) = ([0x0fff_fff0u64; 18], [5u64, 0x0fff_ffff, 7]);
+        let s2: Vec<u64> = (0..18).map(|i| (i * i * 1000) as u64).collect();
         let keep2: Vec<u64> = keep1.iter().zip([1u64, 0, 0]).map(|(p, x)| x.wrapping_sub(*p) & mask(32)).collect();
         let sum = |a: &[u64], b: &[u64]| -> Vec<f64> {
             a.iter().zip(b).map(|(a, b)| signed(a.wrapping_add(*b) & mask(28), 28) as f64).collect()

@@ -77,7 +77,7 @@ impl Piecewise {
                 let (lh, ll) = ((l >> drop) as usize, self.low(l, s) as f64 * unit);
                 for j in 0..WINDOWS {
                     let [c0, c1, c2] = self.coef[s][j.wrapping_sub(lh) % WINDOWS];
-                    let a = [c0 - c1 * ll + c2 * ll * ll, (c1 - 2.0 * c2 * ll) * unit, c2 * unit * unit];
+                    let a = [c0 - c1 * ll + c2 * ll * ll, (c1 - 2.0 * c2 * ll) * unit, c2 * unit];
                     v.extend(a.map(|a| a.round() as i64 as u64));
                 }
                 if s + 1 < self.scales {
@@ -122,7 +122,10 @@ impl Piecewise {
                 let drop = self.drop_of(s);
                 let a = &v[((r * self.scales + s) * WINDOWS + (m >> drop) as usize % WINDOWS) * 3..][..3];
                 let p = self.low(m, s);
-                out.push(a[0].wrapping_add(p.wrapping_mul(a[1].wrapping_add(p.wrapping_mul(a[2])))) & mask(self.k_out));
+                // The square keeps as many bits as the position, so that no rounded coefficient is multiplied by more.
+                let square = (p * p) >> self.rho_bits;
+                let sum = a[1].wrapping_mul(p).wrapping_add(a[2].wrapping_mul(square)).wrapping_add(a[0]);
+                out.push(sum & mask(self.k_out));
                 if s + 1 < self.scales {
                     let word = f[r * (self.scales - 1) + s];
                     flags[r] |= (word >> ((m >> (drop + STRIDE)) % 64) & 1) << s;

@@ -23,20 +23,18 @@ pub struct Rotate {
     pub dim: usize,
     /// Radians a position, `dim / 2` values.
     pub frequencies: Vec<f64>,
-    /// Scale of every output column, `heads x dim`; equal in both values of a pair.
+    /// Scale of every input column, `heads x dim`.
     pub scale: Vec<f64>,
     /// Ring of the input; `|x| < 2^(k_in - 2)`.
     pub k_in: u32,
     /// Ring of the output.
     pub k_out: u32,
-    /// Added to each input column before, in its units: `heads x dim`, or empty for none.
-    pub bias: Vec<i64>,
 }
 
-/// Multipliers of one pair and their binary exponent.
+/// Multipliers of one pair: of its first value in both outputs, and of its second.
 struct Turn {
-    cos: i64,
-    sin: i64,
+    cos: [i64; 2],
+    sin: [i64; 2],
 }
 
 impl Rotate {
@@ -72,10 +70,12 @@ impl Rotate {
             for h in 0..self.heads() {
                 for (i, (sin, cos)) in turns.iter().enumerate() {
                     let column = h * self.dim + i;
-                    let scale = self.scale[column] * unit;
-                    let turn = Turn { cos: libm::round(scale * cos) as i64, sin: libm::round(scale * sin) as i64 };
-                    debug_assert!(i < half);
-                    f(&turn, row * self.stride + self.first + column, row * self.scale.len() + column);
+                    let times = |v: f64| [0, half].map(|o| libm::round(self.scale[column + o] * unit * v) as i64);
+                    f(
+                        &Turn { cos: times(*cos), sin: times(*sin) },
+                        row * self.stride + self.first + column,
+                        row * self.scale.len() + column,
+                    );
                 }
             }
         }
@@ -87,8 +87,8 @@ impl Rotate {
         let (mut a, mut b) = (vec![0; self.out_len()], vec![0; self.out_len()]);
         self.pairs(|t, at, out| {
             let (l0, l1) = (lam[at], lam[at + half]);
-            a[out] = scaled(l0, t.cos, shift).wrapping_sub(scaled(l1, t.sin, shift));
-            a[out + half] = scaled(l0, t.sin, shift).wrapping_add(scaled(l1, t.cos, shift));
+            a[out] = scaled(l0, t.cos[0], shift).wrapping_sub(scaled(l1, t.sin[1], shift));
+            a[out + half] = scaled(l0, t.sin[0], shift).wrapping_add(scaled(l1, t.cos[1], shift));
             b[out] = l0 >> (self.k_in - 1);
             b[out + half] = l1 >> (self.k_in - 1);
         });
@@ -108,19 +108,16 @@ impl Rotate {
         };
         let mut y = vec![0; self.out_len()];
         self.pairs(|t, at, out| {
-            let [m0, m1] = [(at, out), (at + half, out + half)].map(|(at, out)| {
-                let bias = self.bias.get(out % self.scale.len()).copied().unwrap_or(0) as u64;
-                x.m[at].wrapping_add(bias).wrapping_add(quarter) & mk_in
-            });
+            let [m0, m1] = [at, at + half].map(|at| x.m[at].wrapping_add(quarter) & mk_in);
             let w0 = (1 - (m0 >> (self.k_in - 1))) * b[out];
             let w1 = (1 - (m1 >> (self.k_in - 1))) * b[out + half];
-            let (wc, ws) = (wrap(t.cos), wrap(t.sin));
-            let mut y0 = w0.wrapping_mul(wc).wrapping_sub(w1.wrapping_mul(ws)).wrapping_sub(a[out]);
-            let mut y1 = w0.wrapping_mul(ws).wrapping_add(w1.wrapping_mul(wc)).wrapping_sub(a[out + half]);
+            let (wc, ws) = (t.cos.map(wrap), t.sin.map(wrap));
+            let mut y0 = w0.wrapping_mul(wc[0]).wrapping_sub(w1.wrapping_mul(ws[1])).wrapping_sub(a[out]);
+            let mut y1 = w0.wrapping_mul(ws[0]).wrapping_add(w1.wrapping_mul(wc[1])).wrapping_sub(a[out + half]);
             if leads {
                 let s = |v: u64, mult: i64| scaled(v, mult, shift).wrapping_sub(scaled(quarter, mult, shift));
-                y0 = y0.wrapping_add(s(m0, t.cos)).wrapping_sub(s(m1, t.sin));
-                y1 = y1.wrapping_add(s(m0, t.sin)).wrapping_add(s(m1, t.cos));
+                y0 = y0.wrapping_add(s(m0, t.cos[0])).wrapping_sub(s(m1, t.sin[1]));
+                y1 = y1.wrapping_add(s(m0, t.sin[0])).wrapping_add(s(m1, t.cos[1]));
             }
             y[out] = y0 & mk;
             y[out + half] = y1 & mk;
@@ -133,11 +130,9 @@ impl Rotate {
         let (half, unit) = (self.dim / 2, libm::exp2(-f64::from(self.shift())));
         let mut y = vec![0.0; self.out_len()];
         self.pairs(|t, at, out| {
-            let bias = |out: usize| self.bias.get(out % self.scale.len()).copied().unwrap_or(0) as f64;
-            let (x0, x1) = (x[at] + bias(out), x[at + half] + bias(out + half));
-            let (c, s) = (t.cos as f64 * unit, t.sin as f64 * unit);
-            y[out] = c * x0 - s * x1;
-            y[out + half] = s * x0 + c * x1;
+            let (x0, x1) = (unit * x[at], unit * x[at + half]);
+            y[out] = t.cos[0] as f64 * x0 - t.sin[1] as f64 * x1;
+            y[out + half] = t.sin[0] as f64 * x0 + t.cos[1] as f64 * x1;
         });
         y
     }
@@ -161,10 +156,9 @@ mod tests {
                 first: 2,
                 dim,
                 frequencies: vec![1.0, 0.01],
-                scale: [1.0, 0.5].iter().flat_map(|h| [h * scale; 4]).collect(),
+                scale: [1.0, 0.5, 0.7, 0.3, 1.0, 0.9, 0.8, 0.2].map(|s| s * scale).to_vec(),
                 k_in,
                 k_out,
-                bias: vec![],
             };
             let edge = (1i64 << (k_in - 2)) - 1;
             let mut x: Vec<i64> = (0..50).map(|_| w.word() as i64 >> (66 - k_in)).collect();

@@ -7,6 +7,7 @@ use crate::gates::bits::{And, CountClear};
 use crate::gates::broadcast::Broadcast;
 use crate::gates::exp::{Exp, FlagRescale, Head};
 use crate::gates::grid::Grid;
+use crate::gates::pad::PadKeys;
 use crate::gates::piecewise::STRIDE;
 use crate::gates::product::{HeadProduct, Side};
 use crate::gates::reached::Reached;
@@ -75,6 +76,15 @@ impl Build {
         }
         let [level] = self.open([level]);
         level
+    }
+
+    /// Share of scores with padded keys lowered; `units` is each head's bound before.
+    pub fn hide_padding(&mut self, s: Id, keep: Id, hide: PadKeys, units: &[f64]) -> Id {
+        let bound = units.iter().enumerate().fold(0f64, |m, (h, s)| m.max(s + hide.shift(h) as f64 / 2.0));
+        let shape = [units.len(), hide.grid.len()];
+        let hidden = self.value("scores without padding", &shape, hide.k, 0.0, bound);
+        self.op(Kind::PadKeys(hide), &[s, keep], &[hidden]);
+        hidden
     }
 
     /// Share of attention's outputs, `rows x heads dim` at `2^-(f_out + f_recip)`, from masked scores and values.

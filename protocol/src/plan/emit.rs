@@ -11,7 +11,7 @@ use crate::gates::grid::Grid;
 use crate::gates::pad::{self, PadKeys};
 use crate::gates::piecewise::STRIDE;
 use crate::gates::product::{HeadProduct, Side};
-use crate::program::{Id, Kind, Program};
+use crate::program::{Id, Kind, Outcome, Program};
 
 /// Scale of the inverse square root.
 const F_RSQRT: i32 = 50;
@@ -74,10 +74,9 @@ impl Emit<'_> {
         );
         let product = HeadProduct { side: Side::Scores, grid, heads, kv_heads: heads, dim, k: K_SCORE };
         self.b.op(Kind::Product(product), &[q, k], &[s]);
-        let hide = PadKeys { grid, levels: pad::LEVELS, level_bits: level_bits(&b.heads), k: K_SCORE };
-        let bound = b.score_units.iter().enumerate().fold(0f64, |m, (h, s)| m.max(s + hide.shift(h) as f64 / 2.0));
-        let padded = self.b.value("scores without padding", &[heads, t, t], K_SCORE, 0.0, bound);
-        self.b.op(Kind::PadKeys(hide), &[s, keep], &[padded]);
+        let levels = vec![pad::LEVELS; heads];
+        let hide = PadKeys { grid, levels, level_bits: level_bits(&b.heads), k: K_SCORE };
+        let padded = self.b.hide_padding(s, keep, hide, &b.score_units);
         let [s] = self.b.open([padded]);
         let (f_out, f_recip) = (16, 28);
         let attend = Attend {
@@ -192,7 +191,7 @@ pub fn program(p: &Planner, t: usize) -> Result<Program, Error> {
         inputs: vec![input, keep],
         output,
         carried: [Vec::new(), Vec::new()],
-        mean: p.mean,
+        result: if p.mean { Outcome::Sum } else { Outcome::First },
         digest: [0; 32],
     };
     prove(&program)?;

@@ -1,0 +1,257 @@
+//! A decoder as a list of operations, for some new rows after some past ones: prefill and single steps alike.
+//!
+//! 22 rounds a block with a gated MLP, 21 without, and 4 at the end: a linear layer reads the product of the residual and
+//! its norm's inverse root directly, in a ring wide enough for both scales, so neither normalised rows nor attention's
+//! outputs nor the MLP's products are opened for a rescale of their own. Programs of few rows spend dealt bytes to count
+//! the maximum's levels in one round less.
+//!
+//! Keys and values of past rows stay masked at the evaluators from the step that opened them; the dealer keeps their
+//! masks. A masked value may be read by any number of products, so nothing is opened again. Bits that say which rows of
+//! the first program are padding stay as shares; rows of later programs are never padding.
+
+use super::attention::{Attend, level_bits};
+use super::build::Build;
+use super::decoder::{
+    BlockPlan, DecoderPlanner, F_ACTIVATED, F_OUT, F_RECIP, F_UP, MlpPlan, PreNorm, Wide, hidden_levels,
+};
+use super::prove::prove;
+use super::{F, F_VALUE, K_SCORE, SLACK, pow2};
+use crate::Error;
+use crate::gates::broadcast::{Broadcast, Variance};
+use crate::gates::cosine::Cosine;
+use crate::gates::grid::Grid;
+use crate::gates::hadamard::Hadamard;
+use crate::gates::pad::PadKeys;
+use crate::gates::product::{HeadProduct, Side};
+use crate::gates::rotate::Rotate;
+use crate::model::decoder::NormKind;
+use crate::program::{Id, Kind, Outcome, Program};
+
+/// Rows up to which a round is worth more than the dealt bytes of a row.
+const FEW_ROWS: usize = 4;
+/// Ring of the bits that mark rows.
+const K_KEEP: u32 = 32;
+
+struct Emit<'a> {
+    p: &'a DecoderPlanner,
+    past: usize,
+    rows: usize,
+    b: Build,
+}
+
+impl Emit<'_> {
+    /// `x / rms(x)` of a share, as a share at `2^-n.f`; three rounds, the last of which opens the inverse root.
+    fn normalised(&mut self, name: &str, x: Id, n: &PreNorm) -> Id {
+        let (rows, d, k, c) = (self.rows, self.p.config.hidden, self.p.k, &self.p.config);
+        let centre = c.norm == NormKind::Layer;
+        let [x] = self.b.open([x]);
+        let unit = super::decoder::norm_unit(c);
+        let bound = n.input * n.input * unit / d as f64;
+        let v = self.b.value(&format!("{name} square"), &[rows], k, 0.0, bound);
+        self.b.op(Kind::Variance(Variance { rows, cols: d, centre, k }), &[x], &[v]);
+        let [v] = self.b.open([v]);
+        let (drop, scales) = super::decoder::norm_scales(c, n);
+        let (floor, eps) = (pow2(drop as i32 - 1), c.eps * unit);
+        // In units of the residual: x times this is x / rms(x) at 2^-f.
+        let one = pow2(n.f) * libm::sqrt(if centre { 1.0 } else { d as f64 });
+        let f = move |v: f64| one / libm::sqrt(v.max(floor) + eps);
+        let (r, _) = self.b.row_function(&format!("{name} inverse root"), v, drop, scales, n.k, 6, f, None);
+        let [r] = self.b.open([r]);
+        let bound = libm::sqrt(d as f64) * SLACK * pow2(n.f);
+        let y = self.b.value(&format!("{name} normalised"), &[rows, d], n.k, pow2(-n.f), bound);
+        self.b.op(Kind::Broadcast(Broadcast { rows, cols: d, dim: d, centre, k: n.k }), &[x, r], &[y]);
+        y
+    }
+
+    fn linear(&mut self, name: &str, x: Id, w: &Wide) -> Id {
+        self.b.linear(name, x, self.rows, &w.layer, w.k)
+    }
+
+    /// New rows after those of the program before.
+    fn append(&mut self, name: &str, past: Option<Id>, new: Id) -> Id {
+        let Some(past) = past else { return new };
+        let v = self.b.values[new].clone();
+        let all = self.b.value(name, &[self.past + self.rows, v.shape[1]], v.bits, v.ulp, v.bound);
+        self.b.op(Kind::Append, &[past, new], &[all]);
+        all
+    }
+
+    /// Columns of masked accumulators to heads of queries or keys, rotated where the model rotates.
+    fn heads(&mut self, name: &str, acc: Id, first: usize, scale: &[f64], b: &BlockPlan) -> Id {
+        let stride = b.qkv.layer.ulp.len();
+        let s: Vec<f64> = b.qkv.layer.ulp[first..].iter().zip(scale).map(|(u, s)| u * s).collect();
+        let bound = s.iter().fold(0f64, |m, s| m.max(*s)) * b.qkv.layer.units * 2.0;
+        let Some(rope) = &self.p.config.rope else {
+            return self.b.rescale(name, acc, first, stride, &s, &[], K_SCORE, 0.0, bound);
+        };
+        let out = self.b.value(name, &[self.rows, s.len()], K_SCORE, 0.0, bound);
+        let rotate = Rotate {
+            rows: self.rows,
+            position: self.past,
+            stride,
+            first,
+            dim: self.p.config.head_dim,
+            frequencies: rope.inverse_frequencies.clone(),
+            scale: s,
+            k_in: b.qkv.k,
+            k_out: K_SCORE,
+        };
+        self.b.op(Kind::Rotate(rotate), &[acc], &[out]);
+        out
+    }
+
+    /// Attention's part of the residual; `cache` is past keys and values, and becomes all.
+    fn attention(&mut self, x: Id, keep: Option<Id>, b: &BlockPlan, cache: &mut Option<[Id; 2]>) -> Id {
+        let c = &self.p.config;
+        let (dim, heads, kv_heads) = (c.head_dim, c.heads, c.kv_heads);
+        let grid = Grid::causal(self.past, self.rows);
+        let y = self.normalised("attention norm", x, &b.attention_norm);
+        let acc = self.linear("query, key, value accumulators", y, &b.qkv);
+        let [acc] = self.b.open([acc]);
+        let (k_at, v_at, stride) = (heads * dim, (heads + kv_heads) * dim, (heads + 2 * kv_heads) * dim);
+        let q = self.heads("query", acc, 0, &b.q_scale, b);
+        let k = self.heads("key", acc, k_at, &b.k_scale, b);
+        let sv: Vec<f64> = b.qkv.layer.ulp[v_at..].iter().map(|u| u * pow2(F_VALUE)).collect();
+        let bound = b.value_bound * pow2(F_VALUE);
+        let v = self.b.rescale("value", acc, v_at, stride, &sv, &[], b.k_av, pow2(-F_VALUE), bound);
+        let [q, k, v] = self.b.open([q, k, v]);
+        let k = self.append("keys", cache.map(|c| c[0]), k);
+        let v = self.append("values", cache.map(|c| c[1]), v);
+        *cache = Some([k, v]);
+
+        let shape = [heads, grid.len()];
+        let largest = b.score_units.iter().copied().fold(0.0, f64::max);
+        let s = self.b.value("scores (log2)", &shape, K_SCORE, 0.0, largest);
+        self.b.op(
+            Kind::Product(HeadProduct { side: Side::Scores, grid, heads, kv_heads, dim, k: K_SCORE }),
+            &[q, k],
+            &[s],
+        );
+        let s = keep.map_or(s, |keep| {
+            let bits = level_bits(&b.heads);
+            let levels = bits.iter().map(|b| hidden_levels(*b)).collect();
+            self.b.hide_padding(s, keep, PadKeys { grid, levels, level_bits: bits, k: K_SCORE }, &b.score_units)
+        });
+        let [s] = self.b.open([s]);
+        let attend = Attend {
+            grid,
+            heads: &b.heads,
+            kv_heads,
+            dim,
+            value_bound: b.value_bound,
+            k_av: b.k_av,
+            f_out: F_OUT,
+            f_recip: F_RECIP,
+            k_out: b.output.k,
+            few_rows: self.rows <= FEW_ROWS,
+        };
+        let a = self.b.attend(s, v, &attend);
+        self.back_to_residual("attention output", a, &b.output)
+    }
+
+    /// A linear layer's output at the residual's scale.
+    fn back_to_residual(&mut self, name: &str, x: Id, w: &Wide) -> Id {
+        let acc = self.linear(&format!("{name} accumulators"), x, w);
+        let [acc] = self.b.open([acc]);
+        let s: Vec<f64> = w.layer.ulp.iter().map(|u| u * pow2(F)).collect();
+        let bound = w.layer.bound * pow2(F);
+        self.b.rescale(name, acc, 0, self.p.config.hidden, &s, &[], self.p.k, pow2(-F), bound)
+    }
+
+    fn mlp(&mut self, x: Id, n: &PreNorm, m: &MlpPlan) -> Id {
+        let (rows, width) = (self.rows, m.act.layer.ulp.len());
+        let y = self.normalised("MLP norm", x, n);
+        let h = self.linear("nonlinearity's input", y, &m.act);
+        let (h, times) = match &m.times {
+            None => (self.b.open([h])[0], None),
+            Some(up) => {
+                let u = self.linear("up accumulators", y, up);
+                let [h, u] = self.b.open([h, u]);
+                let s: Vec<f64> = up.layer.ulp.iter().map(|u| u * pow2(F_UP)).collect();
+                let bound = up.layer.bound * pow2(F_UP);
+                let u = self.b.rescale("up", u, 0, width, &s, &[], m.down.k, pow2(-F_UP), bound);
+                (h, Some((u, up.layer.bound)))
+            }
+        };
+        let k = m.down.k;
+        let half: Vec<f64> = m.act.layer.ulp.iter().map(|u| 0.5 * u * pow2(F_ACTIVATED)).collect();
+        let (unit, bound) = (pow2(-F_ACTIVATED), m.act.layer.bound * pow2(F_ACTIVATED) / 2.0);
+        let linear = self.b.rescale("linear part", h, 0, width, &half, &[], k, unit, bound);
+        let even = self.b.value("even part", &[rows, width], k, unit, bound);
+        let f_out = F_ACTIVATED as u32;
+        let coef = m.series.clone();
+        let series = Cosine { rows, coef, period: m.act.k - 1, f_out, f_deal: 12, k_out: k };
+        self.b.op(Kind::Cosine(series), &[h], &[even]);
+        let mut g = self.b.add("activated", linear, even);
+        if let Some((u, up)) = times {
+            let [a, u] = self.b.open([g, u]);
+            let bound = m.act.layer.bound * up * pow2(F_ACTIVATED + F_UP);
+            g = self.b.value("gated", &[rows, width], k, pow2(-F_ACTIVATED - F_UP), bound);
+            self.b.op(Kind::Hadamard(Hadamard { len: rows * width, k }), &[a, u], &[g]);
+        }
+        self.back_to_residual("MLP output", g, &m.down)
+    }
+}
+
+/// See [`DecoderPlanner::program`].
+pub fn program(p: &DecoderPlanner, marked: usize, past: usize, rows: usize, every: bool) -> Result<Program, Error> {
+    let c = &p.config;
+    let mut e = Emit { p, past, rows, b: Build::default() };
+    let input = e.b.value("embedded tokens", &[rows, c.hidden], p.k, pow2(-F), p.embedded * pow2(F));
+    let first = past == 0;
+    let mut inputs = vec![input];
+    let mut carried = [Vec::new(), Vec::new()];
+    let keep = (marked > 0).then(|| e.b.value("rows that are not padding", &[marked], K_KEEP, 1.0, 1.0));
+    if let Some(keep) = keep {
+        if first {
+            inputs.push(keep)
+        } else {
+            carried[0].push(keep)
+        }
+        carried[1].push(keep);
+    }
+    e.b.op(Kind::Input, &[], &inputs);
+    let mut caches = vec![None; p.blocks.len()];
+    if !first {
+        for (i, (cache, b)) in caches.iter_mut().zip(&p.blocks).enumerate() {
+            let width = c.kv_heads * c.head_dim;
+            e.b.layer = format!("layer {i}: ");
+            let k = e.b.value("past keys", &[past, width], K_SCORE, 0.0, 0.0);
+            let bound = b.value_bound * pow2(F_VALUE);
+            let v = e.b.value("past values", &[past, width], b.k_av, pow2(-F_VALUE), bound);
+            carried[0].extend([k, v]);
+            *cache = Some([k, v]);
+        }
+    }
+    let mut x = input;
+    for (i, (b, cache)) in p.blocks.iter().zip(&mut caches).enumerate() {
+        e.b.layer = format!("layer {i}: ");
+        let a = e.attention(x, keep, b, cache);
+        x = e.b.add("residual", x, a);
+        let m = e.mlp(x, &b.mlp_norm, &b.mlp);
+        x = e.b.add("residual", x, m);
+        carried[1].extend(cache.iter().flatten());
+    }
+    e.b.layer = String::new();
+    if !every && rows > 1 {
+        let v = e.b.values[x].clone();
+        let last = e.b.value("last row", &[1, c.hidden], v.bits, v.ulp, v.bound);
+        e.b.op(Kind::Last { cols: c.hidden }, &[x], &[last]);
+        (x, e.rows) = (last, 1);
+    }
+    let y = e.normalised("final norm", x, &p.last_norm);
+    let logits = e.linear("logits", y, &p.head);
+    e.b.values[logits].ulp = p.head.layer.ulp[0];
+    let program = Program {
+        values: e.b.values,
+        ops: e.b.ops,
+        tokens: rows,
+        inputs,
+        output: logits,
+        carried,
+        result: Outcome::Logits,
+        digest: [0; 32],
+    };
+    prove(&program)?;
+    Ok(program.seal(&p.model))
+}

@@ -1,0 +1,97 @@
+//! Decoders under masked evaluation, three roles in one process: prefill and single steps with keys and values that stay
+//! masked between programs, against the f64 model.
+
+mod common;
+
+use std::path::PathBuf;
+
+use common::{States, run};
+use tacet_protocol::model::decoder::DecoderModel;
+use tacet_protocol::plan::DecoderPlanner;
+use tacet_protocol::query;
+use tacet_protocol::ring::signed;
+use tacet_protocol::twin;
+
+fn shared(folder: &str) -> Option<PathBuf> {
+    let base = std::env::var_os("TACET_SHARED")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
+    let dir = base.join("data").join(folder);
+    if !dir.is_dir() {
+        println!("skipped: {} is absent; TACET_SHARED names the folder that holds it", dir.display());
+        return None;
+    }
+    Some(dir)
+}
+
+fn top(logits: &[f64]) -> usize {
+    (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap()
+}
+
+/// Largest error relative to the spread of `want`.
+fn error(got: &[f64], want: &[f64]) -> f64 {
+    let spread = want.iter().copied().fold(f64::MIN, f64::max) - want.iter().copied().fold(f64::MAX, f64::min);
+    got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / spread
+}
+
+/// Masked and in the twin: logits of the last position after each part of `tokens`: a padded first one, then steps of the given lengths.
+fn private(model: &DecoderModel, planner: &DecoderPlanner, tokens: &[u32], parts: &[usize]) -> Vec<[Vec<f64>; 2]> {
+    let (mut states, mut twin) = (States::default(), vec![]);
+    let (mut at, mut past, mut marked, mut out) = (0, 0, 0, vec![]);
+    for (key, part) in parts.iter().enumerate() {
+        let rows = if key == 0 { query::padded(*part).unwrap() } else { *part };
+        if key == 0 {
+            marked = rows;
+        }
+        let p = planner.program(marked, past, rows, false).unwrap();
+        let x = model.embed_tokens(&tokens[at..at + part], at).unwrap();
+        let input = p.encode_input(&x).unwrap();
+        let units: Vec<Vec<f64>> = p
+            .inputs()
+            .zip(&input)
+            .map(|(v, x)| x.iter().map(|x| signed(*x, p.values[v].bits) as f64).collect())
+            .collect();
+        let plain = twin::evaluate(&p, &units, &mut twin, |_, _| ()).unwrap();
+        let plain = plain.iter().map(|v| v * p.values[p.output()].ulp).collect();
+        let ([a, b], io) = run(&p, &input, key as u64, &mut states);
+        let cost = p.cost();
+        if key < 2 {
+            println!(
+                "{rows} rows after {past}: {} rounds, opened {:.2} MB, dealt {:.2} MB",
+                io[0].rounds,
+                cost.opened_bytes as f64 / 1e6,
+                cost.dealt_bytes.iter().sum::<u64>() as f64 / 1e6
+            );
+        }
+        out.push([p.decode_output(&a, &b, 1).unwrap(), plain]);
+        (at, past) = (at + part, past + rows);
+    }
+    out
+}
+
+#[test]
+fn a_real_llama_continues_as_in_the_clear() {
+    let Some(dir) = shared("stories260k-hf") else { return };
+    let model = DecoderModel::load(&dir).unwrap();
+    let planner = DecoderPlanner::new(&model).unwrap();
+    let ids: Vec<u32> = serde_json::from_slice(&std::fs::read(dir.join("greedy_200_ids.json")).unwrap()).unwrap();
+    let tokens = &ids[..ids.len() - 1];
+    let parts: Vec<usize> = std::iter::once(5).chain(std::iter::repeat_n(1, tokens.len() - 5)).collect();
+    let got = private(&model, &planner, tokens, &parts);
+    let want = model.logits(tokens).unwrap();
+    let vocab = planner.vocab();
+    let (mut worst, mut rounding, mut approximation, mut hits) = (0f64, 0f64, 0f64, 0);
+    for (i, [got, plain]) in got.iter().enumerate() {
+        let want = &want[(4 + i) * vocab..][..vocab];
+        worst = worst.max(error(got, want));
+        rounding = rounding.max(error(got, plain));
+        approximation = approximation.max(error(plain, want));
+        hits += usize::from(top(got) == top(want));
+    }
+    println!(
+        "{hits} of {} agree; largest error {worst:.4} of the spread ({rounding:.4} to the twin, {approximation:.4} of the twin)",
+        got.len()
+    );
+    // Two of the 200 steps have nearly tied logits.
+    assert!(hits + 2 >= got.len());
+    assert!(worst < 0.01);
+}
