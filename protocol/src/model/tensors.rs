@@ -79,12 +79,11 @@ fn words<const N: usize>(data: &[u8]) -> impl Iterator<Item = [u8; N]> {
 
 /// Exact: every half-precision value is a single-precision one.
 pub(super) fn f16_to_f32(half: u16) -> f32 {
-    let sign = if half >> 15 == 1 { -1.0 } else { 1.0 };
-    let (exponent, fraction) = (half >> 10 & 31, f32::from(half & 1023));
-    sign * match exponent {
-        0 => fraction * 2f32.powi(-24),
-        31 if fraction == 0.0 => f32::INFINITY,
-        31 => f32::NAN,
-        e => (fraction + 1024.0) * 2f32.powi(i32::from(e) - 25),
-    }
+    let bits = u32::from(half & 0x7fff) << 13;
+    let magnitude = match half >> 10 & 31 {
+        31 => f32::from_bits(bits | 0x7f80_0000),
+        // The two exponents' biases differ by 112; subnormals become normal by the same multiplication.
+        _ => f32::from_bits(bits) * f32::from_bits((127 + 112) << 23),
+    };
+    if half >> 15 == 1 { -magnitude } else { magnitude }
 }
