@@ -95,3 +95,49 @@ fn a_real_llama_continues_as_in_the_clear() {
     assert!(hits + 2 >= got.len());
     assert!(worst < 0.01);
 }
+
+#[derive(serde::Deserialize)]
+struct Expected {
+    tokens: Vec<u32>,
+    logits: Vec<Vec<f64>>,
+}
+
+/// Each family's tiny checkpoint, of which transformers computed the logits: all positions at once, and token by token.
+#[test]
+fn every_family_agrees_with_transformers_in_prefill_and_in_steps() {
+    let vectors = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
+    for name in ["llama", "llama3", "smollm2", "mistral", "qwen2", "gpt2", "gguf-q8_0"] {
+        let dir = vectors.join(name);
+        let want: Expected = serde_json::from_slice(&std::fs::read(dir.join("expected.json")).unwrap()).unwrap();
+        let model = DecoderModel::load(&dir).unwrap();
+        let planner = DecoderPlanner::new(&model).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let n = want.tokens.len();
+
+        let p = planner.program(0, 0, n, true).unwrap();
+        let x = model.embed_tokens(&want.tokens, 0).unwrap();
+        let ([a, b], _) = run(&p, &p.encode_input(&x).unwrap(), 1, &mut States::default());
+        let all = p.decode_output(&a, &b, n).unwrap();
+        let prefill: Vec<f64> =
+            all.chunks_exact(planner.vocab()).zip(&want.logits).map(|(got, want)| error(got, want)).collect();
+
+        let parts: Vec<usize> = std::iter::once(3).chain(std::iter::repeat_n(1, n - 3)).collect();
+        let steps = private(&model, &planner, &want.tokens, &parts);
+        let decoded: Vec<f64> = steps.iter().zip(&want.logits[2..]).map(|([got, _], want)| error(got, want)).collect();
+        let worst = |errors: &[f64]| errors.iter().copied().fold(0.0, f64::max);
+        let layers = model.config.layers as u32;
+        let rounds = planner.program(0, n - 1, 1, false).unwrap().cost().rounds;
+        println!(
+            "{name}: largest error {:.4} of the spread in prefill, {:.4} in steps; {rounds} rounds for {layers} layers",
+            worst(&prefill),
+            worst(&decoded)
+        );
+        for (got, want) in all.chunks_exact(planner.vocab()).zip(&want.logits) {
+            assert_eq!(top(got), top(want), "{name} prefill");
+        }
+        for ([got, _], want) in steps.iter().zip(&want.logits[2..]) {
+            assert_eq!(top(got), top(want), "{name} steps");
+        }
+        assert!(worst(&prefill) <= 0.01 && worst(&decoded) <= 0.01, "{name}");
+        assert!(rounds <= 22 * layers + 4, "{name}");
+    }
+}

@@ -3,11 +3,15 @@
 //! `cos(t (m - l)) = cos(t m) cos(t l) + sin(t m) sin(t l)`: two dealt elements a harmonic. Public factors are integer
 //! products with a table from `libm`, equal on every machine.
 
+use std::sync::LazyLock;
+
 use super::{Deal, Dealt, Masked, Take};
 use crate::Error;
 use crate::ring::mask;
 
-const PHASE: u32 = 14;
+/// Bits of an angle, and of a cosine, in the table that both sides read.
+const PHASE: u32 = 16;
+const UNIT: u32 = 20;
 
 /// A series per column of a `rows x coef.len()` masked tensor.
 #[derive(Clone, Debug)]
@@ -26,11 +30,11 @@ pub struct Cosine {
     pub k_out: u32,
 }
 
-/// `2^14 cos(2 pi i / 2^14)`.
-fn table() -> Vec<i32> {
-    let n = 1 << PHASE;
-    (0..n).map(|i| libm::round(libm::cos(i as f64 * std::f64::consts::TAU / n as f64) * 16384.0) as i32).collect()
-}
+/// `2^UNIT cos(2 pi i / 2^PHASE)`.
+static TABLE: LazyLock<Vec<i32>> = LazyLock::new(|| {
+    let (n, unit) = (1 << PHASE, f64::from(1 << UNIT));
+    (0..n).map(|i| libm::round(libm::cos(i as f64 * std::f64::consts::TAU / n as f64) * unit) as i32).collect()
+});
 
 impl Cosine {
     fn harmonics(&self) -> usize {
@@ -50,8 +54,8 @@ impl Cosine {
 
     /// Dealer.
     pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
-        let drop = PHASE - self.f_deal;
-        let tab: Vec<u64> = table().iter().map(|v| ((v + (1 << drop >> 1)) >> drop) as i64 as u64).collect();
+        let drop = UNIT - self.f_deal;
+        let tab: Vec<u64> = TABLE.iter().map(|v| ((v + (1 << drop >> 1)) >> drop) as i64 as u64).collect();
         let mut v = Vec::with_capacity(self.rows * self.harmonics() * 2);
         for row in lam.chunks_exact(self.coef.len()) {
             for (&l, c) in row.iter().zip(&self.coef) {
@@ -78,12 +82,12 @@ impl Cosine {
     /// Evaluator: share of the series.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
         let dealt = t.next(self.rows * self.harmonics() * 2, self.k_out)?;
-        let tab = table();
+        let tab = &TABLE;
         let f_pub = self.f_out - self.f_deal;
-        // Coefficients at 2^20; with the table's 2^14 a product drops to f_pub.
+        // Coefficients at 2^20; with the table's unit a product drops to f_pub.
         let int: Vec<Vec<i64>> =
             self.coef.iter().map(|c| c.iter().map(|a| libm::round(a * 1048576.0) as i64).collect()).collect();
-        let drop = 20 + PHASE - f_pub;
+        let drop = 20 + UNIT - f_pub;
         let factor = |a: i64, i: usize| ((a * tab[i] as i64 + (1 << (drop - 1))) >> drop) as u64;
         let mut pairs = dealt.chunks_exact(2);
         let mut out = Vec::with_capacity(x.m.len());

@@ -2,7 +2,7 @@
 //! the row sums. Nine rounds, the last of which the caller shares; eight with `few_rows`.
 
 use super::build::{Build, log2_ceil, scales};
-use super::{F_VALUE, K_SCORE, SLACK, pow2};
+use super::{F_VALUE, SLACK, pow2};
 use crate::gates::bits::{And, CountClear};
 use crate::gates::broadcast::Broadcast;
 use crate::gates::exp::{Exp, FlagRescale, Head};
@@ -14,8 +14,8 @@ use crate::gates::reached::Reached;
 use crate::gates::rowmax::RowMax;
 use crate::program::{Id, Kind};
 
-/// Scale of exponentials.
-const F_EXP: i32 = 16;
+/// Bits of the public factor of exponentials.
+const F_PUB: i32 = 8;
 /// Ring of level counts.
 const K_LEVEL: u32 = 12;
 
@@ -24,12 +24,18 @@ pub struct Attend<'a> {
     pub grid: Grid,
     pub heads: &'a [Head],
     pub kv_heads: usize,
+    /// Ring of the scores.
+    pub k: u32,
     /// Values in a head.
     pub dim: usize,
     /// Bound on the magnitude of a value.
     pub value_bound: f64,
     /// Ring of the values, see [`attention_ring`].
     pub k_av: u32,
+    /// Scale of exponentials. The row's largest is at least `2^-9`, three steps below the maximum's bound.
+    pub f_exp: i32,
+    /// The finest window of the row sums' reciprocal, in bits below one.
+    pub f_sum: i32,
     /// Scales of the weighted values and of the reciprocal; the result's is their sum.
     pub f_out: i32,
     pub f_recip: i32,
@@ -39,9 +45,9 @@ pub struct Attend<'a> {
     pub few_rows: bool,
 }
 
-/// Ring in which `sum_j e_j v_j` fits over `keys` keys: `e_j <= 1` at `2^-F_EXP`, `|v| <= bound` at `2^-F_VALUE`.
-pub fn attention_ring(keys: usize, bound: f64) -> u32 {
-    log2_ceil(keys as f64 * bound * SLACK) + (F_EXP + F_VALUE) as u32 + 2
+/// Ring in which `sum_j e_j v_j` fits over `keys` keys: `e_j <= 1` at `2^-f_exp`, `|v| <= bound` at `2^-F_VALUE`.
+pub fn attention_ring(keys: usize, bound: f64, f_exp: i32) -> u32 {
+    log2_ceil(keys as f64 * bound * SLACK) + (f_exp + F_VALUE) as u32 + 2
 }
 
 /// Of each head.
@@ -49,15 +55,11 @@ pub fn level_bits(heads: &[Head]) -> Vec<u32> {
     heads.iter().map(|h| h.level_bits).collect()
 }
 
-fn scales_of_sum(keys: usize) -> (u32, usize) {
-    scales(keys as f64 * SLACK * pow2(F_EXP), pow2(F_EXP - 8), 4.0)
-}
-
 impl Build {
     /// A coarse bound of each row's maximum, as a masked number of levels: parities, their AND, and the count.
     fn maximum(&mut self, s: Id, a: &Attend) -> Id {
         let most = a.heads.iter().fold(0, |m, h| m.max(1 << h.level_bits)) as f64;
-        let max = RowMax { grid: a.grid, level_bits: level_bits(a.heads), k: K_SCORE };
+        let max = RowMax { grid: a.grid, level_bits: level_bits(a.heads), k: a.k };
         let (four, five, rows, len) = (max.segments(4), max.segments(20), max.rows(), max.out_len());
         let parity = self.bits("maximum parities", &[len]);
         self.op(Kind::RowMax(max), &[s], &[parity]);
@@ -94,28 +96,29 @@ impl Build {
         let level = self.maximum(s, a);
 
         // Exponentials below the bound, zeroed where the windows alias.
-        let exp = Exp { grid: a.grid, heads: a.heads.to_vec(), k: K_SCORE, k_out: 30, f_pub: 8, f_deal: 20 };
+        let (f_exp, f) = (a.f_exp, a.f_exp + 12);
+        let k = f as u32 + 2;
+        let exp = Exp { grid: a.grid, heads: a.heads.to_vec(), k: a.k, k_out: k, f_pub: F_PUB, f_deal: f - F_PUB };
         // Scores lie at least a step below the bound; where the windows alias the flag is set and nothing is kept.
-        let largest = pow2(28) * (1.0 - 1e-6);
-        let e = self.value("exponentials", &scores, 30, pow2(-28), largest);
+        let largest = pow2(f) * (1.0 - 1e-6);
+        let e = self.value("exponentials", &scores, k, pow2(-f), largest);
         let flags = self.bits("zero flags", &[exp.flag_len()]);
         self.op(Kind::Exp(exp), &[s, level], &[e, flags]);
         let [e, flags] = self.open([e, flags]);
-        let kept = self.value("kept exponentials", &scores, a.k_av, pow2(-F_EXP), pow2(F_EXP) + 2.0);
-        let shift = 28 - F_EXP as u32;
-        let keep = FlagRescale { len: heads * a.grid.len(), shift, k_in: 30, k_out: a.k_av };
+        let kept = self.value("kept exponentials", &scores, a.k_av, pow2(-f_exp), pow2(f_exp) + 2.0);
+        let keep = FlagRescale { len: heads * a.grid.len(), shift: (f - f_exp) as u32, k_in: k, k_out: a.k_av };
         self.op(Kind::FlagRescale(keep), &[e, flags], &[kept]);
 
         // Row sums and unnormalised outputs; the reciprocal's rounds run beside the outputs' own.
-        let one = pow2(F_EXP);
-        let (drop, n) = scales_of_sum(keys);
+        let one = pow2(f_exp);
+        let (drop, n) = scales(keys as f64 * SLACK * one, pow2(f_exp - a.f_sum), 1.0);
         let k_sum = drop + STRIDE * (n as u32 - 1) + 7;
-        let sum = self.value("row sums", &[heads, rows], k_sum, pow2(-F_EXP), keys as f64 * (pow2(F_EXP) + 2.0));
+        let sum = self.value("row sums", &[heads, rows], k_sum, pow2(-f_exp), keys as f64 * (one + 2.0));
         self.op(Kind::RowSum(a.grid), &[kept], &[sum]);
         let [kept, sum] = self.open([kept, sum]);
         let summed = keys as f64 * a.value_bound;
-        let bound = summed * pow2(F_EXP + F_VALUE);
-        let o = self.value("weighted values", &[rows, width], a.k_av, pow2(-F_EXP - F_VALUE), bound);
+        let bound = summed * pow2(f_exp + F_VALUE);
+        let o = self.value("weighted values", &[rows, width], a.k_av, pow2(-f_exp - F_VALUE), bound);
         let (grid, kv_heads, dim) = (a.grid, a.kv_heads, a.dim);
         let product = HeadProduct { side: Side::Attend, grid, heads, kv_heads, dim, k: a.k_av };
         self.op(Kind::Product(product), &[kept, v], &[o]);
@@ -124,7 +127,7 @@ impl Build {
         let f = move |v: f64| pow2(f_recip) * one / v.max(floor);
         let (r, o) = self.row_function("reciprocal", sum, drop, n, a.k_out, 6, f, Some(o));
         let o = o.unwrap_or(r);
-        let to_out = vec![pow2(a.f_out - F_EXP - F_VALUE); width];
+        let to_out = vec![pow2(a.f_out - f_exp - F_VALUE); width];
         let bound = summed * pow2(a.f_out);
         let o = self.rescale("weighted values", o, 0, width, &to_out, &[], a.k_out, pow2(-a.f_out), bound);
         let [o, r] = self.open([o, r]);

@@ -12,10 +12,10 @@
 use super::attention::{Attend, level_bits};
 use super::build::Build;
 use super::decoder::{
-    BlockPlan, DecoderPlanner, F_ACTIVATED, F_OUT, F_RECIP, F_UP, MlpPlan, PreNorm, Wide, hidden_levels,
+    BlockPlan, DecoderPlanner, F_EXP, F_OUT, F_RECIP, K_SCORE, MlpPlan, PreNorm, Wide, hidden_levels, residual_bits,
 };
 use super::prove::prove;
-use super::{F, F_VALUE, K_SCORE, SLACK, pow2};
+use super::{F_VALUE, SLACK, pow2};
 use crate::Error;
 use crate::gates::broadcast::{Broadcast, Variance};
 use crate::gates::cosine::Cosine;
@@ -140,6 +140,9 @@ impl Emit<'_> {
             dim,
             value_bound: b.value_bound,
             k_av: b.k_av,
+            k: K_SCORE,
+            f_exp: F_EXP,
+            f_sum: 12,
             f_out: F_OUT,
             f_recip: F_RECIP,
             k_out: b.output.k,
@@ -153,9 +156,10 @@ impl Emit<'_> {
     fn back_to_residual(&mut self, name: &str, x: Id, w: &Wide) -> Id {
         let acc = self.linear(&format!("{name} accumulators"), x, w);
         let [acc] = self.b.open([acc]);
-        let s: Vec<f64> = w.layer.ulp.iter().map(|u| u * pow2(F)).collect();
-        let bound = w.layer.bound * pow2(F);
-        self.b.rescale(name, acc, 0, self.p.config.hidden, &s, &[], self.p.k, pow2(-F), bound)
+        let f = residual_bits(&self.p.config);
+        let s: Vec<f64> = w.layer.ulp.iter().map(|u| u * pow2(f)).collect();
+        let bound = w.layer.bound * pow2(f);
+        self.b.rescale(name, acc, 0, self.p.config.hidden, &s, &[], self.p.k, pow2(-f), bound)
     }
 
     fn mlp(&mut self, x: Id, n: &PreNorm, m: &MlpPlan) -> Id {
@@ -167,26 +171,26 @@ impl Emit<'_> {
             Some(up) => {
                 let u = self.linear("up accumulators", y, up);
                 let [h, u] = self.b.open([h, u]);
-                let s: Vec<f64> = up.layer.ulp.iter().map(|u| u * pow2(F_UP)).collect();
-                let bound = up.layer.bound * pow2(F_UP);
-                let u = self.b.rescale("up", u, 0, width, &s, &[], m.down.k, pow2(-F_UP), bound);
+                let s: Vec<f64> = up.layer.ulp.iter().map(|u| u * pow2(m.f_up)).collect();
+                let bound = up.layer.bound * pow2(m.f_up);
+                let u = self.b.rescale("up", u, 0, width, &s, &[], m.down.k, pow2(-m.f_up), bound);
                 (h, Some((u, up.layer.bound)))
             }
         };
         let k = m.down.k;
-        let half: Vec<f64> = m.act.layer.ulp.iter().map(|u| 0.5 * u * pow2(F_ACTIVATED)).collect();
-        let (unit, bound) = (pow2(-F_ACTIVATED), m.act.layer.bound * pow2(F_ACTIVATED) / 2.0);
+        let half: Vec<f64> = m.act.layer.ulp.iter().map(|u| 0.5 * u * pow2(m.f_activated)).collect();
+        let (unit, bound) = (pow2(-m.f_activated), m.act.layer.bound * pow2(m.f_activated) / 2.0);
         let linear = self.b.rescale("linear part", h, 0, width, &half, &[], k, unit, bound);
         let even = self.b.value("even part", &[rows, width], k, unit, bound);
-        let f_out = F_ACTIVATED as u32;
+        let f_out = m.f_activated as u32;
         let coef = m.series.clone();
         let series = Cosine { rows, coef, period: m.act.k - 1, f_out, f_deal: 12, k_out: k };
         self.b.op(Kind::Cosine(series), &[h], &[even]);
         let mut g = self.b.add("activated", linear, even);
         if let Some((u, up)) = times {
             let [a, u] = self.b.open([g, u]);
-            let bound = m.act.layer.bound * up * pow2(F_ACTIVATED + F_UP);
-            g = self.b.value("gated", &[rows, width], k, pow2(-F_ACTIVATED - F_UP), bound);
+            let bound = m.act.layer.bound * up * pow2(m.f_activated + m.f_up);
+            g = self.b.value("gated", &[rows, width], k, pow2(-m.f_activated - m.f_up), bound);
             self.b.op(Kind::Hadamard(Hadamard { len: rows * width, k }), &[a, u], &[g]);
         }
         self.back_to_residual("MLP output", g, &m.down)
@@ -196,8 +200,9 @@ impl Emit<'_> {
 /// See [`DecoderPlanner::program`].
 pub fn program(p: &DecoderPlanner, marked: usize, past: usize, rows: usize, every: bool) -> Result<Program, Error> {
     let c = &p.config;
+    let f = residual_bits(c);
     let mut e = Emit { p, past, rows, b: Build::default() };
-    let input = e.b.value("embedded tokens", &[rows, c.hidden], p.k, pow2(-F), p.embedded * pow2(F));
+    let input = e.b.value("embedded tokens", &[rows, c.hidden], p.k, pow2(-f), p.embedded * pow2(f));
     let first = past == 0;
     let mut inputs = vec![input];
     let mut carried = [Vec::new(), Vec::new()];

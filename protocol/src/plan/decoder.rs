@@ -9,7 +9,7 @@
 
 use super::attention::attention_ring;
 use super::linalg::{Matrix, eigenvalue_bound, norm};
-use super::{F, K_SCORE, Layer, SLACK, dot, max, pow2, quantise, refuse};
+use super::{Layer, SLACK, dot, max, pow2, quantise, refuse};
 use crate::Error;
 use crate::gates::cosine::fit_even;
 use crate::gates::exp::Head;
@@ -20,13 +20,17 @@ use crate::model::decoder::{Activation, Config, DecoderLayer, DecoderModel, Mlp,
 use crate::model::{Dense, Norm};
 use crate::program::Program;
 
+/// Ring of scores: wide, since proven ranges are far wider than what real texts use.
+pub const K_SCORE: u32 = 36;
 /// Largest magnitude of a quantised weight.
-const WEIGHT: f64 = 2047.0;
-/// Scales of the weighted values and of the reciprocal of attention, of the nonlinearity and of what it multiplies.
+const WEIGHT: f64 = 4095.0;
+/// Scales of exponentials, of the weighted values and of the reciprocal of attention, and at most those of the
+/// nonlinearity and of what it multiplies.
+pub const F_EXP: i32 = 20;
 pub const F_OUT: i32 = 14;
 pub const F_RECIP: i32 = 20;
-pub const F_ACTIVATED: i32 = 22;
-pub const F_UP: i32 = 11;
+const F_ACTIVATED: i32 = 24;
+const F_UP: i32 = 13;
 /// Largest ring that the kernels' rescales take.
 const WIDEST: u32 = 62;
 /// Multiply-accumulates up to which the spectral norm of the MLPs is bounded closely; above, by the Frobenius norm.
@@ -55,8 +59,11 @@ pub struct MlpPlan {
     /// What the nonlinearity is applied to; its period is `2^(k - 1)` units.
     pub act: Wide,
     pub series: Vec<Vec<f64>>,
-    /// What multiplies it.
+    /// Scale of its result.
+    pub f_activated: i32,
+    /// What multiplies it, and its scale.
     pub times: Option<Wide>,
+    pub f_up: i32,
     pub down: Wide,
 }
 
@@ -165,22 +172,27 @@ fn variance_ring(c: &Config, n: &PreNorm) -> u32 {
     drop + STRIDE * (scales as u32 - 1) + 7
 }
 
+/// Fraction bits of the residual stream. Rows of real models start small, hence many; centring costs bits of its own.
+pub fn residual_bits(c: &Config) -> i32 {
+    if c.norm == NormKind::Layer { 12 } else { 16 }
+}
+
 /// Units of a sum of squares: of `sum x^2`, or of `d sum (x - mean)^2`, for a mean square of one.
 pub fn norm_unit(c: &Config) -> f64 {
     let d = c.hidden as f64;
-    pow2(2 * F) * if c.norm == NormKind::Layer { d * d } else { d }
+    pow2(2 * residual_bits(c)) * if c.norm == NormKind::Layer { d * d } else { d }
 }
 
 /// Widest window and number of scales of a norm's inverse root.
 pub fn norm_scales(c: &Config, n: &PreNorm) -> (u32, usize) {
     let hi = n.input * n.input * norm_unit(c) / c.hidden as f64;
-    super::build::scales(hi, SMALLEST * norm_unit(c), 6.0)
+    super::build::scales(hi, SMALLEST * norm_unit(c), 12.0)
 }
 
 fn pre_norm(c: &Config, input: f64) -> PreNorm {
     // Sixteen bits of the inverse root for rows of an eighth of the proven norm, more for smaller ones.
     let rms = input / libm::sqrt(c.hidden as f64);
-    let mut f = F + 16 + libm::ceil(libm::log2((rms / 8.0).max(1.0))) as i32;
+    let mut f = residual_bits(c) + 16 + libm::ceil(libm::log2((rms / 8.0).max(1.0))) as i32;
     if c.norm == NormKind::Layer {
         f += libm::ceil(libm::log2(c.hidden as f64)) as i32;
     }
@@ -215,6 +227,12 @@ fn largest(row: &[f64]) -> f64 {
     row.iter().fold(1e-30, |m, w| m.max(w.abs()))
 }
 
+/// Bits that hold accumulators of these bounds, in units of weights times `2^-f`, four times over.
+fn ring_of(bounds: &[f64], units: &[f64], f: i32) -> u32 {
+    let needed = |(b, u): (&f64, &f64)| libm::log2((b * SLACK / u).max(1.0)) + f64::from(f);
+    libm::ceil(bounds.iter().zip(units).map(needed).fold(8.0, f64::max)) as u32 + 2
+}
+
 /// Weights in units of `unit`, and the narrowest ring that holds every proven accumulator four times over.
 fn wide_with(
     op: &str,
@@ -225,9 +243,7 @@ fn wide_with(
     unit: impl Fn(usize) -> f64,
 ) -> Result<Wide, Error> {
     let units: Vec<f64> = (0..rows.len()).map(unit).collect();
-    let needed = |(b, u): (&f64, &f64)| libm::log2((b * SLACK / u).max(1.0)) + f64::from(f);
-    let k = bounds.iter().zip(&units).map(needed).fold(8.0, f64::max);
-    let k = libm::ceil(k) as u32 + 2;
+    let k = ring_of(bounds, &units, f);
     if k > WIDEST {
         return Err(refuse(op, format!("accumulators proven up to {:.0} need a ring of {k} bits", max(bounds))));
     }
@@ -313,7 +329,7 @@ fn block(name: &str, c: &Config, l: &DecoderLayer, longest: usize, residual: &mu
     let (mlp, added) = mlp(name, c, l, mlp_norm.f)?;
     mlp_norm.k = mlp.act.k.max(mlp.times.as_ref().map_or(0, |w| w.k));
     *residual += added;
-    let k_av = attention_ring(longest, value_bound);
+    let k_av = attention_ring(longest, value_bound, F_EXP);
     Ok(BlockPlan {
         attention_norm,
         qkv,
@@ -362,9 +378,16 @@ fn mlp(name: &str, c: &Config, l: &DecoderLayer, f: i32) -> Result<(MlpPlan, f64
     let rows = plain_rows(down);
     let bias = super::wide(&down.bias);
     let bounds: Vec<f64> = rows.iter().zip(&bias).map(|(r, b)| norm(r) * given * SLACK + b.abs()).collect();
-    let f_in = F_ACTIVATED + if times.is_some() { F_UP } else { 0 };
-    let down = wide(&format!("{name} down"), &rows, &bias, &bounds, f_in)?;
-    Ok((MlpPlan { act, series, times, down }, norm(&bounds) * SLACK))
+    // As many bits as the ring has room for, and two of either at a time fewer.
+    let units: Vec<f64> = rows.iter().map(|r| largest(r) / WEIGHT).collect();
+    let mut scales = (0..3).map(|less| (F_ACTIVATED - 2 * less, if times.is_some() { F_UP - 2 * less } else { 0 }));
+    let (f_activated, f_up) = scales
+        .clone()
+        .find(|(a, u)| ring_of(&bounds, &units, a + u) <= WIDEST)
+        .or(scales.next_back())
+        .unwrap_or((0, 0));
+    let down = wide(&format!("{name} down"), &rows, &bias, &bounds, f_activated + f_up)?;
+    Ok((MlpPlan { act, series, f_activated, times, f_up, down }, norm(&bounds) * SLACK))
 }
 
 /// The layer before the nonlinearity: its units make each channel's series have the period `2^(k - 1)`.

@@ -13,7 +13,8 @@ use crate::gates::piecewise::STRIDE;
 use crate::gates::product::{HeadProduct, Side};
 use crate::program::{Id, Kind, Outcome, Program};
 
-/// Scale of the inverse square root.
+/// Scales of exponentials and of the inverse square root.
+const F_EXP: i32 = 16;
 const F_RSQRT: i32 = 50;
 /// Ring of the last rows and of their pooling.
 const K_POOL: u32 = 32;
@@ -56,7 +57,7 @@ impl Emit<'_> {
         let (dim, grid) = (d / heads, Grid::square(t));
         let acc = self.b.linear("query, key, value accumulators", x, t, &b.qkv, 32);
         let [acc] = self.b.open([acc]);
-        let k_av = attention_ring(t, b.value_bound);
+        let k_av = attention_ring(t, b.value_bound, F_EXP);
         let s: Vec<f64> = b.qkv.ulp.iter().zip(&b.qk_scale).map(|(u, s)| u * s).collect();
         let widest = |s: &[f64]| s.iter().fold(0f64, |m, s| m.max(*s)) * b.qkv.units;
         let q = self.b.rescale("query", acc, 0, 3 * d, &s[..d], &[], K_SCORE, 0.0, widest(&s[..d]));
@@ -86,6 +87,9 @@ impl Emit<'_> {
             dim,
             value_bound: b.value_bound,
             k_av,
+            k: K_SCORE,
+            f_exp: F_EXP,
+            f_sum: 10,
             f_out,
             f_recip,
             k_out: log2_ceil(b.value_bound * super::SLACK) + (f_out + f_recip) as u32 + 2,
