@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use clap::Args as ClapArgs;
-use tacet_client::{Client, Parties};
+use tacet_client::Client;
 use tacet_party::config::hex;
 use tacet_protocol::model::BertModel;
 use tacet_protocol::plan::Planner;
@@ -43,7 +43,7 @@ pub async fn run(args: Args) -> Result<()> {
     let buffer = udp_buffer()?;
     let query = match &args.parties {
         Some(file) => {
-            let client = Client::connect(&Parties::load(file)?, &dir).await?;
+            let client = Client::builder().parties_file(file).model(&dir).connect().await?;
             // A whole session: certificates, token, digests and the links between the parties all have to agree.
             Some(client.embed(&["ping"]).await?.remove(0).stats.total_s)
         }

@@ -81,7 +81,7 @@ pub async fn run(args: Args) -> Result<()> {
         }
         (None, false) => bail!("give --parties parties.toml, or --local to start three parties on this machine"),
     };
-    let client = Client::connect(&parties, &model).await?;
+    let client = Client::builder().parties(parties).model(&model).connect().await?;
     let mut out: Box<dyn Write> = match &args.output {
         Some(p) => {
             Box::new(std::io::BufWriter::new(std::fs::File::create(p).with_context(|| p.display().to_string())?))
@@ -99,7 +99,7 @@ pub async fn run(args: Args) -> Result<()> {
             "opened_bytes": e.stats.opened_bytes, "dealt_bytes": e.stats.dealt_bytes,
         });
         if args.check {
-            let c = crate::demo::cosine(&e.vector, &client.model().plaintext(&ids)?);
+            let c = tacet_client::cosine(&e.vector, &client.model().plaintext(&ids)?);
             worst = worst.min(c);
             v["cosine"] = c.into();
         }

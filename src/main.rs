@@ -25,14 +25,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Start three parties on this machine and embed a few questions privately
-    Demo {
-        /// Print one JSON object instead of tables
-        #[arg(long)]
-        json: bool,
-        /// Model directory or name
-        #[arg(long)]
-        model: Option<String>,
-    },
+    Demo(demo::Args),
     /// Run one party of a lane
     Party {
         /// The party's configuration
@@ -98,7 +91,7 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Demo { json, model } => runtime()?.block_on(demo::run(&fetch::model_dir(model.as_deref())?, json)),
+        Command::Demo(args) => runtime()?.block_on(demo::run(args)),
         Command::Party { config } => {
             let config = tacet_party::config::Config::load(&config)?;
             Ok(runtime()?.block_on(tacet_party::serve(config))?)
