@@ -37,6 +37,7 @@ enum Command {
     /// Show what a model costs: every operation with shape, ring, rounds, bytes, and a predicted time
     Plan(plan::Args),
     /// Check this machine, the model's digests, and the parties
+    #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::Args),
     /// Make identities and client tokens
     #[command(subcommand)]

@@ -19,6 +19,7 @@
 mod builder;
 mod config;
 mod error;
+mod examine;
 mod session;
 mod shares;
 mod target;
@@ -38,6 +39,7 @@ use zeroize::Zeroizing;
 pub use builder::ClientBuilder;
 pub use config::{Parties, Party};
 pub use error::ClientError;
+pub use examine::{Examined, Verdict};
 pub use shares::Glimpse;
 use target::Target;
 
