@@ -33,6 +33,7 @@ enum Command {
         config: PathBuf,
     },
     /// Embed texts privately
+    #[command(after_help = embed::EXAMPLES)]
     Embed(embed::Args),
     /// Show what a model costs: every operation with shape, ring, rounds, bytes, and a predicted time
     Plan(plan::Args),
