@@ -23,6 +23,12 @@ const TEXTS: [&str; 6] = [
 /// Values of the first text that are shown beside their shares.
 const SHOWN: usize = 4;
 
+pub const EXAMPLES: &str = "\
+Examples:
+  tacet demo
+  tacet demo --text \"My card was stolen\" --text \"How is diabetes treated?\"
+  tacet demo --json";
+
 #[derive(ClapArgs)]
 pub struct Args {
     /// A text of your own; may be given several times. Without it, six questions
