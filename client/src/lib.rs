@@ -176,3 +176,17 @@ impl Client {
         self.embed_ids(&ids).await.map_err(|e| e.of_text(index))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_may_run_on_any_thread() {
+        fn send<T: Send>(_: impl Fn(&'static Client) -> T) {}
+        send(|c| c.embed(&["x"]));
+        send(|c| c.embed_ids(&[1]));
+        send(|_| Client::builder().connect());
+        send(|_| Client::builder().examine());
+    }
+}

@@ -1,7 +1,7 @@
 //! The connection to one party, dialled when it is first needed and again after it was lost.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
 use tacet_protocol::wire::Message;
@@ -15,6 +15,9 @@ use crate::{ClientError, Party};
 
 /// How long a party may take to shake hands.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+/// A connection that was not used for so long is replaced: a party drops one that is silent for ten seconds, as it is when
+/// the program that holds it did other work or the party was restarted, and nothing says so until it is used.
+const STALE: Duration = Duration::from_secs(8);
 
 /// One party, with a socket of its own: parties cannot tell by the port that their clients are one.
 pub(crate) struct Target {
@@ -23,7 +26,8 @@ pub(crate) struct Target {
     pub public: [u8; 32],
     dial: ClientConfig,
     quic: Endpoint,
-    live: Mutex<Option<Connection>>,
+    /// With the time of its last use.
+    live: Mutex<Option<(Connection, Instant)>>,
 }
 
 impl Target {
@@ -70,10 +74,14 @@ impl Target {
     /// The live connection; sessions that find none share one handshake.
     pub(crate) async fn connection(&self) -> Result<Connection, ClientError> {
         let mut live = self.live.lock().await;
-        if let Some(c) = live.as_ref().filter(|c| c.close_reason().is_none()) {
+        if let Some((c, used)) = live.as_mut().filter(|(c, used)| c.close_reason().is_none() && used.elapsed() < STALE)
+        {
+            *used = Instant::now();
             return Ok(c.clone());
         }
-        Ok(live.insert(self.dial(HANDSHAKE).await?).clone())
+        let c = self.dial(HANDSHAKE).await?;
+        *live = Some((c.clone(), Instant::now()));
+        Ok(c)
     }
 
     /// Opens a session's stream and sends its request.
@@ -96,5 +104,74 @@ impl Target {
             Some(why) => Report::new(Rank::Lost, self.failed(format!("the connection was lost: {why}"))),
             None => Report::new(Rank::Silence, self.failed(reason)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tacet_protocol::Role;
+    use tacet_transport::{Identity, accept_config};
+
+    /// A party that shakes hands and no more, on a port that may be taken again.
+    fn server(identity: &Identity, addr: SocketAddr) -> Endpoint {
+        let e = endpoint(addr, Some(accept_config(identity, Vec::new()).unwrap())).unwrap();
+        let accepting = e.clone();
+        tokio::spawn(async move {
+            while let Some(i) = accepting.accept().await {
+                let Ok(c) = i.await else { continue };
+                tokio::spawn(async move { c.closed().await });
+            }
+        });
+        e
+    }
+
+    #[tokio::test]
+    async fn a_lost_connection_is_dialled_again_and_a_live_one_is_shared() {
+        let (pem, key) = Identity::generate("alpha").unwrap();
+        let identity = Identity::from_pem(&pem, &key).unwrap();
+        let file = std::env::temp_dir().join(format!("tacet-target-{}.crt", std::process::id()));
+        std::fs::write(&file, pem).unwrap();
+        let first = server(&identity, ([127, 0, 0, 1], 0).into());
+        let addr = first.local_addr().unwrap();
+        let party = Party {
+            name: "alpha".into(),
+            role: Role::E1,
+            addr,
+            certificate: file.clone(),
+            seal_public: "ab".repeat(32),
+        };
+        let t = Target::new(&party).unwrap();
+        std::fs::remove_file(&file).unwrap();
+
+        let (a, b) = tokio::join!(t.connection(), t.connection());
+        let (a, b) = (a.unwrap(), b.unwrap());
+        assert_eq!(a.stable_id(), b.stable_id());
+        first.close(0u32.into(), b"stopping");
+        let why = a.closed().await.to_string();
+        let lost = t.broken(&a, "reset");
+        assert!(lost.rank == Rank::Lost && lost.error.to_string().contains("stopping"), "{why} {}", lost.error);
+        first.wait_idle().await;
+        drop(first);
+
+        let short = t.dial(Duration::from_millis(300)).await.unwrap_err();
+        assert!(matches!(&short, ClientError::Unreachable { party, .. } if party == "alpha"), "{short}");
+        // The port is free once the first server's tasks have ended.
+        let mut tries = 0;
+        while let Err(e) = std::net::UdpSocket::bind(addr) {
+            tries += 1;
+            assert!(tries < 100, "{e}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let second = server(&identity, addr);
+        let c = t.connection().await.unwrap();
+        assert!(c.close_reason().is_none() && c.stable_id() != a.stable_id());
+        assert_eq!(t.connection().await.unwrap().stable_id(), c.stable_id());
+        // Long unused: replaced, though nothing says that it is lost.
+        if let Some((_, used)) = t.live.lock().await.as_mut() {
+            *used -= STALE;
+        }
+        assert_ne!(t.connection().await.unwrap().stable_id(), c.stable_id());
+        drop(second);
     }
 }
