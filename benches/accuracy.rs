@@ -16,6 +16,7 @@ mod local;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -25,7 +26,6 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use tacet_client::{Client, cosine};
 use tacet_party::config::Limits;
-use tacet_protocol::model::BertModel;
 
 /// Texts whose cosines are taken, from the start of each file.
 const COSINES: [usize; 2] = [200, 100];
@@ -97,25 +97,21 @@ fn questions(file: &Path, n: usize) -> Result<Vec<String>> {
     text.lines().take(n).map(question).collect()
 }
 
-/// Vectors in the clear, on two threads.
-fn plaintext(client: &Client, texts: &[String], what: &str) -> Result<Vec<Vec<f64>>> {
+/// Vectors in the clear, on two threads beside the network's.
+async fn plaintext(client: &Client, texts: &[String], what: &str) -> Result<Vec<Vec<f64>>> {
     eprintln!("{what}: {} texts in the clear", texts.len());
     let bar = ProgressBar::new(texts.len() as u64);
     let ids = texts.iter().enumerate().map(|(i, t)| Ok(client.tokens(i, t)?)).collect::<Result<Vec<_>>>()?;
-    let model: &BertModel = client.model();
-    let half = |ids: &[Vec<u32>]| -> Result<Vec<Vec<f64>>> {
-        ids.iter().map(|i| Ok(model.plaintext(i)?)).inspect(|_| bar.inc(1)).collect()
-    };
-    let (a, b) = ids.split_at(ids.len() / 2);
-    let mut all = std::thread::scope(|s| {
-        let b = s.spawn(|| half(b));
-        let mut all = half(a)?;
-        match b.join() {
-            Ok(b) => all.extend(b?),
-            Err(_) => bail!("the plaintext thread failed"),
-        }
-        Ok(all)
-    })?;
+    let halves = ids.chunks(ids.len().div_ceil(2).max(1)).map(|half| {
+        let (model, half, bar) = (Arc::clone(client.model()), half.to_vec(), bar.clone());
+        tokio::task::spawn_blocking(move || {
+            half.iter().map(|i| model.plaintext(i)).inspect(|_| bar.inc(1)).collect::<Result<Vec<_>, _>>()
+        })
+    });
+    let mut all = Vec::with_capacity(ids.len());
+    for half in halves.collect::<Vec<_>>() {
+        all.extend(half.await??);
+    }
     bar.finish_and_clear();
     for v in &mut all {
         let norm = v.iter().map(|x| x * x).sum::<f64>().sqrt();
@@ -141,7 +137,7 @@ async fn cosines(client: &Client, texts: &[String], what: &str) -> Result<Cosine
     let started = Instant::now();
     let a = private(client, texts, what).await?;
     let seconds = started.elapsed().as_secs_f64();
-    let b = plaintext(client, texts, what)?;
+    let b = plaintext(client, texts, what).await?;
     let all: Vec<f64> = a.iter().zip(&b).map(|(a, b)| cosine(a, b)).collect();
     let mean = all.iter().sum::<f64>() / all.len() as f64;
     Ok(Cosines { texts: texts.len(), min: all.iter().copied().fold(1.0, f64::min), mean, seconds })
@@ -166,7 +162,7 @@ async fn intents(client: &Client, args: &Args, folder: &Path) -> Result<Intents>
     let test: Vec<&(String, String)> = (0..n).map(|i| &test[i * test.len() / n]).collect();
     let texts: Vec<String> = test.iter().map(|t| t.0.clone()).collect();
     let flat: Vec<String> = train.values().flatten().cloned().collect();
-    let mut vectors = plaintext(client, &flat, "training rows")?.into_iter();
+    let mut vectors = plaintext(client, &flat, "training rows").await?.into_iter();
     let mut centroids = BTreeMap::new();
     for (intent, texts) in &train {
         let mut sum = vec![0.0; client.model().config.hidden_size];
@@ -176,7 +172,7 @@ async fn intents(client: &Client, args: &Args, folder: &Path) -> Result<Intents>
         centroids.insert(intent.clone(), sum);
     }
     let found = |v: &[Vec<f64>]| v.iter().map(|v| nearest(&centroids, v)).collect::<Vec<_>>();
-    let plain = plaintext(client, &texts, "test rows")?;
+    let plain = plaintext(client, &texts, "test rows").await?;
     let secret = private(client, &texts, "test rows").await?;
     let (plain, secret) = (found(&plain), found(&secret));
     let share = |hits: usize| hits as f64 / n as f64;
