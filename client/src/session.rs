@@ -12,7 +12,7 @@ use tacet_protocol::seal::{SealContext, seal};
 use tacet_protocol::wire::{CONTROL_LIMIT, Message, SessionId};
 use tacet_transport::receive;
 use tokio::time::{Instant as Clock, sleep, timeout, timeout_at};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::error::{Rank, Report};
 use crate::shares::{self, Halves};
@@ -148,13 +148,9 @@ impl Client {
     }
 
     /// Acceptance, then the party's part of the answer.
-    async fn answer(&self, t: &Target, mut request: Message, p: &Program) -> Result<Message, Report> {
+    async fn answer(&self, t: &Target, request: Message, p: &Program) -> Result<Message, Report> {
         // The stream is held until the answer is there: a party takes its end as "the client left".
-        let sent = t.request(&request).await;
-        if let Message::Request { token, .. } = &mut request {
-            token.zeroize();
-        }
-        let (c, _tx, mut rx) = sent?;
+        let (c, _tx, mut rx) = t.request(request).await?;
         let limit = CONTROL_LIMIT + packed_len(p.output_len(), 64);
         let dealer = t.party.role == Role::Dealer;
         let mut accepted = false;

@@ -8,6 +8,7 @@ use tacet_protocol::wire::Message;
 use tacet_transport::{TransportError, certificate_from_pem, dial_config, endpoint, send};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
+use zeroize::Zeroize;
 
 use crate::config::unhex;
 use crate::error::{Rank, Report};
@@ -84,18 +85,20 @@ impl Target {
         Ok(c)
     }
 
-    /// Opens a session's stream and sends its request.
-    pub(crate) async fn request(&self, m: &Message) -> Result<(Connection, SendStream, RecvStream), Report> {
+    /// Opens a session's stream and sends its request; wipes the token in it.
+    pub(crate) async fn request(&self, mut m: Message) -> Result<(Connection, SendStream, RecvStream), Report> {
         let c = self.connection().await.map_err(|e| Report::new(Rank::Lost, e))?;
         let sent = async {
             let (mut tx, rx) = c.open_bi().await.map_err(|e| e.to_string())?;
-            send(&mut tx, m).await.map_err(|e| e.to_string())?;
+            send(&mut tx, &m).await.map_err(|e| e.to_string())?;
             Ok::<_, String>((tx, rx))
         };
-        match sent.await {
-            Ok((tx, rx)) => Ok((c, tx, rx)),
-            Err(e) => Err(self.broken(&c, &e)),
+        let sent = sent.await;
+        if let Message::Request { token, .. } = &mut m {
+            token.zeroize();
         }
+        let (tx, rx) = sent.map_err(|e| self.broken(&c, &e))?;
+        Ok((c, tx, rx))
     }
 
     /// A stream that failed: with its connection, or by itself.
