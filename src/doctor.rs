@@ -1,17 +1,29 @@
 //! `tacet doctor`: what this machine, this model and these parties look like, before anyone asks why something fails.
 
 use std::net::UdpSocket;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
-use tacet_client::{Client, Parties};
+use serde::Serialize;
+use tacet_client::{Client, Examined, Verdict};
 use tacet_party::config::hex;
 use tacet_protocol::model::BertModel;
 use tacet_protocol::plan::Planner;
+use tacet_protocol::wire;
 
 use crate::fetch;
+
+pub const EXAMPLES: &str = "\
+Examples:
+  tacet doctor                              # this machine and the model
+  tacet doctor --parties parties.toml       # and each of the three parties, then a query through all of them
+
+Exit status 1 if something that is needed fails.";
+
+/// UDP buffers under this cost speed.
+const BUFFER: usize = 4 << 20;
 
 #[derive(ClapArgs)]
 pub struct Args {
@@ -26,50 +38,178 @@ pub struct Args {
     json: bool,
 }
 
-/// Receive buffer that the system grants of the 8 MB asked for.
-fn udp_buffer() -> Result<usize> {
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    /// As it should be.
+    Ok,
+    /// Works, but not at its best.
+    Warning,
+    /// Needed, and wrong.
+    Failed,
+    /// For the reader.
+    Note,
+}
+
+#[derive(Serialize)]
+struct Finding {
+    name: String,
+    status: Status,
+    detail: String,
+}
+
+#[derive(Serialize)]
+struct Report {
+    ok: bool,
+    findings: Vec<Finding>,
+    /// As a client sees them; empty if none were asked.
+    parties: Vec<Examined>,
+    /// Seconds of one query through all three.
+    query_s: Option<f64>,
+}
+
+impl Report {
+    fn add(&mut self, name: impl Into<String>, status: Status, detail: impl Into<String>) {
+        self.ok &= status != Status::Failed;
+        self.findings.push(Finding { name: name.into(), status, detail: detail.into() });
+    }
+}
+
+/// Prints findings.
+///
+/// # Errors
+/// If anything that is needed fails.
+pub async fn run(args: Args) -> Result<()> {
+    let mut r = Report { ok: true, findings: Vec::new(), parties: Vec::new(), query_s: None };
+    machine(&mut r);
+    let dir = model(&mut r, args.model.as_deref());
+    match (&args.parties, dir) {
+        (Some(file), Some(dir)) => parties(&mut r, file, &dir).await,
+        (Some(_), None) => r.add("parties", Status::Failed, "not asked, since the model cannot be read"),
+        (None, _) => r.add("parties", Status::Note, "not asked: give --parties parties.toml"),
+    }
+    if args.json {
+        println!("{}", serde_json::to_string(&r)?);
+    } else {
+        for f in &r.findings {
+            let mark = match f.status {
+                Status::Ok => "ok",
+                Status::Warning => "WARNING",
+                Status::Failed => "FAILED",
+                Status::Note => "",
+            };
+            println!("{:<14}{mark:<9}{}", f.name, f.detail);
+        }
+    }
+    match r.findings.iter().filter(|f| f.status == Status::Failed).count() {
+        0 => Ok(()),
+        n => bail!("{n} of {} checks failed", r.findings.len()),
+    }
+}
+
+fn machine(r: &mut Report) {
+    let version = format!("{}, protocol {}", env!("CARGO_PKG_VERSION"), wire::VERSION);
+    r.add("tacet", Status::Note, version);
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(t) => r.add("clock", Status::Note, format!("{} (this machine's; nothing depends on it)", utc(t.as_secs()))),
+        Err(_) => r.add("clock", Status::Warning, "before 1970: set it, logs will mislead"),
+    }
+    match udp_buffer() {
+        Ok(n) if n >= BUFFER => r.add("UDP buffer", Status::Ok, format!("{} KB", n / 1024)),
+        Ok(n) => r.add(
+            "UDP buffer",
+            Status::Warning,
+            format!("{} KB: for speed set net.core.rmem_max and net.core.wmem_max to {BUFFER} or more", n / 1024),
+        ),
+        Err(e) => r.add("UDP buffer", Status::Failed, format!("no UDP socket: {e}")),
+    }
+    r.add("GPU", Status::Note, "this build has no GPU backend");
+}
+
+/// Receive buffer that the system grants of the 8 MB asked for; Linux counts its own bookkeeping, half of it.
+fn udp_buffer() -> std::io::Result<usize> {
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     let s = socket2::SockRef::from(&socket);
     s.set_recv_buffer_size(8 << 20)?;
-    Ok(s.recv_buffer_size()?)
+    let n = s.recv_buffer_size()?;
+    Ok(if cfg!(target_os = "linux") { n / 2 } else { n })
 }
 
-/// Prints findings; fails if a party does not answer a query.
-pub async fn run(args: Args) -> Result<()> {
-    let dir = fetch::model_dir(args.model.as_deref())?;
-    let model = BertModel::load(&dir)?;
-    let plan = Planner::new(&model)?.program(8)?.digest();
-    let clock = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    let buffer = udp_buffer()?;
-    let query = match &args.parties {
-        Some(file) => {
-            let client = Client::connect(&Parties::load(file)?, &dir).await?;
-            // A whole session: certificates, token, digests and the links between the parties all have to agree.
-            Some(client.embed(&["ping"]).await?.remove(0).stats.total_s)
-        }
-        None => None,
+/// `2026-11-24 21:05:03 UTC` from seconds since 1970, by the civil calendar's 400-year cycle.
+fn utc(s: u64) -> String {
+    let (days, time) = (s / 86_400 + 719_468, s % 86_400);
+    let (cycle, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let date = day - (153 * month + 2) / 5 + 1;
+    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let year = cycle * 400 + year + next;
+    format!("{year:04}-{month:02}-{date:02} {:02}:{:02}:{:02} UTC", time / 3600, time / 60 % 60, time % 60)
+}
+
+fn model(r: &mut Report, name: Option<&str>) -> Option<PathBuf> {
+    let load = || -> Result<(PathBuf, String, String)> {
+        let dir = fetch::model_dir(name)?;
+        let model = BertModel::load(&dir)?;
+        let plan = Planner::new(&model)?.program(8)?.digest();
+        Ok((dir, hex(&model.digest()), hex(&plan)))
     };
-    let (model_digest, plan_digest) = (hex(&model.digest()), hex(&plan));
-    if args.json {
-        let v = serde_json::json!({
-            "version": env!("CARGO_PKG_VERSION"), "unix_time": clock, "udp_receive_buffer": buffer,
-            "model": dir, "model_digest": model_digest, "plan_digest": plan_digest, "query_s": query,
-        });
-        println!("{}", serde_json::to_string(&v)?);
-        return Ok(());
+    match load() {
+        Ok((dir, model, plan)) => {
+            r.add("model", Status::Ok, dir.display().to_string());
+            r.add("model digest", Status::Note, model);
+            r.add("plan digest", Status::Note, plan);
+            Some(dir)
+        }
+        Err(e) => {
+            r.add("model", Status::Failed, format!("{e:#}"));
+            None
+        }
     }
-    println!("tacet           {}", env!("CARGO_PKG_VERSION"));
-    println!("clock           {clock} s since 1970 (UTC)");
-    println!("UDP buffer      {} KB of the 8192 KB asked for", buffer / 1024);
-    if buffer < 4 << 20 {
-        println!("                under 4 MB: raise net.core.rmem_max and net.core.wmem_max for speed");
+}
+
+async fn parties(r: &mut Report, file: &Path, model: &Path) {
+    let builder = || Client::builder().parties_file(file).model(model);
+    let seen = match builder().examine().await {
+        Ok(seen) => seen,
+        Err(e) => return r.add("parties", Status::Failed, e.to_string()),
+    };
+    for p in &seen {
+        let status = if p.verdict == Verdict::Agrees { Status::Ok } else { Status::Failed };
+        let mut detail = format!("{:?} at {}: {}", p.role, p.addr, p.detail);
+        if let (Some(rtt), Some(packet)) = (p.rtt_s, p.packet) {
+            detail += &format!("; round trip {:.2} ms, packets of {packet} bytes", rtt * 1e3);
+        }
+        r.add(format!("party {}", p.name), status, detail);
     }
-    println!("model           {}", dir.display());
-    println!("model digest    {model_digest}");
-    println!("plan digest     {plan_digest}");
-    match query {
-        Some(s) => println!("parties         all three answered a query in {s:.3} s"),
-        None => println!("parties         not asked: give --parties parties.toml"),
+    r.parties = seen;
+    if !r.parties.iter().all(|p| p.verdict == Verdict::Agrees) {
+        return r.add("query", Status::Note, "not tried, since a party does not take part");
     }
-    Ok(())
+    let query = async { builder().connect().await?.embed(&["ping"]).await };
+    match query.await {
+        Ok(e) => {
+            r.query_s = Some(e[0].stats.total_s);
+            r.add("query", Status::Ok, format!("all three answered in {:.3} s", e[0].stats.total_s));
+        }
+        Err(e) => r.add("query", Status::Failed, e.cause().to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates() {
+        for (s, want) in [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_400, "2000-02-29 00:00:00 UTC"),
+            (1_709_164_800 + 86_399, "2024-02-29 23:59:59 UTC"),
+            (4_107_542_400, "2100-03-01 00:00:00 UTC"),
+        ] {
+            assert_eq!(utc(s), want);
+        }
+    }
 }

@@ -29,6 +29,8 @@ pub struct Lane {
 /// What is reported of a party.
 #[derive(Serialize)]
 pub struct PartyReport {
+    /// Name.
+    pub name: &'static str,
     /// Process.
     pub pid: u32,
     /// Role.
@@ -144,7 +146,7 @@ impl Lane {
         self.children
             .iter()
             .zip(LANE)
-            .map(|(c, (_, role))| PartyReport { pid: c.id(), role, rss_mb: rss(c.id()) })
+            .map(|(c, (name, role))| PartyReport { name, pid: c.id(), role, rss_mb: rss(c.id()) })
             .collect()
     }
 }

@@ -7,16 +7,25 @@ mod embed;
 mod fetch;
 mod keys;
 mod local;
+mod party;
 mod plan;
+mod rates;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Start here:
+  tacet demo                                       # fetches a small model, runs three parties on this machine
+  tacet embed --local --text \"How do I freeze my card?\"
+
+Exit status: 0 if all went well, 1 if something failed, 2 if the command line is wrong.";
 
 /// Private transformer inference: three servers that do not trust each other compute on shares of your text.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version, about, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -25,25 +34,19 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Start three parties on this machine and embed a few questions privately
-    Demo {
-        /// Print one JSON object instead of tables
-        #[arg(long)]
-        json: bool,
-        /// Model directory or name
-        #[arg(long)]
-        model: Option<String>,
-    },
+    #[command(after_help = demo::EXAMPLES)]
+    Demo(demo::Args),
     /// Run one party of a lane
-    Party {
-        /// The party's configuration
-        #[arg(long)]
-        config: PathBuf,
-    },
+    #[command(after_help = party::EXAMPLES)]
+    Party(party::Args),
     /// Embed texts privately
+    #[command(after_help = embed::EXAMPLES)]
     Embed(embed::Args),
     /// Show what a model costs: every operation with shape, ring, rounds, bytes, and a predicted time
+    #[command(after_help = plan::EXAMPLES)]
     Plan(plan::Args),
     /// Check this machine, the model's digests, and the parties
+    #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::Args),
     /// Make identities and client tokens
     #[command(subcommand)]
@@ -53,9 +56,23 @@ enum Command {
     Model(Model),
 }
 
+const KEYS_PARTY: &str = "\
+Example:
+  tacet keys party --name alpha --dir alpha
+
+Makes alpha.crt, alpha.key and alpha.seal. Hand the certificate and the printed seal_public to the other parties and to clients;
+the two other files never leave this machine. Existing files are not overwritten.";
+
+const KEYS_CLIENT: &str = "\
+Example:
+  tacet keys client --name clinic --clients alpha/clients.toml
+
+All three parties need the same entry: copy the [[client]] lines, which hold a hash only, to their clients files.";
+
 #[derive(Subcommand)]
 enum Keys {
     /// Make a party's certificate, private key and sealing key
+    #[command(after_help = KEYS_PARTY)]
     Party {
         /// Name of the organisation
         #[arg(long)]
@@ -65,8 +82,9 @@ enum Keys {
         dir: PathBuf,
     },
     /// Issue a client's token, printed once; its hash goes into the clients file
+    #[command(after_help = KEYS_CLIENT)]
     Client {
-        /// Name of the client
+        /// Name of the client, not used before
         #[arg(long)]
         name: String,
         /// The party's clients file
@@ -75,11 +93,17 @@ enum Keys {
     },
 }
 
+const MODEL_PULL: &str = "\
+Examples:
+  tacet model pull
+  TACET_CACHE=/srv/tacet tacet model pull sentence-transformers/all-MiniLM-L6-v2";
+
 #[derive(Subcommand)]
 enum Model {
     /// Fetch a model into the cache and print its directory
+    #[command(after_help = MODEL_PULL)]
     Pull {
-        /// Name on the hub
+        /// Name on the hub; all-MiniLM-L6-v2 if absent
         name: Option<String>,
     },
 }
@@ -96,16 +120,26 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
+/// Runs to the end or the first signal; either way what was started is ended and cleaned up on the way out.
+fn interruptible(work: impl Future<Output = Result<()>>) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    runtime()?.block_on(async {
+        let mut term = signal(SignalKind::terminate())?;
+        tokio::select! {
+            r = work => r,
+            _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+            _ = term.recv() => bail!("terminated"),
+        }
+    })
+}
+
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Demo { json, model } => runtime()?.block_on(demo::run(&fetch::model_dir(model.as_deref())?, json)),
-        Command::Party { config } => {
-            let config = tacet_party::config::Config::load(&config)?;
-            Ok(runtime()?.block_on(tacet_party::serve(config))?)
-        }
-        Command::Embed(args) => runtime()?.block_on(embed::run(args)),
+        Command::Demo(args) => interruptible(demo::run(args)),
+        Command::Party(args) => runtime()?.block_on(party::run(args)),
+        Command::Embed(args) => interruptible(embed::run(args)),
         Command::Plan(args) => plan::run(args),
-        Command::Doctor(args) => runtime()?.block_on(doctor::run(args)),
+        Command::Doctor(args) => interruptible(doctor::run(args)),
         Command::Keys(Keys::Party { name, dir }) => {
             std::fs::create_dir_all(&dir)?;
             let made = keys::make(&dir, &name)?;

@@ -7,6 +7,15 @@ use tacet_protocol::plan::Planner;
 use tacet_protocol::query::padded;
 
 use crate::fetch;
+use crate::rates::Rates;
+
+pub const EXAMPLES: &str = "\
+Examples:
+  tacet plan --tokens 128 --rtt 1ms --bandwidth 1Gbit
+  tacet plan sentence-transformers/all-MiniLM-L6-v2 --tokens 32 --gmacs 40 --json
+
+Rounds and bytes are exact. Seconds are predicted: rounds times the round trip, bytes over the bandwidth, and the work at rates
+that are measured on this machine when the command starts.";
 
 #[derive(ClapArgs)]
 pub struct Args {
@@ -21,6 +30,9 @@ pub struct Args {
     /// Bandwidth between parties, such as 1Gbit or 100Mbit
     #[arg(long, default_value = "8Gbit")]
     bandwidth: String,
+    /// Rate of the linear layers in 10^9 multiply-accumulates a second; measured on this machine if absent
+    #[arg(long)]
+    gmacs: Option<f64>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -43,15 +55,19 @@ fn number(text: &str, units: &[(&str, f64)]) -> Result<f64> {
 pub fn run(args: Args) -> Result<()> {
     let rtt = number(&args.rtt, &[("us", 1e-6), ("ms", 1e-3), ("s", 1.0)])?;
     let bandwidth = number(&args.bandwidth, &[("Gbit", 1e9 / 8.0), ("Mbit", 1e6 / 8.0), ("kbit", 1e3 / 8.0)])?;
+    if args.gmacs.is_some_and(|g| !(g.is_finite() && g > 0.0)) {
+        bail!("--gmacs is not positive");
+    }
     let model = BertModel::load(&fetch::model_dir(args.model.as_deref())?)?;
-    let program = Planner::new(&model)?.program(padded(args.tokens).unwrap_or(args.tokens))?;
+    let planner = Planner::new(&model)?;
+    let program = planner.program(padded(args.tokens).unwrap_or(args.tokens))?;
     let (cost, lines) = (program.cost(), program.describe());
-    // Links are full duplex and the dealer's two run beside the evaluators' one.
-    let longest = cost.dealt_bytes[0].max(cost.dealt_bytes[1]) as f64 / bandwidth;
-    let network = cost.rounds as f64 * rtt + (cost.opened_bytes as f64 / bandwidth).max(longest);
+    let rates = Rates::measure(&planner.program(8)?, args.gmacs.map(|g| g * 1e9))?;
+    let times = rates.predict(&cost, rtt, bandwidth);
     if args.json {
-        let v =
-            serde_json::json!({ "tokens": program.tokens(), "cost": cost, "network_s": network, "operations": lines });
+        let v = serde_json::json!({
+            "tokens": program.tokens(), "cost": cost, "rates": rates, "times": times, "operations": lines,
+        });
         println!("{}", serde_json::to_string(&v)?);
         return Ok(());
     }
@@ -77,13 +93,37 @@ pub fn run(args: Args) -> Result<()> {
     }
     let dealt: u64 = cost.dealt_bytes.iter().sum();
     println!(
-        "\n{} rounds, {:.1} MB opened each way, {:.1} MB dealt, {:.2} G multiply-accumulates an evaluator\nnetwork time at {} and {}: {network:.3} s",
+        "\n{} rounds, {:.1} MB opened each way, {:.1} MB dealt, {:.2} G multiply-accumulates an evaluator",
         cost.rounds,
         cost.opened_bytes as f64 / 1e6,
         dealt as f64 / 1e6,
         cost.multiplications as f64 / 1e9,
-        args.rtt,
-        args.bandwidth
     );
+    println!(
+        "rates of one thread: linear layers {:.1} GMAC/s ({}); dealing {:.0} MB/s, gates {:.0} MB/s dealt (measured on 8 tokens)",
+        rates.macs / 1e9,
+        if args.gmacs.is_some() { "as given" } else { "measured here" },
+        rates.dealing / 1e6,
+        rates.gates / 1e6
+    );
+    println!("predicted at {} and {}, each party on a machine like this one:", args.rtt, args.bandwidth);
+    println!("  evaluators {:.3} s, their network {:.3} s", times.compute_s, times.online_network_s);
+    println!("  dealer {:.3} s, its network {:.3} s", times.dealing_s, times.dealing_network_s);
+    println!("  a query: {:.3} s dealt ahead, {:.3} s dealt while it runs", times.dealt_ahead_s, times.dealt_beside_s);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_units() {
+        let units = [("us", 1e-6), ("ms", 1e-3), ("s", 1.0)];
+        assert_eq!(number("200us", &units).unwrap(), 200.0 * 1e-6);
+        assert_eq!(number("1.5 s", &units).unwrap(), 1.5);
+        for bad in ["5", "ms", "-1ms", "0s", "infs", "NaNs"] {
+            assert!(number(bad, &units).is_err(), "{bad}");
+        }
+    }
 }

@@ -2,8 +2,21 @@
 //!
 //! The model comes from `TACET_MODEL_DIR`; without it every test says that it was skipped.
 
+#[path = "../src/keys.rs"]
+#[allow(dead_code)]
+mod keys;
+#[path = "../src/local.rs"]
+#[allow(dead_code)]
+mod local;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use local::Lane;
+use tacet_client::{Client, ClientBuilder, ClientError, cosine};
+use tacet_party::config::Limits;
 
 fn tacet(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_tacet")).args(args).output().unwrap()
@@ -48,6 +61,26 @@ fn text(p: &Path) -> &str {
     p.to_str().unwrap()
 }
 
+/// One of these lanes at a time: three parties, a client and their deadlines share the machine's cores.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn lane(model: &Path, limits: Limits) -> (Lane, MutexGuard<'static, ()>) {
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    (Lane::start(Path::new(env!("CARGO_BIN_EXE_tacet")), model, limits).unwrap(), alone)
+}
+
+fn on_one_thread<F: Future>(f: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(f)
+}
+
+fn client(lane: &Lane, model: &Path) -> ClientBuilder {
+    Client::builder().parties(lane.parties.clone()).model(model)
+}
+
+fn json(o: &Output) -> serde_json::Value {
+    serde_json::from_slice(&o.stdout).unwrap_or_else(|e| panic!("{e}: {}", stderr(o)))
+}
+
 #[test]
 fn texts_of_a_file_agree_with_plaintext_and_costs_with_the_plan() {
     let Some(model) = model() else { return };
@@ -65,8 +98,10 @@ fn texts_of_a_file_agree_with_plaintext_and_costs_with_the_plan() {
         text(&input),
         "--output",
         text(&output),
+        "--json",
     ]);
     assert!(o.status.success(), "{}", stderr(&o));
+    let summary = json(&o);
     let lines: Vec<serde_json::Value> =
         std::fs::read_to_string(&output).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!(lines.len(), 4);
@@ -82,6 +117,9 @@ fn texts_of_a_file_agree_with_plaintext_and_costs_with_the_plan() {
         let dealt: u64 = plan["cost"]["dealt_bytes"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap()).sum();
         assert_eq!(dealt, l["dealt_bytes"].as_u64().unwrap());
     }
+    assert_eq!(summary["texts"], 4);
+    assert_eq!(summary["tokens"], lines.iter().map(|l| l["tokens"].as_u64().unwrap()).sum::<u64>());
+    assert!(summary["cosine_min"].as_f64().unwrap() >= 0.999);
     // The empty text is its two special tokens.
     assert_eq!(lines[2]["tokens"], 2);
 }
@@ -100,26 +138,198 @@ fn unusable_texts_are_named() {
         "{}",
         stderr(&o)
     );
-    let o = tacet(&["embed", "--model", text(&model), "--local", "--input", text(&bad), "--column", "nope"]);
-    assert!(!o.status.success());
-    let o = tacet(&["embed", "--model", text(&model), "--text", "x"]);
-    assert!(!o.status.success() && stderr(&o).contains("--parties"), "{}", stderr(&o));
+    let rows = dir.file("rows.csv", format!("text\nfine\n{long}\n").as_bytes());
+    let o = tacet(&["embed", "--model", text(&model), "--local", "--input", text(&rows)]);
+    assert!(stderr(&o).contains("text 1: 602 tokens") && o.stdout.is_empty(), "{}", stderr(&o));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named_with_what_to_do() {
+    let dir = Folder::new("unread");
+    for (name, bytes, want) in [
+        ("a.csv", &b"id,body\n1,x\n"[..], "no column \"text\""),
+        ("b.jsonl", b"{\"text\": \"x\"}\n{\"body\": \"y\"}\n", "line 2 has no text"),
+        ("c.txt", b"x\n", ".csv or .jsonl"),
+        ("d.csv", b"text\n", "nothing to embed"),
+    ] {
+        let file = dir.file(name, bytes);
+        let o = tacet(&["embed", "--local", "--input", text(&file)]);
+        assert_eq!(o.status.code(), Some(1));
+        assert!(
+            stderr(&o).contains(want) && (want.starts_with("nothing") || stderr(&o).contains(name)),
+            "{}",
+            stderr(&o)
+        );
+    }
+}
+
+#[test]
+fn a_wrong_command_line_has_status_two() {
+    for args in [
+        &["embed", "--text", "x"][..],
+        &["embed", "--local"],
+        &["embed", "--local", "--text", "x", "--parties", "p.toml"],
+        &["embed", "--local", "--text", "x", "--json"],
+        &["embed", "--local", "--text", "x", "--concurrency", "0"],
+        &["plan", "--tokens", "many"],
+        &["nothing"],
+    ] {
+        let o = tacet(args);
+        assert_eq!(o.status.code(), Some(2), "{args:?}: {}", stderr(&o));
+    }
+    for command in ["demo", "party", "embed", "plan", "doctor"] {
+        let o = tacet(&[command, "--help"]);
+        assert!(o.status.success() && String::from_utf8_lossy(&o.stdout).contains(&format!("  tacet {command}")));
+    }
 }
 
 #[test]
 fn the_demonstration_reports_every_key() {
     let Some(model) = model() else { return };
-    let o = tacet(&["demo", "--model", text(&model), "--json"]);
+    let o = tacet(&["demo", "--model", text(&model), "--json", "--text", "My card was stolen", "--text", ""]);
     assert!(o.status.success(), "{}", stderr(&o));
-    let v: serde_json::Value = serde_json::from_slice(&o.stdout).unwrap();
+    let v = json(&o);
     for key in ["cosine_min", "sentences", "tokens", "rounds", "opened_bytes", "dealt_bytes", "total_s", "online_s"] {
         assert!(v[key].is_number(), "{key}");
     }
     assert!(v["cosine_min"].as_f64().unwrap() >= 0.999);
-    let mut pids: Vec<u64> = v["parties"].as_array().unwrap().iter().map(|p| p["pid"].as_u64().unwrap()).collect();
+    assert_eq!((&v["sentences"], &v["tokens"], &v["rounds"]), (&2.into(), &8.into(), &157.into()));
+    let parties = v["parties"].as_array().unwrap();
+    let mut pids: Vec<u64> = parties.iter().map(|p| p["pid"].as_u64().unwrap()).collect();
     pids.dedup();
     assert_eq!(pids.len(), 3);
-    assert_eq!(v["rounds"], 157);
+    for (p, role) in parties.iter().zip(["e1", "e2", "dealer"]) {
+        assert!(p["role"] == role && p["rss_mb"].as_f64().unwrap() > 1.0, "{p}");
+    }
+}
+
+#[test]
+fn a_plan_predicts_seconds() {
+    let Some(model) = model() else { return };
+    let plan = |rtt: &str| {
+        let args =
+            ["plan", text(&model), "--tokens", "16", "--rtt", rtt, "--bandwidth", "1Gbit", "--gmacs", "20", "--json"];
+        json(&tacet(&args))
+    };
+    let (near, far) = (plan("1ms"), plan("1s"));
+    assert_eq!(near["rates"]["macs"], 20e9);
+    let time = |v: &serde_json::Value, key: &str| v["times"][key].as_f64().unwrap();
+    for key in ["compute_s", "dealing_s", "online_network_s", "dealing_network_s"] {
+        assert!(time(&near, key) > 0.0, "{key}");
+    }
+    assert!(time(&near, "dealt_beside_s") >= time(&near, "dealt_ahead_s"));
+    let rounds = near["cost"]["rounds"].as_f64().unwrap();
+    assert!((time(&far, "online_network_s") - time(&near, "online_network_s") - 0.999 * rounds).abs() < 1e-6);
+}
+
+#[test]
+fn several_sessions_at_once_keep_their_order_and_wait_for_room() {
+    let Some(model) = model() else { return };
+    let (lane, _alone) = lane(&model, Limits { sessions: 2, ..Limits::default() });
+    on_one_thread(async {
+        let texts =
+            ["the longest of all of these texts by far, so that others overtake it", "b", "", "fourth text", "e e e"];
+        let c = client(&lane, &model).concurrency(5).connect().await.unwrap();
+        let private = c.embed(&texts).await.unwrap();
+        for (i, (t, e)) in texts.iter().zip(&private).enumerate() {
+            let plain = c.model().plaintext(&c.tokens(i, t).unwrap()).unwrap();
+            assert!(cosine(&e.vector, &plain) >= 0.999, "{i}");
+            assert!(!format!("{e:?}").contains(&e.vector[0].to_string()));
+        }
+        // Without waiting, the refused text is named; the others' sessions end with the call.
+        let hasty = client(&lane, &model).concurrency(5).retry_busy(false).connect().await.unwrap();
+        let e = hasty.embed(&texts).await.unwrap_err();
+        assert!(e.index().is_some() && matches!(e.cause(), ClientError::Refused { code: 2, .. }), "{e}");
+        // A deadline bounds the waiting too.
+        let short = client(&lane, &model).deadline(Duration::from_millis(1)).connect().await.unwrap();
+        let e = short.embed(&["x"]).await.unwrap_err();
+        assert!(matches!(e.cause(), ClientError::Deadline(_)), "{e}");
+        let long = "word ".repeat(600);
+        let e = c.embed(&["fine", &long]).await.unwrap_err();
+        assert!(matches!(e, ClientError::TooLong { index: 1, tokens: 602, limit: 512 }), "{e}");
+        // What the calls above left behind is cleared away.
+        assert_eq!(c.embed(&["last"]).await.unwrap()[0].vector.len(), 384);
+    });
+}
+
+#[test]
+fn a_party_that_dies_is_the_one_that_is_named() {
+    let Some(model) = model() else { return };
+    for (victim, name) in [(0, "alpha"), (2, "gamma")] {
+        let (mut lane, _alone) = lane(&model, Limits::default());
+        on_one_thread(async {
+            let c = client(&lane, &model).connect().await.unwrap();
+            let words = "card ".repeat(120);
+            let texts = [words.as_str()];
+            let session = c.embed(&texts);
+            let kill = async {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                lane.kill(victim);
+                std::future::pending::<()>().await;
+            };
+            let e = tokio::select! { r = session => r.unwrap_err(), () = kill => unreachable!() };
+            assert_eq!((e.party(), e.index()), (Some(name), Some(0)), "{e}");
+        });
+    }
+}
+
+#[test]
+fn doctor_says_of_each_party_what_is_wrong_with_it() {
+    let Some(model) = model() else { return };
+    let dir = Folder::new("doctor");
+    let (lane, _alone) = lane(&model, Limits::default());
+    let examine = |name: &str, change: &dyn Fn(&mut tacet_client::Parties)| {
+        let mut p = lane.parties.clone();
+        change(&mut p);
+        let file = dir.file(name, toml::to_string(&p).unwrap().as_bytes());
+        let o = tacet(&["doctor", "--model", text(&model), "--parties", text(&file), "--json"]);
+        let v = json(&o);
+        assert_eq!(v["ok"].as_bool().unwrap(), o.status.success());
+        assert!(!String::from_utf8_lossy(&o.stdout).contains(&p.token) && !stderr(&o).contains(&p.token));
+        let verdicts: Vec<String> =
+            v["parties"].as_array().unwrap().iter().map(|p| p["verdict"].as_str().unwrap().to_string()).collect();
+        (o.status.code(), verdicts, v)
+    };
+    let (status, verdicts, v) = examine("fine.toml", &|_| {});
+    assert_eq!((status, verdicts), (Some(0), vec!["agrees".to_string(); 3]));
+    assert!(v["query_s"].is_number());
+    assert!(v["parties"].as_array().unwrap().iter().all(|p| p["packet"].as_u64().unwrap() > 1452), "{}", v["parties"]);
+
+    let (status, verdicts, v) = examine("wrong.toml", &|p| {
+        p.party[1].certificate = p.party[0].certificate.clone();
+        p.party[2].addr = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    });
+    assert_eq!(
+        (status, verdicts.iter().map(String::as_str).collect()),
+        (Some(1), vec!["agrees", "wrong_certificate", "unreachable"])
+    );
+    assert!(v["query_s"].is_null());
+
+    let (status, verdicts, v) = examine("token.toml", &|p| p.token = "guess".into());
+    assert_eq!((status, verdicts), (Some(1), vec!["refused".to_string(); 3]));
+    assert!(v["parties"][0]["detail"].as_str().unwrap().contains("token"), "{v}");
+}
+
+#[test]
+fn a_partys_configuration_is_refused_by_file_and_field() {
+    let dir = Folder::new("party");
+    let peer = |name: &str, role: &str| {
+        format!("[[peer]]\nname = {name:?}\nrole = {role:?}\naddr = \"127.0.0.1:9\"\ncertificate = \"{name}.crt\"\n")
+    };
+    let head = "name = \"alpha\"\nrole = \"e1\"\nlisten = \"127.0.0.1:0\"\nmodel = \".\"\ncertificate = \"alpha.crt\"\n\
+                key = \"alpha.key\"\nseal_key = \"alpha.seal\"\nclients = \"clients.toml\"\n";
+    let whole = format!("{head}{}{}", peer("beta", "e2"), peer("gamma", "dealer"));
+    dir.file("alpha.crt", b"");
+    for (name, config, want) in [
+        ("field.toml", whole.replace("listen", "lisen"), "unknown field `lisen`"),
+        ("address.toml", whole.replace("\"127.0.0.1:0\"", "\"here\""), "listen"),
+        ("lane.toml", whole.replace("dealer", "e2"), "role"),
+        ("key.toml", whole, "key = "),
+    ] {
+        let o = tacet(&["party", "--config", text(&dir.file(name, config.as_bytes()))]);
+        assert_eq!(o.status.code(), Some(1));
+        assert!(stderr(&o).contains(name) && stderr(&o).contains(want), "{}", stderr(&o));
+    }
 }
 
 #[test]
@@ -138,4 +348,13 @@ fn keys_are_private_and_tokens_are_stored_as_hashes() {
     let token = String::from_utf8(o.stdout).unwrap().trim().to_string();
     let stored = std::fs::read_to_string(&clients).unwrap();
     assert!(token.len() == 64 && stored.contains("clinic") && !stored.contains(&token));
+    assert_eq!(std::fs::metadata(&clients).unwrap().permissions().mode() & 0o777, 0o600);
+    let o = tacet(&["keys", "client", "--name", "clinic", "--clients", text(&clients)]);
+    assert!(o.status.code() == Some(1) && stderr(&o).contains("has a token already"), "{}", stderr(&o));
+    assert_eq!(std::fs::read_to_string(&clients).unwrap(), stored);
+    std::fs::set_permissions(&clients, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let o = tacet(&["keys", "client", "--name", "bank", "--clients", text(&clients)]);
+    assert!(o.status.success(), "{}", stderr(&o));
+    assert_eq!(std::fs::metadata(&clients).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(std::fs::read_dir(&dir.0).unwrap().count(), 4);
 }

@@ -2,113 +2,62 @@
 //!
 //! ```no_run
 //! # async fn f() -> Result<(), tacet_client::ClientError> {
-//! let parties = tacet_client::Parties::load("parties.toml".as_ref())?;
-//! let client = tacet_client::Client::connect(&parties, "models/all-MiniLM-L6-v2".as_ref()).await?;
-//! let vectors = client.embed(&["How do I freeze my card?"]).await?;
+//! let client = tacet_client::Client::builder()
+//!     .parties_file("parties.toml")
+//!     .model("models/all-MiniLM-L6-v2")
+//!     .connect()
+//!     .await?;
+//! let vectors = client.embed(&["How do I freeze my card?", "My card was stolen"]).await?;
+//! println!("{:.3}", tacet_client::cosine(&vectors[0].vector, &vectors[1].vector));
 //! # Ok(()) }
 //! ```
+//!
+//! Tokens, shares and the bearer token are wiped when they are no longer needed; what the tokeniser and QUIC keep of them
+//! inside while they work is out of reach.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+mod builder;
+mod config;
+mod error;
+mod examine;
+mod session;
+mod shares;
+mod target;
 
-use quinn::{Connection, RecvStream, SendStream};
-use serde::{Deserialize, Serialize};
-use tacet_protocol::Role;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
+use serde::Serialize;
 use tacet_protocol::model::BertModel;
 use tacet_protocol::plan::Planner;
 use tacet_protocol::program::Program;
 use tacet_protocol::query::padded;
-use tacet_protocol::ring::{packed_len, unpack};
-use tacet_protocol::seal::{SealContext, seal};
-use tacet_protocol::wire::{CONTROL_LIMIT, Message, SessionId};
-use tacet_transport::{TransportError, certificate_from_pem, dial_config, endpoint, receive, send};
 use tokenizers::Tokenizer;
 use zeroize::Zeroizing;
 
-/// What can go wrong, with the party that said so.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ClientError {
-    /// A file that cannot be used.
-    #[error("{0}")]
-    Config(String),
-    /// The text does not fit the model.
-    #[error("text {index}: {tokens} tokens, but the model takes at most {limit}: shorten or split it")]
-    TooLong { index: usize, tokens: usize, limit: usize },
-    /// A party cannot be reached.
-    #[error(
-        "party {party} at {addr} cannot be reached: {reason}; check that it runs and that its certificate is the one in parties.toml"
-    )]
-    Unreachable { party: String, addr: SocketAddr, reason: String },
-    /// A party ended the session; `code` is one of the party's stable codes.
-    #[error("party {party} refused (code {code}): {text}")]
-    Refused { party: String, code: u16, text: String },
-    /// A party vanished or sent something else than an answer.
-    #[error("party {party} failed: {reason}; the session has ended everywhere, try again")]
-    Failed { party: String, reason: String },
-    /// No answer within the deadline.
-    #[error("no answer within {0:?}")]
-    Deadline(Duration),
-    /// Planning or encoding.
-    #[error(transparent)]
-    Protocol(#[from] tacet_protocol::Error),
-}
-
-/// `parties.toml`: whom to ask, and this client's token.
-#[derive(Clone, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Parties {
-    /// Bearer token, known to all three parties by its hash.
-    pub token: String,
-    /// The three parties of a lane.
-    pub party: Vec<Party>,
-}
-
-/// One party as a client sees it.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Party {
-    /// Name of the organisation.
-    pub name: String,
-    /// Its role.
-    pub role: Role,
-    /// Its QUIC address.
-    pub addr: SocketAddr,
-    /// Its certificate (PEM), pinned; relative to the file.
-    pub certificate: PathBuf,
-    /// Public key that inputs are sealed to, hex.
-    pub seal_public: String,
-}
-
-impl Parties {
-    /// Reads `parties.toml`.
-    ///
-    /// # Errors
-    /// Names the file and what is wrong with it.
-    pub fn load(path: &Path) -> Result<Parties, ClientError> {
-        let bad = |e: String| ClientError::Config(format!("{}: {e}", path.display()));
-        let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
-        let mut p: Parties = toml::from_str(&text).map_err(|e| bad(e.to_string()))?;
-        let base = path.parent().unwrap_or(Path::new("."));
-        p.party.iter_mut().for_each(|p| p.certificate = base.join(&p.certificate));
-        if [Role::E1, Role::E2, Role::Dealer].iter().any(|r| p.party.iter().filter(|p| p.role == *r).count() != 1) {
-            return Err(bad("three [[party]] entries are needed: e1, e2 and dealer".into()));
-        }
-        Ok(p)
-    }
-}
+pub use builder::ClientBuilder;
+pub use config::{Parties, Party};
+pub use error::ClientError;
+pub use examine::{Examined, Verdict};
+pub use shares::Glimpse;
+use target::Target;
 
 /// One embedded text.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Serialize)]
 pub struct Embedding {
     /// Unit vector.
     pub vector: Vec<f64>,
     /// What it took.
     pub stats: Stats,
+}
+
+impl std::fmt::Debug for Embedding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The vector is the client's secret.
+        f.debug_struct("Embedding").field("stats", &self.stats).finish_non_exhaustive()
+    }
 }
 
 /// Costs of one query as the parties counted them.
@@ -124,18 +73,12 @@ pub struct Stats {
     pub dealt_bytes: u64,
     /// Time of the slower evaluator.
     pub online_s: f64,
-    /// Time of the dealer, beside the evaluators' own.
+    /// Time of the dealer: beside the evaluators' own, or before the query where it was dealt ahead.
     pub dealing_s: f64,
+    /// Whether the dealing began before the query.
+    pub dealt_ahead: bool,
     /// From text to vector.
     pub total_s: f64,
-    /// First bytes sent to each party after its header: what it saw of this input.
-    pub seen: Vec<(String, Vec<u8>)>,
-}
-
-struct Target {
-    party: Party,
-    public: [u8; 32],
-    connection: Connection,
 }
 
 /// A connected client with its model's public parts.
@@ -147,17 +90,15 @@ pub struct Client {
     tokenizer: Tokenizer,
     programs: Mutex<HashMap<usize, Arc<Program>>>,
     deadline: Duration,
+    concurrency: usize,
+    retry_busy: bool,
 }
 
-fn unhex(s: &str) -> Option<[u8; 32]> {
-    let mut out = [0; 32];
-    if s.len() != 64 || !s.is_ascii() {
-        return None;
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let parties: Vec<&Party> = self.targets.iter().map(|t| &t.party).collect();
+        f.debug_struct("Client").field("parties", &parties).field("model", &self.model).finish_non_exhaustive()
     }
-    for (i, o) in out.iter_mut().enumerate() {
-        *o = u8::from_str_radix(&s[2 * i..2 * i + 2], 16).ok()?;
-    }
-    Some(out)
 }
 
 fn random<const N: usize>() -> Result<[u8; N], ClientError> {
@@ -166,67 +107,37 @@ fn random<const N: usize>() -> Result<[u8; N], ClientError> {
     Ok(b)
 }
 
+/// Cosine of the angle between two vectors of one length.
+pub fn cosine(a: &[f64], b: &[f64]) -> f64 {
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
 impl Client {
-    /// Loads the model's directory and connects to all three parties.
-    ///
-    /// # Errors
-    /// Which file or which party is the trouble.
-    pub async fn connect(parties: &Parties, model_dir: &Path) -> Result<Client, ClientError> {
-        let model = Arc::new(BertModel::load(model_dir)?);
-        let planner = Planner::new(&model)?;
-        let file = model_dir.join("tokenizer.json");
-        let mut tokenizer =
-            Tokenizer::from_file(&file).map_err(|e| ClientError::Config(format!("{}: {e}", file.display())))?;
-        tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|e| ClientError::Config(format!("{}: {e}", file.display())))?;
-        let config = |e: TransportError| ClientError::Config(e.to_string());
-        let local = SocketAddr::from(([0, 0, 0, 0], 0));
-        let quic = endpoint(local, None).map_err(config)?;
-        let mut targets = Vec::new();
-        for p in &parties.party {
-            let pem = std::fs::read_to_string(&p.certificate)
-                .map_err(|e| ClientError::Config(format!("{}: {e}", p.certificate.display())))?;
-            let dial = dial_config(certificate_from_pem(&pem).map_err(config)?, None).map_err(config)?;
-            let away = |reason: String| ClientError::Unreachable { party: p.name.clone(), addr: p.addr, reason };
-            let connecting = quic.connect_with(dial, p.addr, "tacet").map_err(|e| away(e.to_string()))?;
-            let connection = tokio::time::timeout(Duration::from_secs(5), connecting).await;
-            let connection =
-                connection.map_err(|_| away("no answer within 5 s".into()))?.map_err(|e| away(e.to_string()))?;
-            let public = unhex(&p.seal_public)
-                .ok_or_else(|| ClientError::Config(format!("seal_public of {}: 64 hex digits expected", p.name)))?;
-            targets.push(Target { party: p.clone(), public, connection });
-        }
-        let token = Zeroizing::new(parties.token.clone());
-        Ok(Client {
-            targets,
-            token,
-            model,
-            planner,
-            tokenizer,
-            programs: Mutex::default(),
-            deadline: Duration::from_secs(90),
-        })
+    /// How to make a client.
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder::default()
     }
 
     /// The model in use, for comparisons in the clear.
-    pub fn model(&self) -> &BertModel {
+    pub fn model(&self) -> &Arc<BertModel> {
         &self.model
     }
 
-    /// Token ids of a text.
+    /// Token ids of a text; `index` is for the error. The ids are as secret as the text.
     ///
     /// # Errors
     /// [`ClientError::TooLong`].
     pub fn tokens(&self, index: usize, text: &str) -> Result<Vec<u32>, ClientError> {
         let e = self.tokenizer.encode(text, true).map_err(|e| ClientError::Config(format!("text {index}: {e}")))?;
-        let limit = self.model.config.max_position_embeddings.min(512);
+        let limit = self.planner.max_tokens();
         if e.get_ids().len() > limit {
             return Err(ClientError::TooLong { index, tokens: e.get_ids().len(), limit });
         }
         Ok(e.get_ids().to_vec())
     }
 
-    /// The program for a text of so many tokens, which also predicts its cost.
+    /// The program for a text of so many tokens, padded, which also predicts its cost.
     ///
     /// # Errors
     /// A length the model does not take.
@@ -244,114 +155,40 @@ impl Client {
         Ok(p)
     }
 
-    /// Embeds texts, one after another, in order.
+    /// Embeds texts, several sessions at once, results in order.
     ///
     /// # Errors
-    /// The first text that fails ends the call; dropping the future cancels the session at all parties.
-    pub async fn embed(&self, texts: &[&str]) -> Result<Vec<Embedding>, ClientError> {
-        let mut out = Vec::with_capacity(texts.len());
-        for (i, text) in texts.iter().enumerate() {
-            let ids = self.tokens(i, text)?;
-            out.push(self.embed_ids(&ids).await?);
+    /// A text that is too long fails the call before any is sent; otherwise the first text that fails ends it, and the error
+    /// names its index. Dropping the future cancels its sessions at all parties.
+    pub async fn embed<T: AsRef<str>>(&self, texts: &[T]) -> Result<Vec<Embedding>, ClientError> {
+        for (i, t) in texts.iter().enumerate() {
+            drop(Zeroizing::new(self.tokens(i, t.as_ref())?));
         }
-        Ok(out)
+        self.embed_each(texts).try_collect().await
     }
 
-    /// Embeds one sequence of token ids.
-    ///
-    /// # Errors
-    /// As [`Self::embed`].
-    pub async fn embed_ids(&self, ids: &[u32]) -> Result<Embedding, ClientError> {
-        let started = Instant::now();
-        let p = self.program(ids.len())?;
-        let halves = p.split(&p.encode_input(&Zeroizing::new(self.model.embed_tokens(ids)?))?)?;
-        let session: SessionId = random()?;
-
-        let mut stats = Stats { tokens: ids.len(), ..Stats::default() };
-        let mut open = Vec::new();
-        for t in &self.targets {
-            let context = SealContext {
-                session,
-                party: t.party.name.clone(),
-                role: t.party.role,
-                model_digest: self.model.digest(),
-                program_digest: p.digest(),
-            };
-            let sealed = match t.party.role {
-                Role::E1 => seal(&t.public, &context, halves.seed.as_slice())?,
-                Role::E2 => seal(&t.public, &context, &halves.packed)?,
-                Role::Dealer => Vec::new(),
-            };
-            stats.seen.push((t.party.name.clone(), sealed.iter().take(24).copied().collect()));
-            let request = Message::Request {
-                session,
-                token: self.token.to_string(),
-                model: self.model.digest(),
-                program: p.digest(),
-                tokens: p.tokens() as u32,
-                sealed,
-            };
-            open.push(self.request(t, request));
-        }
-        let [a, b, c] = open.try_into().map_err(|_| ClientError::Config("three parties are needed".into()))?;
-        let all = async { tokio::try_join!(self.answer(0, a, &p), self.answer(1, b, &p), self.answer(2, c, &p)) };
-        let (a, b, c) =
-            tokio::time::timeout(self.deadline, all).await.map_err(|_| ClientError::Deadline(self.deadline))??;
-        let mut shares = Vec::new();
-        for m in [a, b, c] {
-            match m {
-                Message::Output { share, rounds, opened, dealt, online_us } => {
-                    shares.push(Zeroizing::new(unpack(&share, p.output_len(), p.output_bits())?));
-                    stats.rounds = rounds;
-                    stats.opened_bytes = opened;
-                    stats.dealt_bytes += dealt;
-                    stats.online_s = stats.online_s.max(online_us as f64 / 1e6);
-                }
-                Message::Done { dealing_us, .. } => stats.dealing_s = dealing_us as f64 / 1e6,
-                _ => {}
-            }
-        }
-        let [a, b] = &shares[..] else {
-            return Err(ClientError::Config("two evaluators are needed".into()));
-        };
-        let mut vector = p.decode_output(a, b, ids.len())?;
-        let norm = vector.iter().map(|v| v * v).sum::<f64>().sqrt().max(1e-12);
-        vector.iter_mut().for_each(|v| *v /= norm);
-        stats.total_s = started.elapsed().as_secs_f64();
-        Ok(Embedding { vector, stats })
+    /// As [`Self::embed`], each result as soon as it and those before it are there. Sessions run only while the stream is
+    /// polled; after an error it may be polled on for the other texts.
+    pub fn embed_each<T: AsRef<str>>(&self, texts: &[T]) -> impl Stream<Item = Result<Embedding, ClientError>> {
+        stream::iter(texts.iter().enumerate().map(|(i, t)| self.embed_text(i, t.as_ref()))).buffered(self.concurrency)
     }
 
-    async fn request(&self, t: &Target, request: Message) -> Result<(SendStream, RecvStream), ClientError> {
-        let failed = |reason: String| ClientError::Failed { party: t.party.name.clone(), reason };
-        let (mut tx, rx) = t.connection.open_bi().await.map_err(|e| failed(e.to_string()))?;
-        send(&mut tx, &request).await.map_err(|e| failed(e.to_string()))?;
-        Ok((tx, rx))
+    async fn embed_text(&self, index: usize, text: &str) -> Result<Embedding, ClientError> {
+        let ids = Zeroizing::new(self.tokens(index, text)?);
+        self.embed_ids(&ids).await.map_err(|e| e.of_text(index))
     }
+}
 
-    /// Acceptance, then the party's part of the answer.
-    async fn answer(
-        &self,
-        i: usize,
-        opened: impl Future<Output = Result<(SendStream, RecvStream), ClientError>>,
-        p: &Program,
-    ) -> Result<Message, ClientError> {
-        let party = self.targets[i].party.name.clone();
-        let dealer = self.targets[i].party.role == Role::Dealer;
-        // Held until the answer is there: a party takes the end of this stream as "the client left".
-        let (_tx, mut rx) = opened.await?;
-        let limit = CONTROL_LIMIT + packed_len(p.output_len(), 64);
-        let mut accepted = false;
-        loop {
-            let m = receive(&mut rx, limit)
-                .await
-                .map_err(|e| ClientError::Failed { party: party.clone(), reason: e.to_string() })?;
-            match m {
-                Message::Accept if !accepted => accepted = true,
-                Message::Failure { code, text } => return Err(ClientError::Refused { party, code, text }),
-                Message::Output { .. } if accepted && !dealer => return Ok(m),
-                Message::Done { .. } if accepted && dealer => return Ok(m),
-                m => return Err(ClientError::Failed { party, reason: format!("unexpected {m:?}") }),
-            }
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_may_run_on_any_thread() {
+        fn send<T: Send>(_: impl Fn(&'static Client) -> T) {}
+        send(|c| c.embed(&["x"]));
+        send(|c| c.embed_ids(&[1]));
+        send(|_| Client::builder().connect());
+        send(|_| Client::builder().examine());
     }
 }

@@ -146,9 +146,10 @@ impl Config {
         let roles = [Role::E1, Role::E2, Role::Dealer];
         let count = |r: &Role| usize::from(c.role == *r) + c.peer.iter().filter(|p| p.role == *r).count();
         if c.peer.len() != 2 || roles.iter().any(|r| count(r) != 1) {
-            return Err(PartyError::Config(
-                "a lane has one e1, one e2 and one dealer: this party and two [[peer]] entries".into(),
-            ));
+            return Err(PartyError::Config(format!(
+                "{}: role: a lane has one e1, one e2 and one dealer, this party and two [[peer]] entries",
+                path.display()
+            )));
         }
         Ok(c)
     }

@@ -1,0 +1,180 @@
+//! The connection to one party, dialled when it is first needed and again after it was lost.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
+use tacet_protocol::wire::Message;
+use tacet_transport::{TransportError, certificate_from_pem, dial_config, endpoint, send};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+use zeroize::Zeroize;
+
+use crate::config::unhex;
+use crate::error::{Rank, Report};
+use crate::{ClientError, Party};
+
+/// How long a party may take to shake hands.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// A connection that was not used for so long is replaced: a party drops one that is silent for ten seconds, as it is when
+/// the program that holds it did other work or the party was restarted, and nothing says so until it is used.
+const STALE: Duration = Duration::from_secs(8);
+
+/// One party, with a socket of its own: parties cannot tell by the port that their clients are one.
+pub(crate) struct Target {
+    pub party: Party,
+    /// What its inputs are sealed to.
+    pub public: [u8; 32],
+    dial: ClientConfig,
+    quic: Endpoint,
+    /// With the time of its last use.
+    live: Mutex<Option<(Connection, Instant)>>,
+}
+
+impl Target {
+    /// Reads the certificate and binds a socket; needs a runtime, does not dial.
+    pub(crate) fn new(party: &Party) -> Result<Target, ClientError> {
+        let config = |e: TransportError| ClientError::Config(format!("party {}: {e}", party.name));
+        let pem = std::fs::read_to_string(&party.certificate)
+            .map_err(|e| ClientError::Config(format!("{}: {e}", party.certificate.display())))?;
+        let pin = certificate_from_pem(&pem)
+            .map_err(|e| ClientError::Config(format!("{}: {e}", party.certificate.display())))?;
+        let public = unhex(&party.seal_public).ok_or_else(|| {
+            ClientError::Config(format!("seal_public of party {}: 64 hex digits expected", party.name))
+        })?;
+        let any = match party.addr {
+            SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+            SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+        };
+        Ok(Target {
+            party: party.clone(),
+            public,
+            dial: dial_config(pin, None).map_err(config)?,
+            quic: endpoint(any, None).map_err(config)?,
+            live: Mutex::new(None),
+        })
+    }
+
+    pub(crate) fn unreachable(&self, reason: impl Into<String>) -> ClientError {
+        ClientError::Unreachable { party: self.party.name.clone(), addr: self.party.addr, reason: reason.into() }
+    }
+
+    pub(crate) fn failed(&self, reason: impl Into<String>) -> ClientError {
+        ClientError::Failed { party: self.party.name.clone(), reason: reason.into() }
+    }
+
+    /// A new connection, within `limit`.
+    pub(crate) async fn dial(&self, limit: Duration) -> Result<Connection, ClientError> {
+        let away = |e: String| self.unreachable(e);
+        let connecting =
+            self.quic.connect_with(self.dial.clone(), self.party.addr, "tacet").map_err(|e| away(e.to_string()))?;
+        let c = timeout(limit, connecting).await.map_err(|_| away(format!("no answer within {limit:?}")))?;
+        c.map_err(|e| away(e.to_string()))
+    }
+
+    /// The live connection; sessions that find none share one handshake.
+    pub(crate) async fn connection(&self) -> Result<Connection, ClientError> {
+        let mut live = self.live.lock().await;
+        if let Some((c, used)) = live.as_mut().filter(|(c, used)| c.close_reason().is_none() && used.elapsed() < STALE)
+        {
+            *used = Instant::now();
+            return Ok(c.clone());
+        }
+        let c = self.dial(HANDSHAKE).await?;
+        *live = Some((c.clone(), Instant::now()));
+        Ok(c)
+    }
+
+    /// Opens a session's stream and sends its request; wipes the token in it.
+    pub(crate) async fn request(&self, mut m: Message) -> Result<(Connection, SendStream, RecvStream), Report> {
+        let c = self.connection().await.map_err(|e| Report::new(Rank::Lost, e))?;
+        let sent = async {
+            let (mut tx, rx) = c.open_bi().await.map_err(|e| e.to_string())?;
+            send(&mut tx, &m).await.map_err(|e| e.to_string())?;
+            Ok::<_, String>((tx, rx))
+        };
+        let sent = sent.await;
+        if let Message::Request { token, .. } = &mut m {
+            token.zeroize();
+        }
+        let (tx, rx) = sent.map_err(|e| self.broken(&c, &e))?;
+        Ok((c, tx, rx))
+    }
+
+    /// A stream that failed: with its connection, or by itself.
+    pub(crate) fn broken(&self, c: &Connection, reason: &str) -> Report {
+        match c.close_reason() {
+            Some(why) => Report::new(Rank::Lost, self.failed(format!("the connection was lost: {why}"))),
+            None => Report::new(Rank::Silence, self.failed(reason)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tacet_protocol::Role;
+    use tacet_transport::{Identity, accept_config};
+
+    /// A party that shakes hands and no more, on a port that may be taken again.
+    fn server(identity: &Identity, addr: SocketAddr) -> Endpoint {
+        let e = endpoint(addr, Some(accept_config(identity, Vec::new()).unwrap())).unwrap();
+        let accepting = e.clone();
+        tokio::spawn(async move {
+            while let Some(i) = accepting.accept().await {
+                let Ok(c) = i.await else { continue };
+                tokio::spawn(async move { c.closed().await });
+            }
+        });
+        e
+    }
+
+    #[tokio::test]
+    async fn a_lost_connection_is_dialled_again_and_a_live_one_is_shared() {
+        let (pem, key) = Identity::generate("alpha").unwrap();
+        let identity = Identity::from_pem(&pem, &key).unwrap();
+        let file = std::env::temp_dir().join(format!("tacet-target-{}.crt", std::process::id()));
+        std::fs::write(&file, pem).unwrap();
+        let first = server(&identity, ([127, 0, 0, 1], 0).into());
+        let addr = first.local_addr().unwrap();
+        let party = Party {
+            name: "alpha".into(),
+            role: Role::E1,
+            addr,
+            certificate: file.clone(),
+            seal_public: "ab".repeat(32),
+        };
+        let t = Target::new(&party).unwrap();
+        std::fs::remove_file(&file).unwrap();
+
+        let (a, b) = tokio::join!(t.connection(), t.connection());
+        let (a, b) = (a.unwrap(), b.unwrap());
+        assert_eq!(a.stable_id(), b.stable_id());
+        first.close(0u32.into(), b"stopping");
+        let why = a.closed().await.to_string();
+        let lost = t.broken(&a, "reset");
+        assert!(lost.rank == Rank::Lost && lost.error.to_string().contains("stopping"), "{why} {}", lost.error);
+        first.wait_idle().await;
+        drop(first);
+
+        let short = t.dial(Duration::from_millis(300)).await.unwrap_err();
+        assert!(matches!(&short, ClientError::Unreachable { party, .. } if party == "alpha"), "{short}");
+        // The port is free once the first server's tasks have ended.
+        let mut tries = 0;
+        while let Err(e) = std::net::UdpSocket::bind(addr) {
+            tries += 1;
+            assert!(tries < 100, "{e}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let second = server(&identity, addr);
+        let c = t.connection().await.unwrap();
+        assert!(c.close_reason().is_none() && c.stable_id() != a.stable_id());
+        assert_eq!(t.connection().await.unwrap().stable_id(), c.stable_id());
+        // Long unused: replaced, though nothing says that it is lost.
+        if let Some((_, used)) = t.live.lock().await.as_mut() {
+            *used -= STALE;
+        }
+        assert_ne!(t.connection().await.unwrap().stable_id(), c.stable_id());
+        drop(second);
+    }
+}
