@@ -99,45 +99,37 @@ impl HeadProduct {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{World, add};
+    use super::super::testing::{World, add, masked};
     use super::*;
     use crate::ring::signed;
+    use proptest::prelude::*;
 
-    #[test]
-    fn both_sides_are_exact_in_the_ring() {
-        let mut w = World::new();
-        let (t, h, d) = (5, 2, 3);
-        for k in [28, 40, 64] {
-            let rand = |w: &mut World, n: usize| -> Vec<u64> { (0..n).map(|_| w.word() & mask(k)).collect() };
-            let (q, kk, p) = (rand(&mut w, t * h * d), rand(&mut w, t * h * d), rand(&mut w, h * t * t));
-            for (side, a, b) in [(Side::Scores, &q, &kk), (Side::Attend, &p, &q)] {
-                let g = HeadProduct { side, tokens: t, heads: h, dim: d, k };
-                let ((la, a2), (lb, b2)) = (w.mask(a, k), w.mask(b, k));
-                let s = w.run(&g.dealt(), |x| g.deal(x, &la, &lb), |x, i| g.eval(x, &a2[i], &b2[i]));
-                let got = add(&s, k);
-                for hh in 0..h {
-                    for i in 0..t {
-                        let n = if side == Side::Scores { t } else { d };
-                        for j in 0..n {
-                            let mut want = 0u64;
-                            if side == Side::Scores {
-                                for c in 0..d {
-                                    want = want.wrapping_add(
-                                        a[i * h * d + hh * d + c].wrapping_mul(b[j * h * d + hh * d + c]),
-                                    );
-                                }
-                                assert_eq!(got[hh * t * t + i * t + j], signed(want & mask(k), k));
-                            } else {
-                                for c in 0..t {
-                                    want = want.wrapping_add(
-                                        a[hh * t * t + i * t + c].wrapping_mul(b[c * h * d + hh * d + j]),
-                                    );
-                                }
-                                assert_eq!(got[i * h * d + hh * d + j], signed(want & mask(k), k));
-                            }
-                        }
-                    }
-                }
+    proptest! {
+        #[test]
+        fn both_sides_are_exact_in_every_ring(
+            (t, h, d, k) in (1usize..7, 1usize..4, 1usize..6, 1u32..=64),
+            seed in any::<u64>(),
+        ) {
+            let mut w = World::seeded(seed);
+            let [q, key] = [(); 2].map(|()| masked(&w.edges(k, t * h * d), k, false));
+            let p = masked(&w.edges(k, h * t * t), k, false);
+            // One element of a sum over `n`.
+            let sum = |n: usize, f: &dyn Fn(usize) -> u64| {
+                signed((0..n).fold(0u64, |s, c| s.wrapping_add(f(c))), k)
+            };
+            let g = HeadProduct { side: Side::Scores, tokens: t, heads: h, dim: d, k };
+            let s = w.run(&g.dealt(), |x| g.deal(x, &q.1, &key.1), |x, i| g.eval(x, &q.2[i], &key.2[i]));
+            for (at, got) in add(&s, k).into_iter().enumerate() {
+                let (head, i, j) = (at / (t * t), at / t % t, at % t);
+                let of = |row: usize, c: usize| row * h * d + head * d + c;
+                prop_assert_eq!(got, sum(d, &|c| q.0[of(i, c)].wrapping_mul(key.0[of(j, c)])));
+            }
+            let g = HeadProduct { side: Side::Attend, ..g };
+            let s = w.run(&g.dealt(), |x| g.deal(x, &p.1, &q.1), |x, i| g.eval(x, &p.2[i], &q.2[i]));
+            for (at, got) in add(&s, k).into_iter().enumerate() {
+                let (i, head) = (at / (h * d), at % (h * d) / d);
+                let weight = |c: usize| p.0[head * t * t + i * t + c];
+                prop_assert_eq!(got, sum(t, &|c| weight(c).wrapping_mul(q.0[c * h * d + at % (h * d)])));
             }
         }
     }
