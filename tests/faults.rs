@@ -1,5 +1,8 @@
-//! Faults over real processes: each ends in an error that names its cause, and the next session is unharmed.
+//! Faults of clients, and of parties in the middle of their sessions, over real processes: each ends in an error that
+//! names its cause, and the next session is unharmed.
 
+#[allow(dead_code)]
+mod common;
 #[path = "../src/keys.rs"]
 #[allow(dead_code)]
 mod keys;
@@ -7,132 +10,154 @@ mod keys;
 #[allow(dead_code)]
 mod local;
 
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use local::Lane;
-use tacet_client::{Client, ClientError, Parties};
+use common::raw::{self, Raw};
+use common::tiny::{self, Random};
+use common::{World, embed, join_all, on_one_thread, until_async};
+use tacet_client::ClientError;
 use tacet_party::config::Limits;
-use tacet_protocol::wire::{CONTROL_LIMIT, Message};
-use tacet_transport::{certificate_from_pem, dial_config, endpoint, receive};
-
-fn model() -> Option<PathBuf> {
-    let dir = std::env::var_os("TACET_MODEL_DIR").map(PathBuf::from);
-    if dir.is_none() {
-        println!("skipped: TACET_MODEL_DIR does not name a directory with all-MiniLM-L6-v2");
-    }
-    dir
-}
-
-/// One lane at a time: three parties, a client and their deadlines share the machine's cores.
-static ALONE: Mutex<()> = Mutex::new(());
-
-fn lane(model: &Path, limits: Limits) -> (Lane, MutexGuard<'static, ()>) {
-    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    (Lane::start(Path::new(env!("CARGO_BIN_EXE_tacet")), model, limits).unwrap(), alone)
-}
-
-fn on_one_thread<F: Future>(f: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(f)
-}
-
-async fn connect(parties: &Parties, model: &Path) -> Client {
-    // A refusal for lack of room is to be seen, not waited out.
-    Client::builder().parties(parties.clone()).model(model).retry_busy(false).connect().await.unwrap()
-}
-
-async fn still_works(c: &Client) {
-    assert_eq!(c.embed(&["still here"]).await.unwrap()[0].vector.len(), 384);
-}
+use tacet_protocol::ring::{mask, pack};
+use tacet_protocol::wire::Message;
+use tacet_transport::{certificate_from_pem, dial_config, endpoint};
 
 #[test]
-fn an_unknown_token_is_refused_and_a_limit_sheds_the_excess() {
-    let Some(model) = model() else { return };
-    let (lane, _alone) = lane(&model, Limits { sessions: 4, ..Limits::default() });
+fn an_unknown_token_is_refused() {
+    let world = World::start(1, Limits::default());
     on_one_thread(async {
-        let mut p = lane.parties.clone();
+        let mut p = world.lane.parties.clone();
         p.token = "guess".into();
-        let e = connect(&p, &model).await.embed(&["x"]).await.unwrap_err();
-        assert!(matches!(e.cause(), ClientError::Refused { code: 1, .. }), "{e}");
-
-        let c = connect(&lane.parties, &model).await;
-        let ids = c.tokens(0, &"card ".repeat(40)).unwrap();
-        let mut all = Vec::new();
-        for _ in 0..16 {
-            all.push(Box::pin(c.embed_ids(&ids)));
-        }
-        let (mut done, mut shed) = (0, 0);
-        let results = join_all(all).await;
-        for r in results {
-            match r {
-                Ok(_) => done += 1,
-                Err(ClientError::Refused { code: 2, .. }) => shed += 1,
-                Err(e) => panic!("{e}"),
-            }
-        }
-        assert!(done >= 4 && shed >= 1 && done + shed == 16, "{done} {shed}");
-        still_works(&c).await;
+        let stranger = tacet_client::Client::builder().parties(p).model(&world.model.dir).connect().await.unwrap();
+        let e = embed(&stranger).await.unwrap_err();
+        assert!(matches!(e, ClientError::Refused { code: 1, .. }), "{e}");
+        world.works(&world.client().await).await;
     });
 }
 
-async fn join_all<F: Future + Unpin>(mut all: Vec<F>) -> Vec<F::Output> {
-    let mut out: Vec<Option<F::Output>> = all.iter().map(|_| None).collect();
-    std::future::poll_fn(|cx| {
-        for (f, o) in all.iter_mut().zip(&mut out) {
-            if o.is_none()
-                && let std::task::Poll::Ready(v) = std::pin::Pin::new(f).poll(cx)
-            {
-                *o = Some(v);
+#[test]
+fn of_many_sessions_at_once_each_completes_or_is_refused_as_busy() {
+    let world = World::start(1, Limits { sessions: 16, join_s: 30, ..Limits::default() });
+    on_one_thread(async {
+        let c = world.client().await;
+        // With the dealer frozen none can complete before all 64 have been admitted or refused.
+        world.signal(2, "STOP");
+        let all = join_all((0..64).map(|_| embed(&c)));
+        let thaw = async {
+            until_async("48 to be refused", || world.metric(0, "tacet_sessions_refused_total ") == Some(48)).await;
+            assert_eq!(world.metric(0, "tacet_sessions "), Some(16));
+            world.signal(2, "CONT");
+        };
+        let (results, ()) = tokio::join!(all, thaw);
+        let mut done = 0;
+        for r in results {
+            match r {
+                Ok(e) => {
+                    world.check(&e);
+                    done += 1;
+                }
+                Err(ClientError::Refused { code: 2, .. }) => {}
+                Err(e) => panic!("{e}"),
             }
         }
-        if out.iter().all(Option::is_some) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
-    out.into_iter().flatten().collect()
+        assert_eq!(done, 16);
+        // Those that were refused left nothing behind at any party, and the places are free again.
+        for i in 0..3 {
+            until_async("every place to be free", || world.metric(i, "tacet_sessions ") == Some(0)).await;
+        }
+        for r in join_all((0..16).map(|_| embed(&c))).await {
+            world.check(&r.unwrap_or_else(|e| panic!("{e}")));
+        }
+    });
 }
 
 #[test]
-fn a_killed_party_ends_the_session_with_its_name_within_a_deadline() {
-    let Some(model) = model() else { return };
-    for victim in 0..3 {
-        let (mut lane, _alone) = lane(&model, Limits::default());
-        on_one_thread(async {
-            let c = connect(&lane.parties, &model).await;
-            let ids = c.tokens(0, &"card ".repeat(120)).unwrap();
-            let started = Instant::now();
-            let session = c.embed_ids(&ids);
-            let kill = async {
-                tokio::time::sleep(Duration::from_millis(300)).await;
-                lane.kill(victim);
-                std::future::pending::<()>().await;
+fn absurd_shares_spoil_only_their_own_session() {
+    let world = World::start(2, Limits { join_s: 2, ..Limits::default() });
+    let mut random = Random::new(tiny::seed());
+    on_one_thread(async {
+        let c = world.client().await;
+        let raw = Raw::connect(&world, &c).await;
+        let p = c.program(common::IDS.len()).unwrap();
+        let half = |word: &mut dyn FnMut(u32) -> u64| -> Vec<u8> {
+            let input = |v: usize| {
+                let v = &p.values[v];
+                pack(&(0..v.len()).map(|_| word(v.bits)).collect::<Vec<_>>(), v.bits)
             };
-            let e = tokio::select! { r = session => r.unwrap_err(), () = kill => unreachable!() };
+            p.inputs().flat_map(input).collect()
+        };
+        let halves = [half(&mut mask), half(&mut |bits| 1 << (bits - 1)), half(&mut |bits| random.word() & mask(bits))];
+        for (i, half) in halves.iter().enumerate() {
+            let (absurd, honest) =
+                tokio::join!(raw.session([i as u8; 16], &p, [&[0xff; 32], half]), join_all((0..4).map(|_| embed(&c))));
+            assert!(matches!(
+                absurd[..],
+                [Ok(Message::Output { .. }), Ok(Message::Output { .. }), Ok(Message::Done { .. })]
+            ));
+            for e in honest {
+                world.check(&e.unwrap_or_else(|e| panic!("{e}")));
+            }
+        }
+        // Halves of another form than the program's are refused by the party that opens them.
+        let half = &halves[0];
+        let (short, long) = (&half[1..], [&half[..], &[0]].concat());
+        for (i, (halves, party, says)) in [
+            ([&[1; 31][..], half], 0, "31 bytes, 32 are due"),
+            ([&[1; 32], short], 1, "bytes for"),
+            ([&[1; 32], &long], 1, "bytes for"),
+            ([&[1; 32], &[]], 1, "bytes for"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let answers = raw.session([100 + i as u8; 16], &p, halves).await;
+            assert!(answers.iter().all(Result::is_err));
+            let (code, text) = answers[party].as_ref().unwrap_err();
+            assert!(*code == 4 && text.contains(says), "{code}: {text}");
+        }
+        world.works(&c).await;
+    });
+}
+
+#[test]
+fn a_killed_party_ends_the_session_with_an_error_within_a_deadline() {
+    for victim in 0..3 {
+        let mut world = World::start(2, Limits { join_s: 30, ..Limits::default() });
+        on_one_thread(async {
+            let c = world.client().await;
+            // Another party is frozen, so that the session is still running when the victim dies.
+            let frozen = (victim + 1) % 3;
+            world.signal(frozen, "STOP");
+            let started = Instant::now();
+            let kill = async {
+                until_async("the session to run", || world.metric(victim, "tacet_sessions_accepted_total ") == Some(1))
+                    .await;
+                world.end(victim, "KILL");
+                world.signal(frozen, "CONT");
+            };
+            let (e, ()) = tokio::join!(embed(&c), kill);
+            let e = e.unwrap_err();
             assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
             assert!(matches!(e, ClientError::Refused { .. } | ClientError::Failed { .. }), "{e}");
         });
+        for alive in (0..3).filter(|i| *i != victim) {
+            assert_eq!(world.page(alive, "/healthz"), "ok\n");
+        }
     }
 }
 
 #[test]
 fn malformed_bytes_end_only_their_own_stream() {
-    let Some(model) = model() else { return };
-    let (lane, _alone) = lane(&model, Limits::default());
+    let world = World::start(1, Limits { join_s: 2, ..Limits::default() });
     on_one_thread(async {
-        let c = connect(&lane.parties, &model).await;
-        let quic = endpoint(([127, 0, 0, 1], 0).into(), None).unwrap();
+        let c = world.client().await;
+        let raw = Raw::connect(&world, &c).await;
+        let p = c.program(5).unwrap();
         let request = |session: u8, sealed: Vec<u8>| {
-            let p = c.program(8).unwrap();
-            let token = lane.parties.token.clone();
-            Message::Request {
-                session: [session; 16],
-                token,
-                model: c.model().digest(),
-                program: p.digest(),
-                tokens: 8,
-                sealed,
+            let mut m = raw.request(0, [session; 16], &p, &[]);
+            if let Message::Request { sealed: s, .. } = &mut m {
+                *s = sealed;
             }
-            .encode()
+            m.encode()
         };
         let mut truncated = request(1, vec![]);
         truncated.truncate(30);
@@ -153,51 +178,38 @@ fn malformed_bytes_end_only_their_own_stream() {
             (Message::Accept.encode(), "starts with a request"),
             (request(5, vec![7; 1000]), "sealed input rejected"),
             (request(5, vec![7; 1000]), "used before"),
-            (truncated, ""),
+            (truncated.clone(), "no request arrived"),
         ];
-        let target = &lane.parties.party[0];
-        let pem = std::fs::read_to_string(&target.certificate).unwrap();
-        let dial = dial_config(certificate_from_pem(&pem).unwrap(), None).unwrap();
-        let raw = quic.connect_with(dial, target.addr, "tacet").unwrap().await.unwrap();
         for (bytes, want) in cases {
-            let (mut tx, mut rx) = raw.open_bi().await.unwrap();
-            tx.write_all(&bytes).await.unwrap();
-            if want.is_empty() {
-                tx.finish().unwrap();
-            }
-            let mut said = String::new();
-            while let Ok(m) =
-                tokio::time::timeout(Duration::from_secs(10), receive(&mut rx, CONTROL_LIMIT)).await.unwrap()
-            {
-                if let Message::Failure { text, .. } = m {
-                    said = text;
-                }
-            }
+            let (_, said) = raw::bytes(&raw.connections[0], &bytes, false).await.unwrap_err();
             assert!(said.contains(want), "{want:?}: {said:?}");
         }
+        let (_, said) = raw::bytes(&raw.connections[0], &truncated, true).await.unwrap_err();
+        assert!(said.contains("ended within a frame"), "{said:?}");
         // Another certificate than the pinned one.
-        let wrong = std::fs::read_to_string(&lane.parties.party[1].certificate).unwrap();
+        let target = &world.lane.parties.party[0];
+        let quic = endpoint(([127, 0, 0, 1], 0).into(), None).unwrap();
+        let wrong = std::fs::read_to_string(&world.lane.parties.party[1].certificate).unwrap();
         let dial = dial_config(certificate_from_pem(&wrong).unwrap(), None).unwrap();
         let e = quic.connect_with(dial, target.addr, "tacet").unwrap().await.unwrap_err();
         assert!(e.to_string().contains("not the pinned one"), "{e}");
-        still_works(&c).await;
+        world.works(&c).await;
     });
 }
 
 #[test]
 fn a_client_that_leaves_frees_its_session() {
-    let Some(model) = model() else { return };
-    let (lane, _alone) = lane(&model, Limits { sessions: 1, ..Limits::default() });
+    let world = World::start(1, Limits { sessions: 1, ..Limits::default() });
     on_one_thread(async {
-        let c = connect(&lane.parties, &model).await;
-        let ids = c.tokens(0, &"card ".repeat(120)).unwrap();
-        let left = tokio::time::timeout(Duration::from_millis(400), c.embed_ids(&ids)).await;
-        assert!(left.is_err());
-        // The only session of each party is free again as soon as the three have noticed.
-        let until = Instant::now() + Duration::from_secs(15);
-        while let Err(e) = c.embed(&["again"]).await {
-            assert!(matches!(e.cause(), ClientError::Refused { code: 2, .. }) && Instant::now() < until, "{e}");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        let c = world.client().await;
+        world.signal(2, "STOP");
+        let running = async {
+            until_async("the session to run", || world.metric(0, "tacet_sessions ") == Some(1)).await;
+        };
+        tokio::select! { r = embed(&c) => panic!("{r:?}"), () = running => {} }
+        // The dropped future has reset its streams; the only place is free while the dealer is still frozen.
+        until_async("the place to be free", || world.metric(0, "tacet_sessions ") == Some(0)).await;
+        world.signal(2, "CONT");
+        world.works(&c).await;
     });
 }

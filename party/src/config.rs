@@ -52,6 +52,9 @@ pub struct Peer {
     pub certificate: PathBuf,
 }
 
+/// Largest number that a limit may be.
+const LIMIT: usize = 1 << 16;
+
 /// Bounds on what clients may ask for, and deadlines.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -150,6 +153,11 @@ impl Config {
                 "{}: role: a lane has one e1, one e2 and one dealer, this party and two [[peer]] entries",
                 path.display()
             )));
+        }
+        for (name, n) in [("sessions", c.limits.sessions), ("tokens", c.limits.tokens)] {
+            if !(1..=LIMIT).contains(&n) {
+                return Err(PartyError::Config(format!("limits.{name} is {n}: 1 to {LIMIT} are possible")));
+            }
         }
         Ok(c)
     }

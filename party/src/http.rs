@@ -41,12 +41,18 @@ async fn answer(party: &Party, mut s: TcpStream) -> std::io::Result<()> {
     s.write_all(body.as_bytes()).await
 }
 
+/// Why the party is not ready: a line for each peer that is not linked.
 fn reasons(party: &Party) -> String {
-    let t = lock(&party.trouble);
     let mut out = String::from("not ready\n");
-    t.iter().for_each(|(peer, why)| {
-        let _ = writeln!(out, "{peer}: {why}");
-    });
+    if party.draining.load(Ordering::Relaxed) {
+        out.push_str("stopping\n");
+    }
+    let trouble = lock(&party.trouble);
+    for p in party.config.peer.iter().filter(|p| party.link(p.role).is_none()) {
+        // A peer that dials and is refused by TLS cannot be told from a stranger.
+        let unseen = "it has not connected: check that it runs and that each side pins the other's certificate";
+        let _ = writeln!(out, "{}: {}", p.name, trouble.get(&p.name).map_or(unseen, String::as_str));
+    }
     out
 }
 

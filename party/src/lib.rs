@@ -23,7 +23,7 @@ use tacet_protocol::program::Program;
 use tacet_protocol::seal::SealKeyPair;
 use tacet_protocol::wire::SessionId;
 use tacet_transport::{Identity, TransportError, accept_config, certificate_from_pem, endpoint};
-use tokio::sync::Semaphore;
+use tokio::sync::{RwLock, Semaphore};
 use zeroize::Zeroizing;
 
 use config::{Clients, Config};
@@ -64,6 +64,9 @@ struct Counters {
     dealt: AtomicU64,
 }
 
+/// Requests that may wait for the other parties, for each session that may run.
+const WAITING: u32 = 16;
+
 struct Party {
     config: Config,
     clients: Clients,
@@ -82,6 +85,8 @@ struct Party {
     waiting: Arc<Semaphore>,
     recent: Mutex<(HashSet<SessionId>, VecDeque<SessionId>)>,
     draining: AtomicBool,
+    /// Held shared by every stream of a client until the client has its answer.
+    answering: RwLock<()>,
     counters: Counters,
 }
 
@@ -144,9 +149,10 @@ pub async fn serve(config: Config) -> Result<(), PartyError> {
         trouble: Mutex::default(),
         meeting: session::Meeting::default(),
         permits: Arc::new(Semaphore::new(config.limits.sessions)),
-        waiting: Arc::new(Semaphore::new(config.limits.sessions.saturating_mul(16))),
+        waiting: Arc::new(Semaphore::new(config.limits.sessions * WAITING as usize)),
         recent: Mutex::default(),
         draining: AtomicBool::new(false),
+        answering: RwLock::default(),
         counters: Counters::default(),
         config,
     });
@@ -174,8 +180,14 @@ pub async fn serve(config: Config) -> Result<(), PartyError> {
     }
     party.draining.store(true, Ordering::Relaxed);
     let all = party.config.limits.sessions as u32;
-    let drained =
-        tokio::time::timeout(Duration::from_secs(party.config.limits.drain_s), party.permits.acquire_many(all)).await;
+    // Sessions that run, then those that E1 admitted and that have not begun here, then answers on their way. Requests that
+    // come meanwhile are refused, so the last step waits for nothing new.
+    let finished = async {
+        let _ = party.permits.acquire_many(all).await;
+        let _ = party.waiting.acquire_many(all * WAITING).await;
+        drop(party.answering.write().await);
+    };
+    let drained = tokio::time::timeout(Duration::from_secs(party.config.limits.drain_s), finished).await;
     eprintln!("stopping name={} drained={}", party.config.name, drained.is_ok());
     quic.close(0u32.into(), b"stopping");
     quic.wait_idle().await;

@@ -126,6 +126,7 @@ pub async fn client(party: Arc<Party>, c: Connection) {
     while let Ok((mut tx, mut rx)) = c.accept_bi().await {
         let party = Arc::clone(&party);
         tokio::spawn(async move {
+            let _answering = party.answering.read().await;
             let result = one(&party, &mut tx, &mut rx).await;
             if let Err(f) = result {
                 // At most 1000 bytes of UTF-8.

@@ -259,7 +259,9 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
         let level_bits = level_bits.ok_or_else(|| {
             refuse(&format!("{name} scores of head {h}"), format!("proven range {bound:.0} is too wide"))
         })?;
-        let ulp = 2.0 * bound.max(8.0) / (pow2(K_SCORE as i32) * (1.0 - RESERVED / (1u64 << level_bits) as f64));
+        // Levels of at least 1.5 powers of two: what lies below the ten or more that exponentials cover is under 2^-15.
+        let used = (1u64 << level_bits) as f64 - RESERVED;
+        let ulp = 2.0 * bound.max(0.75 * used) / (pow2(K_SCORE as i32) * (used / (1u64 << level_bits) as f64));
         score_units.push(bound / ulp);
         plan.push(Head { level_bits, ulp });
         let (nq, nk) = (norm(&qh.data), norm(&kh.data));

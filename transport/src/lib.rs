@@ -247,8 +247,9 @@ pub fn endpoint(listen: SocketAddr, server: Option<quinn::ServerConfig>) -> Resu
     Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime)).map_err(setup)
 }
 
-fn lost(e: impl std::fmt::Display) -> TransportError {
-    TransportError::Connection(e.to_string())
+/// A stream's error says only that its connection is gone; the reason behind it is what the other side said.
+fn lost(e: impl std::error::Error) -> TransportError {
+    TransportError::Connection(e.source().map_or_else(|| e.to_string(), |reason| format!("{e}: {reason}")))
 }
 
 /// Lets a connection hold every stream's window, so that sessions that share a link between parties cannot starve one

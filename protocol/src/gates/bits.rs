@@ -177,35 +177,58 @@ impl CountClear {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{World, add};
+    use super::super::testing::{World, add, masked};
     use super::*;
+    use proptest::prelude::*;
 
-    #[test]
-    fn conjunctions_and_counts_are_exact() {
-        let mut w = World::new();
-        for members in [2, 4, 5] {
-            let segments = vec![Segment { rows: 3, words: 2 }, Segment { rows: 2, words: 4 }];
-            let n: usize = segments.iter().map(|s| s.rows * s.words).sum();
-            let x: Vec<u64> = (0..n * members).map(|_| w.word() | w.word() | w.word()).collect();
-            let g = And { segments: segments.clone(), members };
+    fn segments() -> impl Strategy<Value = Vec<Segment>> {
+        prop::collection::vec((1usize..4, 1usize..4).prop_map(|(rows, words)| Segment { rows, words }), 1..3)
+    }
+
+    fn total(s: &[Segment]) -> usize {
+        s.iter().map(|s| s.rows * s.words).sum()
+    }
+
+    proptest! {
+        #[test]
+        fn conjunctions_are_exact(segments in segments(), members in 2usize..=5, seed in any::<u64>()) {
+            let mut w = World::seeded(seed);
+            let (x, lam, e) = masked(&w.edges(64, total(&segments) * members), 64, true);
+            let g = And { segments, members };
             let mut want = vec![];
             g.each(&x, |l| want.push(l[..members].iter().fold(!0, |a, b| a & b)));
-            let (lam, e) = w.mask_bits(&x);
             let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
-            let got: Vec<u64> = s[0].iter().zip(&s[1]).map(|(a, b)| a ^ b).collect();
-            assert_eq!(got, want);
-            let c = CountClear { segments: segments.clone(), k: 12 };
-            let (lam, e) = w.mask_bits(&want);
-            let s = w.run(&c.dealt(), |d| c.deal(d, &lam), |t, i| c.eval(t, &e[i]));
-            let mut at = 0;
-            let mut counts = vec![];
-            for s in &segments {
+            prop_assert_eq!(s[0].iter().zip(&s[1]).map(|(a, b)| a ^ b).collect::<Vec<_>>(), want);
+        }
+
+        // A row has up to 192 bits, and the count is read as signed here.
+        #[test]
+        fn counts_are_exact(segments in segments(), k in 9u32..=64, seed in any::<u64>()) {
+            let mut w = World::seeded(seed);
+            let (x, lam, e) = masked(&w.edges(64, total(&segments)), 64, true);
+            let g = CountClear { segments, k };
+            let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
+            let mut rest = x.as_slice();
+            let mut want = vec![];
+            for s in &g.segments {
                 for _ in 0..s.rows {
-                    counts.push(want[at..at + s.words].iter().map(|v| v.count_zeros() as i64).sum::<i64>());
-                    at += s.words;
+                    let (row, tail) = rest.split_at(s.words);
+                    rest = tail;
+                    want.push(row.iter().map(|v| i64::from(v.count_zeros())).sum::<i64>());
                 }
             }
-            assert_eq!(add(&s, 12), counts);
+            prop_assert_eq!(add(&s, k), want);
+        }
+
+        #[test]
+        fn a_rotation_moves_every_bit(x in prop::collection::vec(any::<u64>(), 1..6), by in any::<u16>()) {
+            let mut out = vec![0; x.len()];
+            rotate(&x, by as usize, &mut out);
+            let bit = |x: &[u64], i: usize| x[i / 64 % x.len()] >> (i % 64) & 1;
+            for i in 0..64 * x.len() {
+                let to = (i + by as usize) % (64 * x.len());
+                prop_assert_eq!(bit(&out, to), bit(&x, i), "{}", i);
+            }
         }
     }
 }

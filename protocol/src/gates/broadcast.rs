@@ -134,50 +134,47 @@ impl Broadcast {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{World, add};
+    use super::super::testing::{World, add, masked};
     use super::*;
     use crate::ring::signed;
+    use proptest::prelude::*;
 
-    #[test]
-    fn variance_is_exact() {
-        let mut w = World::new();
-        for centre in [true, false] {
-            variance_with(&mut w, centre);
+    proptest! {
+        #[test]
+        fn variance_is_exact_in_every_ring(
+            rows in 1usize..4, cols in 1usize..9, k in 1u32..=64, centre in any::<bool>(), seed in any::<u64>()
+        ) {
+            let mut w = World::seeded(seed);
+            let g = Variance { rows, cols, centre, k };
+            let (x, lam, e) = masked(&w.edges(k, rows * cols), k, false);
+            let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
+            for (r, got) in x.chunks(cols).zip(add(&s, k)) {
+                let sq = r.iter().fold(0u64, |a, v| a.wrapping_add(v.wrapping_mul(*v)));
+                let sum = r.iter().fold(0u64, |a, v| a.wrapping_add(*v));
+                let spread = (cols as u64).wrapping_mul(sq).wrapping_sub(sum.wrapping_mul(sum));
+                let want = if centre { spread } else { sq };
+                prop_assert_eq!(got, signed(want, k));
+            }
         }
-    }
 
-    fn variance_with(w: &mut World, centre: bool) {
-        let g = Variance { rows: 3, cols: 7, centre, k: 58 };
-        let x: Vec<i64> = (0..21).map(|_| w.word() as i64 >> 40).collect();
-        let words: Vec<u64> = x.iter().map(|v| *v as u64 & mask(58)).collect();
-        let (lam, e) = w.mask(&words, 58);
-        let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
-        for (r, got) in x.chunks(7).zip(add(&s, 58)) {
-            let (sq, s): (i64, i64) = (r.iter().map(|v| v * v).sum(), r.iter().sum());
-            assert_eq!(got, if centre { 7 * sq - s * s } else { sq });
-        }
-    }
-
-    #[test]
-    fn broadcast_is_exact_with_and_without_centring() {
-        let mut w = World::new();
-        for centre in [false, true] {
-            let (rows, cols, dim, k) = (4, 6, if centre { 6 } else { 3 }, 51);
+        #[test]
+        fn broadcast_is_exact_with_and_without_centring(
+            (rows, dim, groups, k, centre) in (1usize..4, 1usize..4, 1usize..4, 1u32..=64, any::<bool>()),
+            wider in (0u32..20, 0u32..20),
+            seed in any::<u64>(),
+        ) {
+            let (cols, kx, kr) = (dim * groups, (k + wider.0).min(64), (k + wider.1).min(64));
+            let mut w = World::seeded(seed);
             let g = Broadcast { rows, cols, dim, centre, k };
-            let x: Vec<u64> = (0..rows * cols).map(|_| w.word() & mask(58)).collect();
-            let r: Vec<u64> = (0..rows * cols / dim).map(|_| w.word() & mask(58)).collect();
-            let ((lx, ex), (lr, er)) = (w.mask(&x, 58), w.mask(&r, 58));
+            let (x, r) = (w.edges(kx, rows * cols), w.edges(kr, rows * groups));
+            let ((x, lx, ex), (r, lr, er)) = (masked(&x, kx, false), masked(&r, kr, false));
             let s = w.run(&g.dealt(), |d| g.deal(d, &lx, &lr), |t, i| g.eval(t, &ex[i], &er[i]));
-            let got = add(&s, k);
-            for i in 0..rows * cols {
+            for (i, got) in add(&s, k).into_iter().enumerate() {
                 let row = &x[i / cols * cols..][..cols];
-                let v = if centre {
-                    x[i].wrapping_mul(cols as u64).wrapping_sub(row.iter().fold(0u64, |a, b| a.wrapping_add(*b)))
-                } else {
-                    x[i]
-                };
+                let sum = row.iter().fold(0u64, |a, b| a.wrapping_add(*b));
+                let v = if centre { x[i].wrapping_mul(cols as u64).wrapping_sub(sum) } else { x[i] };
                 let want = v.wrapping_mul(r[(i % cols) / dim * rows + i / cols]);
-                assert_eq!(got[i], signed(want & mask(k), k));
+                prop_assert_eq!(got, signed(want, k));
             }
         }
     }

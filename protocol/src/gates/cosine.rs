@@ -152,27 +152,42 @@ pub fn fit_even(f: impl Fn(f64) -> f64, r: f64, period: f64, tolerance: f64) -> 
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{World, add};
-    use super::*;
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
 
-    #[test]
-    fn gelu_even_part_within_bound_over_its_range() {
-        let f = |x: f64| x * libm::erf(x / std::f64::consts::SQRT_2) / 2.0;
-        let mut w = World::new();
-        for r in [4.0, 14.0, 30.0] {
-            let period = 2.3 * r;
-            let c = fit_even(f, r, period, 2e-3).unwrap();
-            let g = Cosine { rows: 900, coef: vec![c], period: 30, f_out: 18, f_deal: 10, k_out: 24 };
+    use super::super::testing::{World, add, masked};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn half_gelu(x: f64) -> f64 {
+        x * libm::erf(x / std::f64::consts::SQRT_2) / 2.0
+    }
+
+    proptest! {
+        #[test]
+        fn gelu_even_part_within_bound_over_its_range(
+            range in prop::sample::select(vec![2.0, 4.0, 14.0, 30.0]),
+            places in prop::collection::vec(prop_oneof![-1.0..=1.0, Just(1.0), Just(-1.0), Just(0.0)], 1..40),
+            seed in any::<u64>(),
+        ) {
+            // Fits take longer than the gate.
+            static FITS: Mutex<BTreeMap<u64, Vec<f64>>> = Mutex::new(BTreeMap::new());
+            let period = 2.3 * range;
+            let fit = || fit_even(half_gelu, range, period, 2e-3).unwrap();
+            let c = FITS.lock().unwrap().entry(range as u64).or_insert_with(fit).clone();
             let ulp = period / 2f64.powi(30);
-            let mut x: Vec<i64> =
-                (0..898).map(|_| ((w.word() as i64 as f64 / 2f64.powi(63)) * r / ulp) as i64).collect();
-            x.extend([(r / ulp) as i64, -(r / ulp) as i64]);
-            let words: Vec<u64> = x.iter().map(|v| *v as u64 & mask(31)).collect();
-            let (lam, e) = w.mask(&words, 31);
+            let mut w = World::seeded(seed);
+            let mut x = w.edges(31, places.len());
+            x.iter_mut().zip(&places).for_each(|([x, ..], p)| *x = (p * range / ulp) as i64 as u64 & mask(31));
+            let (x, lam, e) = masked(&x, 31, false);
+            // One column a value, so that columns of different series stand side by side.
+            let coef: Vec<Vec<f64>> = (0..x.len()).map(|i| if i % 3 == 2 { vec![0.25] } else { c.clone() }).collect();
+            let g = Cosine { rows: 1, coef, period: 30, f_out: 18, f_deal: 10, k_out: 24 };
             let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
-            for (x, y) in x.iter().zip(add(&s, 24)) {
-                let (got, want) = (y as f64 / 262144.0, f(*x as f64 * ulp));
-                assert!((got - want).abs() < 0.012 + 0.001 * r, "r {r}: {got} for {want}");
+            for (i, (x, y)) in x.iter().zip(add(&s, 24)).enumerate() {
+                let x = crate::ring::signed(*x, 31) as f64 * ulp;
+                let (got, want) = (y as f64 / 262144.0, if i % 3 == 2 { 0.25 } else { half_gelu(x) });
+                prop_assert!((got - want).abs() < 0.012 + 0.001 * range, "range {}: {} for {} at {}", range, got, want, x);
             }
         }
     }

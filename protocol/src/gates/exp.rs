@@ -220,35 +220,83 @@ impl FlagRescale {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{World, add};
+    use super::super::testing::{World, add, masked};
     use super::*;
+    use crate::ring::signed;
+    use proptest::prelude::*;
 
-    #[test]
-    fn exponentials_of_the_whole_range_are_right_or_flagged() {
-        let mut w = World::new();
-        let k = 28;
-        let h = Head { level_bits: 8, ulp: 400.0 / 2f64.powi(28) };
-        let step = 1i64 << (k - 8);
-        let g = Exp { grid: Grid::square(16), heads: vec![h, h], k, k_out: 30, f_pub: 8, f_deal: 20 };
-        // Every row's bound sits at level 200; scores lie from just below it to the far end.
-        let bound = 201 * step - (1 << (k - 1));
-        let x: Vec<i64> = (0..2 * 256)
-            .map(|i| bound - step - (w.word() >> 2) as i64 % ((if i % 2 == 0 { 189 } else { 12 }) * step))
-            .collect();
-        let x: Vec<u64> = x.iter().map(|v| *v as u64 & mask(k)).collect();
-        let ((ls, es), (ll, el)) = (w.mask(&x, k), w.mask(&[200; 32], 12));
-        let s = w.run(&g.dealt(), |d| g.deal(d, &ls, &ll), |t, i| g.eval(t, &es[i], &el[i]));
-        let [(e1, f1), (e2, f2)] = s;
-        let flags: Vec<u64> = f1.iter().zip(&f2).map(|(a, b)| a ^ b).collect();
-        let e: Vec<u64> = e1.iter().zip(&e2).map(|(a, b)| a.wrapping_add(*b) & mask(30)).collect();
-        let r = FlagRescale { len: e.len(), shift: 12, k_in: 30, k_out: 40 };
-        let ((le, ee), (lf, ef)) = (w.mask(&e, 30), w.mask_bits(&flags));
-        let s = w.run(&r.dealt(), |d| r.deal(d, &le, &lf), |t, i| r.eval(t, &ee[i], &ef[i]));
-        for (x, y) in x.iter().zip(add(&s, 40)) {
-            let want = libm::exp2((crate::ring::signed(*x, k) - bound) as f64 * h.ulp) * 65536.0;
-            let err = (y as f64 - want).abs();
-            // Half a unit of the 8-bit public factor, and what a raised flag may drop.
-            assert!(err <= 6.0 + 2.1e-3 * want, "{y} for {want}");
+    proptest! {
+        #[test]
+        fn exponentials_of_the_whole_range_are_right_or_flagged(
+            tokens in 1usize..8,
+            // The planner's steps are of 1.5 to 3 powers of two.
+            heads in prop::collection::vec((7u32..=11, 1.5f64..3.0), 1..3),
+            level in 0.0f64..1.0,
+            seed in any::<u64>(),
+        ) {
+            let k = 28;
+            let mut w = World::seeded(seed);
+            let n = tokens * tokens;
+            let heads: Vec<Head> =
+                heads.into_iter().map(|(level_bits, step)| Head { level_bits, ulp: step * 2f64.powi(level_bits as i32 - k as i32) }).collect();
+            let (mut x, mut bound) = (w.edges(k, heads.len() * n), vec![]);
+            let mut levels = w.edges(12, heads.len() * tokens);
+            for (i, h) in heads.iter().enumerate() {
+                let step = 1i64 << (k - h.level_bits);
+                let count = 8 + (level * ((1 << h.level_bits) - 12) as f64) as i64;
+                levels[i * tokens..][..tokens].iter_mut().for_each(|[c, ..]| *c = count as u64);
+                // A step of headroom above the level count; scores from a step below it to the lower end of the range.
+                bound.push((count + 1) * step - (1 << (k - 1)));
+                let room = (count - 4) * step;
+                for (j, [x, ..]) in x[i * n..][..n].iter_mut().enumerate() {
+                    let below = if j % 2 == 0 { *x as i64 % room } else { (*x as i64 % (12 * step)).min(room) };
+                    *x = (bound[i] - step - below) as u64 & mask(k);
+                }
+            }
+            let ((x, ls, es), (_, ll, el)) = (masked(&x, k, false), masked(&levels, 12, false));
+            let g = Exp { grid: Grid::square(tokens), heads, k, k_out: 30, f_pub: 8, f_deal: 20 };
+            let s = w.run(&g.dealt(), |d| g.deal(d, &ls, &ll), |t, i| g.eval(t, &es[i], &el[i]));
+            let [(e1, f1), (e2, f2)] = s;
+            let flags: Vec<u64> = f1.iter().zip(&f2).map(|(a, b)| a ^ b).collect();
+            let e: Vec<u64> = e1.iter().zip(&e2).map(|(a, b)| a.wrapping_add(*b) & mask(30)).collect();
+            let r = FlagRescale { len: e.len(), shift: 12, k_in: 30, k_out: 40 };
+            let ((le, ee), (lf, ef)) = (w.mask(&e, 30), w.mask_bits(&flags));
+            let s = w.run(&r.dealt(), |d| r.deal(d, &le, &lf), |t, i| r.eval(t, &ee[i], &ef[i]));
+            for (at, (x, y)) in x.iter().zip(add(&s, 40)).enumerate() {
+                let want = libm::exp2((signed(*x, k) - bound[at / n]) as f64 * g.heads[at / n].ulp) * 65536.0;
+                let err = (y as f64 - want).abs();
+                // Half a unit of the 8-bit public factor, and what a raised flag may drop.
+                prop_assert!(err <= 6.0 + 2.1e-3 * want, "{} for {}", y, want);
+            }
+        }
+
+        #[test]
+        fn flagged_values_are_zero_and_others_rescaled(
+            (len, k_in, k_out) in (1usize..100, 4u32..=62, 3u32..=64),
+            shift in 0.0f64..1.0,
+            seed in any::<u64>(),
+        ) {
+            let shift = (shift * (k_in - 2) as f64) as u32;
+            let mut w = World::seeded(seed);
+            let mut x = w.edges(k_in, len);
+            for [x, ..] in &mut x {
+                let v = signed(*x, k_in) >> 1;
+                *x = (if v == -(1 << (k_in - 2)) { v + 1 } else { v }) as u64 & mask(k_in);
+            }
+            let (x, lx, ex) = masked(&x, k_in, false);
+            let (flags, lf, ef) = masked(&w.edges(64, len.div_ceil(64)), 64, true);
+            let g = FlagRescale { len, shift, k_in, k_out };
+            let s = w.run(&g.dealt(), |d| g.deal(d, &lx, &lf), |t, i| g.eval(t, &ex[i], &ef[i]));
+            for (i, y) in add(&s, k_out).into_iter().enumerate() {
+                if flags[i / 64] >> (i % 64) & 1 == 1 {
+                    prop_assert_eq!(y, 0);
+                    continue;
+                }
+                let x = signed(x[i], k_in);
+                let fraction = (x - (x >> shift << shift)) as f64 / 2f64.powi(shift as i32);
+                let error = signed((y - (x >> shift)) as u64, k_out) as f64 - fraction;
+                prop_assert!(error.abs() <= 1.0, "{} ulp", error);
+            }
         }
     }
 }

@@ -160,6 +160,16 @@ pub(crate) mod testing {
     use super::*;
     use crate::prg::SessionKey;
 
+    /// The words of [`World::edges`], their masks, and both evaluators' views.
+    pub fn masked(x: &[[u64; 3]], bits: u32, xor: bool) -> (Vec<u64>, Vec<u64>, [Masked; 2]) {
+        let add = |a: u64, b: u64| if xor { a ^ b } else { a.wrapping_add(b) & mask(bits) };
+        let lam: Vec<u64> = x.iter().map(|[_, a, b]| add(*a, *b)).collect();
+        let m: Vec<u64> = x.iter().zip(&lam).map(|([x, ..], l)| add(*x, *l)).collect();
+        let half = |i: usize| Masked { m: m.clone(), l: x.iter().map(|v| v[i]).collect() };
+        let e = [half(1), half(2)];
+        (x.iter().map(|[x, ..]| *x).collect(), lam, e)
+    }
+
     pub struct World {
         pub prg: [Prg; 2],
         pub eval: [Prg; 2],
@@ -171,6 +181,21 @@ pub(crate) mod testing {
         pub fn new() -> Self {
             let p = |i: u8| Prg::new(&SessionKey::from_seed([i; 32]));
             World { prg: [p(1), p(2)], eval: [p(1), p(2)], step: 0, seed: 0x9e37_79b9_7f4a_7c15 }
+        }
+
+        pub fn seeded(seed: u64) -> Self {
+            World { seed: seed | 1, ..World::new() }
+        }
+
+        /// `n` words with both halves of their masks, each as often as not at an edge: zero, all ones, the sign bit, a
+        /// quarter of the ring, and their neighbours.
+        pub fn edges(&mut self, bits: u32, n: usize) -> Vec<[u64; 3]> {
+            let mut word = || {
+                let (edge, near) = (self.word() & 3, [0, 1, u64::MAX][self.word() as usize % 3]);
+                let w = if self.word() & 1 == 0 { self.word() } else { (edge << (bits - 1) >> 1).wrapping_add(near) };
+                w & mask(bits)
+            };
+            (0..n).map(|_| [word(), word(), word()]).collect()
         }
 
         pub fn word(&mut self) -> u64 {
@@ -222,5 +247,37 @@ pub(crate) mod testing {
 
     pub fn add(s: &[Vec<u64>; 2], bits: u32) -> Vec<i64> {
         s[0].iter().zip(&s[1]).map(|(a, b)| crate::ring::signed(a.wrapping_add(*b) & mask(bits), bits)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{World, add};
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn dealt_halves_add_up_and_alternate(n in 0usize..20, bits in 1u32..=64, step in 1u32..4, seed in any::<u64>()) {
+            let mut w = World::seeded(seed);
+            w.step = step - 1;
+            let v: Vec<u64> = w.edges(bits, n).iter().map(|[x, ..]| *x).collect();
+            let dealt = [(n, bits), (n, 64)];
+            let [a, b] = w.run(
+                &dealt,
+                |d| {
+                    d.share(bits, v.clone())?;
+                    d.xor(v.clone())
+                },
+                |t, _| Ok((t.next(n, bits)?, t.next(n, 64)?)),
+            );
+            let want: Vec<i64> = v.iter().map(|v| crate::ring::signed(*v, bits)).collect();
+            prop_assert_eq!(add(&[a.0, b.0], bits), want);
+            prop_assert_eq!(a.1.iter().zip(&b.1).map(|(a, b)| a ^ b).collect::<Vec<_>>(), v);
+            // A tensor is sent to one evaluator only, the next one to the other.
+            let (first, second) = (packed_len(n, bits) as u64, 8 * n as u64);
+            let want = if step % 2 == 1 { [first, second] } else { [second, first] };
+            prop_assert_eq!(dealt_bytes(step, &dealt), want);
+        }
     }
 }

@@ -207,50 +207,91 @@ impl Select {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{World, add};
+    use super::super::testing::{World, add, masked};
     use super::*;
+    use proptest::prelude::*;
 
-    #[allow(clippy::too_many_arguments)]
-    fn check(
-        f: impl Fn(f64) -> f64,
+    /// A function's ring, windows and range, as the planner sets them.
+    struct Case {
         k_in: u32,
         drop: u32,
         scales: usize,
         rho_bits: u32,
         k_out: u32,
-        lo: u64,
-        hi: u64,
-        tol: f64,
-    ) {
-        let mut w = World::new();
-        let mut x: Vec<u64> = vec![lo, hi - 1];
-        let span = (hi as f64 / lo as f64).log2();
-        x.extend((0..2000).map(|_| (lo as f64 * (w.word() as f64 / 2f64.powi(64) * span).exp2()) as u64));
-        let p =
-            Piecewise { rows: x.len(), k_in, drop, scales, coef: fit_quadratics(&f, drop, scales), rho_bits, k_out };
-        let (lam, e) = w.mask(&x, k_in);
+        range: std::ops::Range<u64>,
+        tolerance: f64,
+    }
+
+    /// `x` is given by its place in the range, on a logarithmic scale, and a distance from the next window's edge.
+    fn check(f: impl Fn(f64) -> f64, c: &Case, places: &[(f64, i64)], seed: u64) {
+        let mut w = World::seeded(seed);
+        let span = (c.range.end as f64 / c.range.start as f64).log2();
+        let mut x = w.edges(c.k_in, places.len());
+        for ([x, ..], (place, near)) in x.iter_mut().zip(places) {
+            let at = (c.range.start as f64 * (place * span).exp2()) as u64;
+            // Bits of the window that holds it, of the coarsest scale at which it is in use.
+            let edge = 1u64 << at.ilog2().saturating_sub(5);
+            let v = if *near == 0 {
+                at
+            } else {
+                (at / edge * edge).saturating_add_signed(near.signum() * (near.abs() - 1))
+            };
+            *x = v.clamp(c.range.start, c.range.end - 1);
+        }
+        let (x, lam, e) = masked(&x, c.k_in, false);
+        let (rows, scales, k_out) = (x.len(), c.scales, c.k_out);
+        let coef = fit_quadratics(&f, c.drop, scales);
+        let p = Piecewise { rows, k_in: c.k_in, drop: c.drop, scales, coef, rho_bits: c.rho_bits, k_out };
         let s = w.run(&p.dealt(), |d| p.deal(d, &lam), |t, i| p.eval(t, &e[i]));
         let [(v1, f1), (v2, f2)] = s;
         let v: Vec<u64> = v1.iter().zip(&v2).map(|(a, b)| a.wrapping_add(*b) & mask(k_out)).collect();
         let fl: Vec<u64> = f1.iter().zip(&f2).map(|(a, b)| a ^ b).collect();
-        let g = Select { rows: x.len(), scales, k: k_out };
+        let g = Select { rows, scales, k: k_out };
         let ((lv, ev), (lf, ef)) = (w.mask(&v, k_out), w.mask_bits(&fl));
         let s = w.run(&g.dealt(), |d| g.deal(d, &lv, &lf), |t, i| g.eval(t, &ev[i], &ef[i]));
         for (x, y) in x.iter().zip(add(&s, k_out)) {
             let want = f(*x as f64);
-            assert!((y as f64 / want - 1.0).abs() < tol, "{x}: {y} for {want}");
+            assert!((y as f64 / want - 1.0).abs() < c.tolerance, "{x}: {y} for {want}");
         }
     }
 
-    #[test]
-    fn inverse_square_root_over_five_decades() {
-        let f = |v: f64| 2f64.powi(50) / v.max(1.0).sqrt();
-        check(f, 58, 31, 6, 7, 58, 6 << 31, 62 << 46, 0.004);
+    fn places() -> impl Strategy<Value = Vec<(f64, i64)>> {
+        prop::collection::vec((0.0..=1.0, -2i64..=2), 1..30)
     }
 
-    #[test]
-    fn reciprocal_over_the_softmax_range() {
-        let f = |v: f64| 2f64.powi(44) / v.max(32.0);
-        check(f, 25, 6, 5, 6, 51, 6 << 6, 1 << 23, 0.012);
+    proptest! {
+        #[test]
+        fn inverse_square_root_over_five_decades(places in places(), seed in any::<u64>()) {
+            let f = |v: f64| 2f64.powi(50) / v.max(1.0).sqrt();
+            let range = 6 << 31..62 << 46;
+            check(f, &Case { k_in: 58, drop: 31, scales: 6, rho_bits: 7, k_out: 58, range, tolerance: 0.004 }, &places, seed);
+        }
+
+        #[test]
+        fn reciprocal_over_the_softmax_range(places in places(), seed in any::<u64>()) {
+            let f = |v: f64| 2f64.powi(44) / v.max(32.0);
+            let range = 6 << 6..1 << 23;
+            check(f, &Case { k_in: 25, drop: 6, scales: 5, rho_bits: 6, k_out: 51, range, tolerance: 0.012 }, &places, seed);
+        }
+
+        #[test]
+        fn the_finest_scale_whose_flag_and_all_wider_ones_hold_is_selected(
+            (rows, scales, k) in (1usize..5, 1usize..=8, 1u32..=64),
+            seed in any::<u64>(),
+        ) {
+            let mut w = World::seeded(seed);
+            let (v, lv, ev) = masked(&w.edges(k, rows * scales), k, false);
+            // Bits above the scales are never set by the gate before, on either side.
+            let keep = (1u64 << (scales - 1)) - 1;
+            let mut flags = w.edges(64, rows);
+            flags.iter_mut().for_each(|[f, ..]| *f &= keep);
+            let (flags, lf, ef) = masked(&flags, 64, true);
+            let g = Select { rows, scales, k };
+            let s = w.run(&g.dealt(), |d| g.deal(d, &lv, &lf), |t, i| g.eval(t, &ev[i], &ef[i]));
+            for (row, got) in add(&s, k).into_iter().enumerate() {
+                let wider = (0..scales - 1).rev().take_while(|s| flags[row] >> s & 1 == 1).count();
+                prop_assert_eq!(got, crate::ring::signed(v[row * scales + scales - 1 - wider], k));
+            }
+        }
     }
 }

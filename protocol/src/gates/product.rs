@@ -130,11 +130,43 @@ impl HeadProduct {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{World, add};
+    use super::super::testing::{World, add, masked};
     use super::*;
+    use crate::ring::signed;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn both_sides_are_exact_in_every_ring(
+            (t, h, d, k) in (1usize..7, 1usize..4, 1usize..6, 1u32..=64),
+            seed in any::<u64>(),
+        ) {
+            let mut w = World::seeded(seed);
+            let [q, key] = [(); 2].map(|()| masked(&w.edges(k, t * h * d), k, false));
+            let p = masked(&w.edges(k, h * t * t), k, false);
+            // One element of a sum over `n`.
+            let sum = |n: usize, f: &dyn Fn(usize) -> u64| {
+                signed((0..n).fold(0u64, |s, c| s.wrapping_add(f(c))), k)
+            };
+            let g = HeadProduct { side: Side::Scores, grid: Grid::square(t), heads: h, kv_heads: h, dim: d, k };
+            let s = w.run(&g.dealt(), |x| g.deal(x, &q.1, &key.1), |x, i| g.eval(x, &q.2[i], &key.2[i]));
+            for (at, got) in add(&s, k).into_iter().enumerate() {
+                let (head, i, j) = (at / (t * t), at / t % t, at % t);
+                let of = |row: usize, c: usize| row * h * d + head * d + c;
+                prop_assert_eq!(got, sum(d, &|c| q.0[of(i, c)].wrapping_mul(key.0[of(j, c)])));
+            }
+            let g = HeadProduct { side: Side::Attend, ..g };
+            let s = w.run(&g.dealt(), |x| g.deal(x, &p.1, &q.1), |x, i| g.eval(x, &p.2[i], &q.2[i]));
+            for (at, got) in add(&s, k).into_iter().enumerate() {
+                let (i, head) = (at / (h * d), at % (h * d) / d);
+                let weight = |c: usize| p.0[head * t * t + i * t + c];
+                prop_assert_eq!(got, sum(t, &|c| weight(c).wrapping_mul(q.0[c * h * d + at % (h * d)])));
+            }
+        }
+    }
 
     #[test]
-    fn both_sides_are_exact_in_the_ring() {
+    fn grouped_and_causal_heads_are_their_meaning_in_the_clear() {
         let mut w = World::new();
         let (heads, dim) = (4, 3);
         for (grid, kv_heads) in [(Grid::square(5), 4), (Grid::causal(0, 4), 2), (Grid::causal(6, 1), 1)] {

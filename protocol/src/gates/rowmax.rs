@@ -154,9 +154,10 @@ impl RowMax {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::World;
+    use super::super::testing::{World, masked};
     use super::*;
     use crate::ring::signed;
+    use proptest::prelude::*;
 
     #[test]
     fn no_four_columns_and_no_whole_row_add_to_zero() {
@@ -173,34 +174,40 @@ mod tests {
         }));
     }
 
-    #[test]
-    fn level_counts_bound_the_maximum_by_at_most_two_steps() {
-        let mut w = World::new();
-        for grid in [Grid::square(24), Grid::causal(5, 7), Grid::causal(300, 1)] {
-            bounded_by_level_counts(&mut w, grid);
-        }
-    }
-
-    fn bounded_by_level_counts(w: &mut World, grid: Grid) {
-        let k = 28;
-        let g = RowMax { grid, level_bits: vec![7, 8], k };
-        let x: Vec<u64> = (0..2 * grid.len()).map(|_| ((w.word() as i64 >> 36) * 15 / 16) as u64 & mask(k)).collect();
-        let (lam, e) = w.mask(&x, k);
-        let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
-        let bits: Vec<u64> = s[0].iter().zip(&s[1]).map(|(a, b)| a ^ b).collect();
-        let mut at = 0;
-        for (h, nb) in [7u32, 8].into_iter().enumerate() {
-            let words = 1 << (nb - 6);
-            for (r, row) in grid.split(&x[h * grid.len()..][..grid.len()]) {
-                let mut zero = vec![!0u64; words];
-                for test in bits[at..at + TESTS * words].chunks_exact(words) {
-                    zero.iter_mut().zip(test).for_each(|(z, t)| *z &= t);
+    proptest! {
+        #[test]
+        fn level_counts_bound_the_maximum_by_at_most_two_steps(
+            (rows, past, causal, k) in (1usize..14, 0usize..8, any::<bool>(), 12u32..=40),
+            level_bits in prop::collection::vec(6u32..=9, 1..3),
+            seed in any::<u64>(),
+        ) {
+            let mut w = World::seeded(seed);
+            let grid = if causal { Grid::causal(past, rows) } else { Grid::square(rows) };
+            let g = RowMax { grid, level_bits, k };
+            let mut x = w.edges(k, g.level_bits.len() * grid.len());
+            for (i, [x, ..]) in x.iter_mut().enumerate() {
+                // The planner leaves four levels at either end.
+                let room = (1i64 << (k - 1)) - (4 << (k - g.level_bits[i / grid.len()]));
+                *x = signed(*x, k).clamp(-room, room - 1) as u64 & mask(k);
+            }
+            let (x, lam, e) = masked(&x, k, false);
+            let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
+            let bits: Vec<u64> = s[0].iter().zip(&s[1]).map(|(a, b)| a ^ b).collect();
+            let mut at = 0;
+            for (h, &nb) in g.level_bits.iter().enumerate() {
+                let words = 1 << (nb - 6);
+                for (r, row) in grid.split(&x[h * grid.len()..][..grid.len()]) {
+                    let mut zero = vec![!0u64; words];
+                    for test in bits[at..at + TESTS * words].chunks_exact(words) {
+                        zero.iter_mut().zip(test).for_each(|(z, t)| *z &= t);
+                    }
+                    at += TESTS * words;
+                    let count = zero.iter().map(|z| z.count_zeros() as i64).sum::<i64>();
+                    let max = row.iter().map(|v| signed(*v, k)).max().unwrap();
+                    let bound = count * (1 << (k - nb)) - (1 << (k - 1));
+                    // Equal to the maximum's level, or the one above where the low bits borrow.
+                    prop_assert!(bound > max && bound - max <= 2 << (k - nb), "head {} row {}: {} for {}", h, r, bound, max);
                 }
-                at += TESTS * words;
-                let count = zero.iter().map(|z| z.count_zeros() as i64).sum::<i64>();
-                let max = row.iter().map(|v| signed(*v, k)).max().unwrap();
-                let bound = count * (1 << (k - nb)) - (1 << (k - 1));
-                assert!(bound > max && bound - max <= 2 << (k - nb), "head {h} row {r}: {bound} for {max}");
             }
         }
     }

@@ -300,7 +300,8 @@ fn block(name: &str, c: &Config, l: &DecoderLayer, longest: usize, residual: &mu
             let level_bits = (7..=12).find(|b| bound / levels(*b) <= 3.0).ok_or_else(|| {
                 refuse(&format!("{name} scores of head {h}"), format!("proven range {bound:.0} is too wide"))
             })?;
-            let step = bound.max(8.0) / levels(level_bits);
+            // Steps of at least 1.5 powers of two, so that the exponentials cover ten or more.
+            let step = (bound / levels(level_bits)).max(1.5);
             let ulp = step * pow2(level_bits as i32 - K_SCORE as i32);
             heads.push(Head { level_bits, ulp });
             score_units.push(bound / ulp);

@@ -1,0 +1,95 @@
+//! A client below the SDK: it chooses its halves and its bytes itself.
+
+use std::time::Duration;
+
+use quinn::{Connection, RecvStream, SendStream};
+use tacet_client::Client;
+use tacet_protocol::Role;
+use tacet_protocol::program::Program;
+use tacet_protocol::seal::{SealContext, seal};
+use tacet_protocol::wire::{Message, SessionId};
+use tacet_transport::{certificate_from_pem, dial_config, endpoint, receive, send};
+
+use super::{World, join_all};
+
+/// Connections to the three parties, and what requests to them carry.
+pub struct Raw {
+    pub connections: Vec<Connection>,
+    parties: Vec<tacet_client::Party>,
+    token: String,
+    model: [u8; 32],
+}
+
+/// A party's last word: its answer, or a code and its text.
+pub type Answer = Result<Message, (u16, String)>;
+
+impl Raw {
+    pub async fn connect(world: &World, client: &Client) -> Raw {
+        let quic = endpoint(([127, 0, 0, 1], 0).into(), None).unwrap();
+        let mut connections = Vec::new();
+        for p in &world.lane.parties.party {
+            let pem = std::fs::read_to_string(&p.certificate).unwrap();
+            let dial = dial_config(certificate_from_pem(&pem).unwrap(), None).unwrap();
+            connections.push(quic.connect_with(dial, p.addr, "tacet").unwrap().await.unwrap());
+        }
+        Raw {
+            connections,
+            parties: world.lane.parties.party.clone(),
+            token: world.lane.parties.token.clone(),
+            model: client.model().digest(),
+        }
+    }
+
+    /// A valid request whose sealed half is `plain`.
+    pub fn request(&self, party: usize, session: SessionId, p: &Program, plain: &[u8]) -> Message {
+        let target = &self.parties[party];
+        let context = SealContext {
+            session,
+            party: target.name.clone(),
+            role: target.role,
+            model_digest: self.model,
+            program_digest: p.digest(),
+        };
+        let public = tacet_party::config::unhex(&target.seal_public).unwrap();
+        let sealed = match target.role {
+            Role::Dealer => Vec::new(),
+            _ => seal(&public, &context, plain).unwrap(),
+        };
+        let (model, program, tokens) = (self.model, p.digest(), p.tokens() as u32);
+        Message::Request { session, token: self.token.clone(), model, program, tokens, sealed }
+    }
+
+    /// A session with these halves; what each party said last.
+    pub async fn session(&self, session: SessionId, p: &Program, halves: [&[u8]; 2]) -> Vec<Answer> {
+        let plain = [halves[0], halves[1], &[]];
+        join_all((0..3).map(|i| async move {
+            let (mut tx, mut rx) = self.connections[i].open_bi().await.unwrap();
+            send(&mut tx, &self.request(i, session, p, plain[i])).await.unwrap();
+            last_word(&mut rx).await
+        }))
+        .await
+    }
+}
+
+/// Everything up to the answer or the refusal.
+pub async fn last_word(rx: &mut RecvStream) -> Answer {
+    loop {
+        let m = tokio::time::timeout(Duration::from_secs(30), receive(rx, 1 << 20)).await.expect("an answer");
+        match m {
+            Ok(Message::Accept) => {}
+            Ok(Message::Failure { code, text }) => return Err((code, text)),
+            Ok(m) => return Ok(m),
+            Err(e) => return Err((0, e.to_string())),
+        }
+    }
+}
+
+/// Writes bytes as they are; what the party said last. The stream stays open unless `finish`.
+pub async fn bytes(c: &Connection, bytes: &[u8], finish: bool) -> Answer {
+    let (mut tx, mut rx): (SendStream, RecvStream) = c.open_bi().await.unwrap();
+    tx.write_all(bytes).await.unwrap();
+    if finish {
+        tx.finish().unwrap();
+    }
+    last_word(&mut rx).await
+}

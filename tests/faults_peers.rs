@@ -1,0 +1,176 @@
+//! A party that does not keep to the protocol: the honest ones end that session, say why, keep running, and serve the
+//! next one when an honest party is back.
+
+#[allow(dead_code)]
+mod common;
+#[path = "../src/keys.rs"]
+#[allow(dead_code)]
+mod keys;
+#[path = "../src/local.rs"]
+#[allow(dead_code)]
+mod local;
+
+use common::rogue::{Fault, Rogue};
+use common::{NAMES, World, embed, on_one_thread, until_async};
+use tacet_client::ClientError;
+use tacet_party::config::Limits;
+use tacet_protocol::Role;
+use tacet_protocol::wire::Message;
+
+fn limits() -> Limits {
+    Limits { join_s: 2, session_s: 3, ..Limits::default() }
+}
+
+/// A fault, and the texts of which the victim's log shows one.
+type Case<'a> = (Fault, &'a [&'a str]);
+
+/// In the middle of a session.
+const FAULTS: [Case; 11] = [
+    (Fault::Truncated, &["ended within a frame"]),
+    (Fault::Oversized, &["a frame of 2147483648 bytes where at most"]),
+    (Fault::Trailing, &["bytes where at most"]),
+    (Fault::Short, &["1 bytes missing"]),
+    (Fault::Reordered, &["was due", "bytes where at most"]),
+    (Fault::Replayed, &["was due", "bytes where at most"]),
+    (Fault::Version, &["protocol version 9; this side speaks"]),
+    (Fault::Unknown, &["unknown kind 200"]),
+    (Fault::OtherKind, &["was due"]),
+    (Fault::Silent, &["longer than 3 s"]),
+    // A reset may overtake the message that opens the stream.
+    (Fault::Reset, &["reset by peer", "did not join the session in time"]),
+];
+
+/// Plays party `rogue` and spoils message `at` of what `victim` gets, once per fault; then the honest party returns.
+fn misbehave(rogue: usize, victims: &[(usize, usize, &[Case])]) {
+    let mut world = World::start(2, limits());
+    world.end(rogue, "TERM");
+    on_one_thread(async {
+        let mut played = Rogue::new(&world, rogue);
+        played.link().await;
+        let (client, ()) = tokio::join!(world.client(), played.meet_client());
+        for &(victim, at, faults) in victims {
+            for (fault, says) in faults {
+                let role = [Role::E1, Role::E2, Role::Dealer][victim];
+                let before = world.log(victim).len();
+                // What the rogue holds open stays open until the client has its error.
+                let (e, _held) = tokio::join!(embed(&client), played.session(role, at, *fault));
+                let e = e.expect_err("the session must not succeed");
+                let at = format!("{} to {}, message {at}, {fault:?}", NAMES[rogue], NAMES[victim]);
+                assert!(matches!(e, ClientError::Refused { .. } | ClientError::Failed { .. }), "{at}: {e}");
+                let said = || world.log(victim)[before..].to_string();
+                until_async(&format!("{at}: {says:?}"), || says.iter().any(|s| said().contains(s))).await;
+            }
+        }
+        played.leave().await;
+    });
+    for honest in (0..3).filter(|i| *i != rogue) {
+        assert_eq!(world.page(honest, "/healthz"), "ok\n", "{} is gone", NAMES[honest]);
+        assert!(!world.log(honest).contains("panicked"), "{}", world.log(honest));
+    }
+    world.restart(rogue);
+    world.until_ready();
+    on_one_thread(async { world.works(&world.client().await).await });
+    for honest in (0..3).filter(|i| *i != rogue) {
+        assert_eq!(world.metric(honest, "tacet_sessions "), Some(0));
+    }
+}
+
+#[test]
+fn a_dealer_that_misbehaves() {
+    let opening: [Case; 4] = [
+        (Fault::Truncated, &["ended within a frame"]),
+        (Fault::Trailing, &["1 trailing bytes"]),
+        (Fault::OtherKind, &["in place of its nonce"]),
+        (Fault::Silent, &["did not join the session in time"]),
+    ];
+    misbehave(2, &[(0, 5, &FAULTS), (1, 9, &FAULTS), (0, 0, &opening)]);
+}
+
+#[test]
+fn a_first_evaluator_that_misbehaves() {
+    let not_joined: &[&str] = &["did not join the session in time"];
+    let opening = [Fault::Truncated, Fault::Trailing].map(|f| (f, not_joined));
+    misbehave(0, &[(1, 7, &FAULTS), (1, 0, &opening), (2, 0, &opening)]);
+}
+
+#[test]
+fn a_second_evaluator_that_misbehaves() {
+    misbehave(1, &[(0, 0, &FAULTS[..4]), (0, 20, &FAULTS)]);
+}
+
+#[test]
+fn greetings_that_are_refused_say_why() {
+    let mut world = World::start(1, limits());
+    world.end(0, "TERM");
+    on_one_thread(async {
+        let rogue = Rogue::new(&world, 0);
+        let change = |f: &dyn Fn(&mut Message)| {
+            let mut m = rogue.hello();
+            f(&mut m);
+            m.encode()
+        };
+        let mut version = rogue.hello().encode();
+        version[4] = 9;
+        let mut trailing = rogue.hello().encode();
+        trailing.push(0);
+        trailing[0] += 1;
+        let cases = [
+            (version, "protocol version 9; this side speaks"),
+            (trailing, "1 trailing bytes"),
+            (vec![0xff; 64], "a frame of 4294967295 bytes"),
+            (Message::Accept.encode(), "in place of a greeting"),
+            (
+                change(&|m| {
+                    if let Message::Hello { model, .. } = m {
+                        model[0] ^= 1
+                    }
+                }),
+                "it has another model",
+            ),
+            (
+                change(&|m| {
+                    if let Message::Hello { program, .. } = m {
+                        program[0] ^= 1
+                    }
+                }),
+                "plans this model differently",
+            ),
+            (
+                change(&|m| {
+                    if let Message::Hello { role, .. } = m {
+                        *role = 1
+                    }
+                }),
+                "its role is not the configured one",
+            ),
+            (
+                change(&|m| {
+                    if let Message::Hello { name, .. } = m {
+                        name.push('x')
+                    }
+                }),
+                "its name is not the configured one",
+            ),
+            (
+                change(&|m| {
+                    if let Message::Hello { ephemeral, .. } = m {
+                        *ephemeral = [0; 32]
+                    }
+                }),
+                "small order",
+            ),
+        ];
+        for (greeting, says) in cases {
+            for (party, role) in [(1, Role::E2), (2, Role::Dealer)] {
+                let (connection, _) = rogue.dial(role, &greeting).await;
+                connection.closed().await;
+                world.until_reason(party, "alpha", says);
+                assert!(world.page(party, "/readyz").starts_with("not ready\n"));
+            }
+        }
+        rogue.leave().await;
+    });
+    world.restart(0);
+    world.until_ready();
+    on_one_thread(async { world.works(&world.client().await).await });
+}
