@@ -124,8 +124,10 @@ pub struct Stats {
     pub dealt_bytes: u64,
     /// Time of the slower evaluator.
     pub online_s: f64,
-    /// Time of the dealer, beside the evaluators' own.
+    /// Time of the dealer: beside the evaluators' own, or before the query where it was dealt ahead.
     pub dealing_s: f64,
+    /// Whether the dealing began before the query.
+    pub dealt_ahead: bool,
     /// From text to vector.
     pub total_s: f64,
     /// First bytes sent to each party after its header: what it saw of this input.
@@ -315,7 +317,10 @@ impl Client {
                     stats.dealt_bytes += dealt;
                     stats.online_s = stats.online_s.max(online_us as f64 / 1e6);
                 }
-                Message::Done { dealing_us, .. } => stats.dealing_s = dealing_us as f64 / 1e6,
+                Message::Done { dealing_us, ahead, .. } => {
+                    stats.dealing_s = dealing_us as f64 / 1e6;
+                    stats.dealt_ahead = ahead;
+                }
                 _ => {}
             }
         }

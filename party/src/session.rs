@@ -14,7 +14,7 @@ use tacet_protocol::prg::{Prg, SessionKey};
 use tacet_protocol::program::{Kind, Program};
 use tacet_protocol::ring::{mask, pack, unpack};
 use tacet_protocol::seal::{self, SealContext};
-use tacet_protocol::wire::{CONTROL_LIMIT, Message, SessionId};
+use tacet_protocol::wire::{CONTROL_LIMIT, Dealing, Message, SessionId};
 use tacet_protocol::{DealerSink, Error, EvaluatorIo, Role, run};
 use tacet_transport::{TransportError, receive, receive_step, send};
 use tokio::sync::{mpsc, oneshot};
@@ -316,8 +316,8 @@ async fn forward(mut rx: mpsc::Receiver<Frame>, stream: &mut SendStream) -> Resu
 /// Receives the expected steps in order and hands them to the engine; the channel's bound is the back-pressure.
 async fn collect(stream: &mut RecvStream, steps: Vec<(u32, usize)>, to: mpsc::Sender<Vec<u8>>) -> Result<(), Fail> {
     for (step, len) in steps {
-        let b = receive_step(stream, step, len).await?;
-        if to.send(b).await.is_err() {
+        let mut b = receive_step(stream, step, len).await?;
+        if to.send(std::mem::take(&mut *b)).await.is_err() {
             break;
         }
     }
@@ -338,7 +338,7 @@ async fn evaluate(
         let (mut tx, mut rx) = dealer.connection.open_bi().await.map_err(|e| fail(code::PEER, e.to_string()))?;
         send(&mut tx, &Message::Join { session, nonce: ours }).await?;
         match receive(&mut rx, CONTROL_LIMIT).await? {
-            Message::Start { nonce } => Ok((tx, rx, nonce)),
+            Message::Start { dealing: Dealing::Fresh { nonce } } => Ok((tx, rx, nonce)),
             m => Err(fail(code::PROTOCOL, format!("{m:?} from the dealer in place of its nonce"))),
         }
     };
@@ -408,8 +408,8 @@ async fn deal(party: &Party, session: SessionId, plan: Arc<Program>) -> Result<M
     let ((mut tx1, _rx1, n1), (mut tx2, _rx2, n2)) = tokio::try_join!(join(Role::E1), join(Role::E2))?;
     let _running = running(party, wait).await?;
     let ours = nonce()?;
-    send(&mut tx1, &Message::Start { nonce: ours }).await?;
-    send(&mut tx2, &Message::Start { nonce: ours }).await?;
+    send(&mut tx1, &Message::Start { dealing: Dealing::Fresh { nonce: ours } }).await?;
+    send(&mut tx2, &Message::Start { dealing: Dealing::Fresh { nonce: ours } }).await?;
     let prg =
         [(Role::E1, n1), (Role::E2, n2)].map(|(r, n)| link(party, r).map(|l| pair_key(&l, r, &session, &n, &ours)));
     let [p1, p2] = prg;
@@ -430,5 +430,5 @@ async fn deal(party: &Party, session: SessionId, plan: Arc<Program>) -> Result<M
     // The streams must outlive the last byte's acknowledgement.
     let _ = tokio::join!(timeout(wait, tx1.stopped()), timeout(wait, tx2.stopped()));
     party.counters.dealt.fetch_add(dealt.iter().sum(), Relaxed);
-    Ok(Message::Done { dealt, dealing_us })
+    Ok(Message::Done { dealt, dealing_us, ahead: false })
 }
