@@ -36,6 +36,9 @@ pub struct Config {
     /// Limits.
     #[serde(default)]
     pub limits: Limits,
+    /// Dealing ahead.
+    #[serde(default)]
+    pub pool: Pool,
 }
 
 /// Another party.
@@ -60,6 +63,9 @@ pub struct Limits {
     pub sessions: usize,
     /// Tokens a prompt.
     pub tokens: usize,
+    /// Megabytes (10^6 bytes) that wait between one stream of a session and its arithmetic, or one message if that is
+    /// larger: an evaluator has two such streams, a dealer two.
+    pub buffer_mb: usize,
     /// Seconds a party waits for the others to join a session.
     pub join_s: u64,
     /// Seconds a session may take.
@@ -70,7 +76,33 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { sessions: 16, tokens: 512, join_s: 5, session_s: 60, drain_s: 30 }
+        Limits { sessions: 16, tokens: 512, buffer_mb: 32, join_s: 5, session_s: 60, drain_s: 30 }
+    }
+}
+
+impl Limits {
+    pub(crate) fn buffer(&self) -> usize {
+        self.buffer_mb * 1_000_000
+    }
+}
+
+/// Dealing ahead of queries, in bundles of one program's dealing each.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pool {
+    /// Megabytes (10^6 bytes) of dealt payload that an evaluator keeps for queries to come; 0 for none.
+    pub memory_mb: usize,
+    /// Bundles that a party keeps, whatever their size.
+    pub bundles: usize,
+    /// Bundles that the dealer keeps ready of each length asked for lately; 0 for none.
+    pub depth: usize,
+    /// Numbers of tokens that the dealer deals for before they are asked for.
+    pub prefill: Vec<usize>,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Pool { memory_mb: 512, bundles: 64, depth: 2, prefill: Vec::new() }
     }
 }
 
@@ -143,6 +175,17 @@ impl Config {
             *p = base.join(&*p);
         }
         c.peer.iter_mut().for_each(|p| p.certificate = base.join(&p.certificate));
+        let l = &c.limits;
+        let within = |name: &str, v: usize, range: std::ops::RangeInclusive<usize>| {
+            let text = format!("{name} = {v}: {} to {} are possible", range.start(), range.end());
+            if range.contains(&v) { Ok(()) } else { Err(PartyError::Config(text)) }
+        };
+        within("limits.sessions", l.sessions, 1..=4096)?;
+        within("limits.buffer_mb", l.buffer_mb, 1..=4096)?;
+        within("pool.bundles", c.pool.bundles, 0..=4096)?;
+        for tokens in &c.pool.prefill {
+            within("pool.prefill", *tokens, 1..=l.tokens)?;
+        }
         let roles = [Role::E1, Role::E2, Role::Dealer];
         let count = |r: &Role| usize::from(c.role == *r) + c.peer.iter().filter(|p| p.role == *r).count();
         if c.peer.len() != 2 || roles.iter().any(|r| count(r) != 1) {

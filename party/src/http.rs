@@ -8,6 +8,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use tacet_protocol::Role;
+
 use crate::{Party, lock};
 
 /// Serves one short request a connection.
@@ -60,9 +62,19 @@ fn metrics(party: &Party) -> String {
         ("tacet_sessions_failed_total", &c.failed),
         ("tacet_opened_bytes_total", &c.opened),
         ("tacet_dealt_bytes_total", &c.dealt),
+        ("tacet_dealt_fresh_total", &c.dealt_fresh),
+        ("tacet_bundles_used_total", &c.bundles_used),
+        ("tacet_bundles_dropped_total", &c.bundles_dropped),
     ] {
         let _ = writeln!(out, "# TYPE {name} counter\n{name} {}", v.load(Ordering::Relaxed));
     }
+    let f = if party.config.role == Role::Dealer { party.stock.figures() } else { party.pool.figures() };
+    let _ = writeln!(
+        out,
+        "# TYPE tacet_bundles gauge\ntacet_bundles{{state=\"ready\"}} {}\ntacet_bundles{{state=\"dealing\"}} {}\n\
+         # TYPE tacet_bundle_bytes gauge\ntacet_bundle_bytes {}",
+        f.ready, f.dealing, f.bytes
+    );
     let running = party.config.limits.sessions - party.permits.available_permits();
     let _ = writeln!(out, "# TYPE tacet_sessions gauge\ntacet_sessions {running}");
     out

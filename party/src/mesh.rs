@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{Connection, Endpoint, Incoming};
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
 use tacet_protocol::Role;
 use tacet_protocol::prg::Ephemeral;
@@ -15,6 +15,8 @@ use tacet_transport::{ALPN_MESH, TransportError, receive, send};
 use tokio::time::timeout;
 
 use crate::config::Peer;
+use crate::meeting::Joined;
+use crate::pool::{self, Prepare};
 use crate::{Link, Party, lock, session};
 
 fn rank(r: Role) -> u8 {
@@ -95,6 +97,25 @@ pub async fn accepted(party: Arc<Party>, incoming: Incoming, pins: Vec<Certifica
     }
 }
 
+/// First frame of a stream that a peer opened, and whom it is for.
+async fn stream_from_peer(party: Arc<Party>, from: Role, link: Link, tx: SendStream, mut rx: RecvStream) {
+    let limit = Duration::from_secs(party.config.limits.join_s);
+    let Ok(Ok(first)) = timeout(limit, receive(&mut rx, CONTROL_LIMIT)).await else { return };
+    match (first, from, party.config.role) {
+        (Message::Join { session, nonce }, _, Role::Dealer) => {
+            party.meeting.put((session, from), Joined { tx, rx, nonce, link }, limit);
+        }
+        (Message::Peer { session }, Role::E1, Role::E2) => {
+            party.meeting.put((session, from), Joined { tx, rx, nonce: [0; 16], link }, limit);
+        }
+        (Message::Prepare { bundle, program, tokens, nonce }, Role::Dealer, _) => {
+            let p = Prepare { bundle, program, tokens: tokens as usize, nonce };
+            pool::prepare(party, link, tx, rx, p).await;
+        }
+        _ => {}
+    }
+}
+
 async fn greet(party: &Party, c: &Connection, peer: &Peer, first: bool) -> Result<Link, String> {
     let text = |e: TransportError| e.to_string();
     let (mut tx, mut rx) = if first { c.open_bi().await } else { c.accept_bi().await }.map_err(|e| e.to_string())?;
@@ -134,10 +155,13 @@ async fn greet(party: &Party, c: &Connection, peer: &Peer, first: bool) -> Resul
 async fn run(party: &Arc<Party>, link: Link, peer: &Peer) {
     let c = link.connection.clone();
     tacet_transport::widen(&c);
-    lock(&party.links).insert(peer.role, link);
+    if let Some(old) = lock(&party.links).insert(peer.role, link.clone()) {
+        // What still hangs on it, bundles above all, must not wait for its idle timeout.
+        old.connection.close(0u32.into(), b"replaced by a newer connection");
+    }
     note(party, peer, None);
+    party.stock.changed();
     while let Ok((tx, rx)) = c.accept_bi().await {
-        let (party, role) = (Arc::clone(party), peer.role);
-        tokio::spawn(async move { session::stream_from_peer(party, role, tx, rx).await });
+        tokio::spawn(stream_from_peer(Arc::clone(party), peer.role, link.clone(), tx, rx));
     }
 }
