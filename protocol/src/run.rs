@@ -3,7 +3,7 @@
 //! The dealer walks the program with masks only; the evaluator with shares and masked values. Both label all randomness
 //! with the step, and [`Prg`] refuses a label twice.
 
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::gates::{Deal, Masked, Take};
 use crate::gemm::linear;
@@ -135,7 +135,7 @@ pub fn evaluate(
             open(p, op, step, &mut prg, &mut st, io)?;
         } else if !matches!(op.kind, Kind::Input) {
             let want = p.dealt_len(i)[crate::gates::index(role)] as usize;
-            let msg = if want > 0 { io.dealt(step, want)? } else { Vec::new() };
+            let msg = Zeroizing::new(if want > 0 { io.dealt(step, want)? } else { Vec::new() });
             if msg.len() != want {
                 return Err(Error::Malformed {
                     what: "dealt message",
