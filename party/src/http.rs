@@ -7,20 +7,29 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 
 use tacet_protocol::Role;
 
 use crate::{Party, lock};
 
+/// Connections at once; more wait to be accepted, at most five seconds a connection before them.
+const CONNECTIONS: usize = 32;
+
 /// Serves one short request a connection.
 pub async fn serve(party: Arc<Party>, listener: TcpListener) {
+    let free = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
+        let Ok(slot) = Arc::clone(&free).acquire_owned().await else { return };
         let Ok((s, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
         let party = Arc::clone(&party);
-        tokio::spawn(async move { tokio::time::timeout(Duration::from_secs(5), answer(&party, s)).await });
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(Duration::from_secs(5), answer(&party, s)).await;
+            drop(slot);
+        });
     }
 }
 
