@@ -120,7 +120,7 @@ fn malformed_bytes_end_only_their_own_stream() {
     on_one_thread(async {
         let c = connect(&lane.parties, &model).await;
         let quic = endpoint(([127, 0, 0, 1], 0).into(), None).unwrap();
-        let request = |session: u8, sealed: Vec<u8>| {
+        let request = |session: u8| {
             let p = c.program(5).unwrap();
             let token = lane.parties.token.clone();
             Message::Request {
@@ -129,20 +129,22 @@ fn malformed_bytes_end_only_their_own_stream() {
                 model: c.model().digest(),
                 program: p.digest(),
                 tokens: 5,
-                sealed,
             }
             .encode()
         };
-        let mut truncated = request(1, vec![]);
+        let with_input = |session: u8, sealed: usize| {
+            [request(session), Message::Input { sealed: vec![7; sealed] }.encode()].concat()
+        };
+        let mut truncated = request(1);
         truncated.truncate(30);
-        let mut trailing = request(2, vec![]);
+        let mut trailing = request(2);
         trailing.push(0);
         let n = (trailing.len() - 4) as u32;
         trailing[..4].copy_from_slice(&n.to_le_bytes());
-        let mut version = request(3, vec![]);
+        let mut version = request(3);
         version[4] = 9;
-        let mut tokens = request(4, vec![]);
-        let at = tokens.len() - 8;
+        let mut tokens = request(4);
+        let at = tokens.len() - 4;
         tokens[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
         let cases = [
             (vec![0xff; 64], "allowed"),
@@ -150,8 +152,10 @@ fn malformed_bytes_end_only_their_own_stream() {
             (version, "version 9"),
             (tokens, "tokens"),
             (Message::Accept.encode(), "starts with a request"),
-            (request(5, vec![7; 1000]), "sealed input rejected"),
-            (request(5, vec![7; 1000]), "used before"),
+            (with_input(5, 80), "sealed input rejected"),
+            (with_input(5, 80), "used before"),
+            (with_input(6, 81), "at most 86 are allowed"),
+            ([request(7), Message::Accept.encode()].concat(), "followed by its input"),
             (truncated, ""),
         ];
         let target = &lane.parties.party[0];

@@ -194,6 +194,10 @@ impl Client {
             let connection = tokio::time::timeout(Duration::from_secs(5), connecting).await;
             let connection =
                 connection.map_err(|_| away("no answer within 5 s".into()))?.map_err(|e| away(e.to_string()))?;
+            let token = Message::Token { token: parties.token.clone() };
+            // A party keeps a connection that shows a token; whether it knows the token is said to the first request.
+            let (mut tx, _) = connection.open_bi().await.map_err(|e| away(e.to_string()))?;
+            send(&mut tx, &token).await.map_err(|e| away(e.to_string()))?;
             let public = unhex(&p.seal_public)
                 .ok_or_else(|| ClientError::Config(format!("seal_public of {}: 64 hex digits expected", p.name)))?;
             targets.push(Target { party: p.clone(), public, connection });
@@ -298,9 +302,9 @@ impl Client {
                 model: self.model.digest(),
                 program: p.digest(),
                 tokens: ids.len() as u32,
-                sealed,
             };
-            open.push(self.request(t, request));
+            let input = (t.party.role != Role::Dealer).then_some(Message::Input { sealed });
+            open.push(self.request(t, request, input));
         }
         let [a, b, c] = open.try_into().map_err(|_| ClientError::Config("three parties are needed".into()))?;
         let all = async { tokio::try_join!(self.answer(0, a, &p), self.answer(1, b, &p), self.answer(2, c, &p)) };
@@ -331,10 +335,19 @@ impl Client {
         Ok(Embedding { vector, stats })
     }
 
-    async fn request(&self, t: &Target, request: Message) -> Result<(SendStream, RecvStream), ClientError> {
+    async fn request(
+        &self,
+        t: &Target,
+        request: Message,
+        input: Option<Message>,
+    ) -> Result<(SendStream, RecvStream), ClientError> {
         let failed = |reason: String| ClientError::Failed { party: t.party.name.clone(), reason };
         let (mut tx, rx) = t.connection.open_bi().await.map_err(|e| failed(e.to_string()))?;
         send(&mut tx, &request).await.map_err(|e| failed(e.to_string()))?;
+        if let Some(input) = input {
+            // A party that refuses stops reading: its answer says why.
+            let _ = send(&mut tx, &input).await;
+        }
         Ok((tx, rx))
     }
 

@@ -99,6 +99,8 @@ struct Party {
     permits: Arc<Semaphore>,
     /// Requests that wait for the other parties.
     waiting: Arc<Semaphore>,
+    /// Connections of clients, and of anyone who has not shown yet to be a peer.
+    connections: Arc<Semaphore>,
     recent: Mutex<(HashSet<SessionId>, VecDeque<SessionId>)>,
     draining: AtomicBool,
     counters: Counters,
@@ -163,7 +165,7 @@ pub async fn serve(config: Config) -> Result<(), PartyError> {
         None => None,
     };
     let party = Arc::new(Party {
-        clients: config::parse(&config.clients)?,
+        clients: Clients::load(&config.clients)?,
         model: model.digest(),
         plan: planner.program(8)?.digest(),
         planner: Arc::new(planner),
@@ -176,6 +178,7 @@ pub async fn serve(config: Config) -> Result<(), PartyError> {
         stock: ahead::Stock::new(&config.pool),
         permits: Arc::new(Semaphore::new(config.limits.sessions)),
         waiting: Arc::new(Semaphore::new(config.limits.sessions * WAITING)),
+        connections: Arc::new(Semaphore::new(config.limits.connections)),
         recent: Mutex::default(),
         draining: AtomicBool::new(false),
         counters: Counters::default(),

@@ -40,7 +40,8 @@ pub async fn keep_dialling(party: Arc<Party>, quic: Endpoint, peer: Peer, config
             let c =
                 timeout(Duration::from_secs(5), connecting).await.map_err(|_| "no answer within 5 s".to_string())?;
             let c = c.map_err(|e| e.to_string())?;
-            let link = greet(&party, &c, &peer, true).await?;
+            let link = timeout(Duration::from_secs(5), greet(&party, &c, &peer, true)).await;
+            let link = link.map_err(|_| "no greeting within 5 s".to_string())??;
             run(&party, link, &peer).await;
             Err::<(), String>("the connection ended".into())
         };
@@ -73,14 +74,29 @@ fn note(party: &Party, peer: &Peer, trouble: Option<String>) {
 
 /// Takes a connection from a peer or a client, told apart by protocol name and pinned certificate.
 pub async fn accepted(party: Arc<Party>, incoming: Incoming, pins: Vec<CertificateDer<'static>>) {
+    let slot = Arc::clone(&party.connections).try_acquire_owned().ok();
+    if slot.is_none() {
+        // Peers get through, if they really are at their addresses.
+        if !party.config.peer.iter().any(|p| p.addr.ip() == incoming.remote_address().ip()) {
+            return incoming.refuse();
+        }
+        if !incoming.remote_address_validated() {
+            let _ = incoming.retry();
+            return;
+        }
+    }
     let Ok(Ok(c)) = timeout(Duration::from_secs(5), async { incoming.await }).await else { return };
     let mesh = c
         .handshake_data()
         .and_then(|d| d.downcast::<quinn::crypto::rustls::HandshakeData>().ok())
         .is_some_and(|d| d.protocol.as_deref() == Some(ALPN_MESH));
     if !mesh {
-        return session::client(party, c).await;
+        let Some(slot) = slot else {
+            return c.close(4u32.into(), b"too many connections: try again shortly");
+        };
+        return session::client(party, c, slot).await;
     }
+    drop(slot);
     let certificate = c.peer_identity().and_then(|i| i.downcast::<Vec<CertificateDer<'static>>>().ok());
     let known = certificate.and_then(|v| v.first().and_then(|c| pins.iter().position(|p| p == c)));
     let Some(peer) = known.map(|i| party.config.peer[i].clone()).filter(|p| dials(p.role, party.config.role)) else {

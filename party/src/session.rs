@@ -8,15 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use quinn::{Connection, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use tacet_protocol::Role;
 use tacet_protocol::prg::{Prg, SessionKey};
 use tacet_protocol::program::Program;
-use tacet_protocol::ring::{mask, unpack};
+use tacet_protocol::ring::{mask, packed_len, unpack};
 use tacet_protocol::seal::{self, SealContext};
-use tacet_protocol::wire::{CONTROL_LIMIT, Dealing, Message, SessionId};
+use tacet_protocol::wire::{CONTROL_LIMIT, Dealing, INPUT_OVERHEAD, Message, SessionId};
 use tacet_transport::{receive, send};
-use tokio::time::timeout;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{timeout, timeout_at};
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::engine::{self, Evaluated, Evaluation, Place, Space, collect, dealt_steps};
 use crate::fail::{Fail, code, fail};
@@ -24,49 +26,100 @@ use crate::flow::{self, Room};
 use crate::pool::ended;
 use crate::{Link, Party, lock};
 
-/// Serves a client's connection: one session a stream.
-pub async fn client(party: Arc<Party>, c: Connection) {
-    while let Ok((mut tx, mut rx)) = c.accept_bi().await {
+/// A request; its token is known.
+struct Request {
+    session: SessionId,
+    model: [u8; 32],
+    program: [u8; 32],
+    tokens: usize,
+}
+
+/// Serves a client's connection: one session a stream. Before a known token has come the connection has a deadline, a small
+/// window, and one small frame at a time.
+pub async fn client(party: Arc<Party>, c: Connection, _slot: OwnedSemaphorePermit) {
+    let deadline = Instant::now() + Duration::from_secs(party.config.limits.join_s);
+    let mut known = false;
+    while !known {
+        let first = async {
+            let (tx, mut rx) = c.accept_bi().await?;
+            let r = request(&party, &mut rx).await;
+            Ok::<_, ConnectionError>((tx, rx, r))
+        };
+        match timeout_at(deadline.into(), first).await {
+            Ok(Ok((tx, rx, r))) if Instant::now() < deadline => {
+                known = r.is_ok();
+                tokio::spawn(serve(Arc::clone(&party), tx, rx, r));
+            }
+            Ok(Err(_)) => return,
+            _ => return c.close(3u32.into(), b"no request with a known token came in time"),
+        }
+    }
+    tacet_transport::admit(&c);
+    while let Ok((tx, mut rx)) = c.accept_bi().await {
         let party = Arc::clone(&party);
         tokio::spawn(async move {
-            // Held until the answer is acknowledged: a party that stops waits for it.
-            let mut place = None;
-            let result = one(&party, &mut tx, &mut rx, &mut place).await;
-            if let Err(f) = result {
-                // At most 1000 bytes of UTF-8.
-                let text: String = f.text.chars().take(250).collect();
-                eprintln!("session failed code={} reason={text:?}", f.code);
-                let _ = send(&mut tx, &Message::Failure { code: f.code, text }).await;
-            }
-            let _ = tx.finish();
-            let _ = timeout(Duration::from_secs(2), tx.stopped()).await;
+            let r = request(&party, &mut rx).await;
+            serve(party, tx, rx, r).await;
         });
     }
 }
 
-async fn one(party: &Arc<Party>, tx: &mut SendStream, rx: &mut RecvStream, place: &mut Place) -> Result<(), Fail> {
-    let limits = &party.config.limits;
-    // The largest request: a full input at 64 bits, its seal and the fixed fields.
-    let program_8 = party.program(8).await?;
-    let width = program_8.input_len() / 8;
-    let longest = width * limits.tokens * 8 + CONTROL_LIMIT;
-    let request = timeout(Duration::from_secs(limits.join_s), receive(rx, longest)).await;
-    let request = request
+/// The first frame of a client's stream, if its token is known: a request, or nothing but the token.
+async fn request(party: &Party, rx: &mut RecvStream) -> Result<Option<Request>, Fail> {
+    let limit = Duration::from_secs(party.config.limits.join_s);
+    let first = timeout(limit, receive(rx, CONTROL_LIMIT)).await;
+    let first = first
         .map_err(|_| fail(code::DEADLINE, "no request arrived"))?
         .map_err(|e| fail(code::REQUEST, e.to_string()))?;
-    let Message::Request { session, token, model, program, tokens, sealed } = request else {
-        return Err(fail(code::REQUEST, "a session starts with a request"));
+    let (token, request) = match first {
+        Message::Token { token } => (token, None),
+        Message::Request { session, token, model, program, tokens } => {
+            (token, Some(Request { session, model, program, tokens: tokens as usize }))
+        }
+        _ => return Err(fail(code::REQUEST, "a session starts with a request")),
     };
+    if !party.clients.knows(&Zeroizing::new(token)) {
+        party.counters.refused.fetch_add(1, Relaxed);
+        return Err(fail(
+            code::UNAUTHORISED,
+            "this token is not known here: ask the party for one (`tacet keys client`)",
+        ));
+    }
+    Ok(request)
+}
+
+/// Serves one stream to its end.
+async fn serve(party: Arc<Party>, mut tx: SendStream, mut rx: RecvStream, request: Result<Option<Request>, Fail>) {
+    // Held until the answer is acknowledged: a party that stops waits for it.
+    let mut place = None;
+    let result = match request {
+        Ok(Some(r)) => one(&party, &mut tx, &mut rx, r, &mut place).await,
+        Ok(None) => send(&mut tx, &Message::Accept).await.map_err(Fail::from),
+        Err(f) => Err(f),
+    };
+    if let Err(f) = result {
+        // At most 1000 bytes of UTF-8.
+        let text: String = f.text.chars().take(250).collect();
+        eprintln!("session failed code={} reason={text:?}", f.code);
+        let _ = send(&mut tx, &Message::Failure { code: f.code, text }).await;
+    }
+    let _ = tx.finish();
+    let _ = timeout(Duration::from_secs(2), tx.stopped()).await;
+}
+
+async fn one(
+    party: &Arc<Party>,
+    tx: &mut SendStream,
+    rx: &mut RecvStream,
+    request: Request,
+    place: &mut Place,
+) -> Result<(), Fail> {
+    let limits = &party.config.limits;
+    let Request { session, model, program, tokens } = request;
     let refused = |f: Fail| {
         party.counters.refused.fetch_add(1, Relaxed);
         f
     };
-    if !party.clients.knows(&token) {
-        return Err(refused(fail(
-            code::UNAUTHORISED,
-            "this token is not known here: ask the party for one (`tacet keys client`)",
-        )));
-    }
     if party.draining.load(Relaxed) {
         return Err(refused(fail(code::BUSY, "the party is stopping")));
     }
@@ -75,7 +128,6 @@ async fn one(party: &Arc<Party>, tx: &mut SendStream, rx: &mut RecvStream, place
     let busy = || fail(code::BUSY, format!("all {} sessions are taken: try again shortly", limits.sessions));
     let permit = Arc::clone(party.gate()).try_acquire_owned().map_err(|_| refused(busy()))?;
     *place = Some(Arc::new(permit));
-    let tokens = tokens as usize;
     if tokens == 0 || tokens > limits.tokens {
         return Err(refused(fail(
             code::REQUEST,
@@ -98,22 +150,22 @@ async fn one(party: &Arc<Party>, tx: &mut SendStream, rx: &mut RecvStream, place
     first_time(party, session).map_err(refused)?;
     party.counters.accepted.fetch_add(1, Relaxed);
     send(tx, &Message::Accept).await?;
+    let failed = |f: Fail| {
+        party.counters.failed.fetch_add(1, Relaxed);
+        f
+    };
+    let input = match party.config.role {
+        Role::Dealer => Vec::new(),
+        role => {
+            let name = party.config.name.clone();
+            let context = SealContext { session, party: name, role, model_digest: model, program_digest: program };
+            input(party, rx, &context, &plan).await.map_err(failed)?
+        }
+    };
     let work = async {
         match party.config.role {
             Role::Dealer => deal(party, session, plan).await,
-            role => {
-                let context = SealContext {
-                    session,
-                    party: party.config.name.clone(),
-                    role,
-                    model_digest: model,
-                    program_digest: program,
-                };
-                let plain =
-                    seal::open(&party.seal, &context, &sealed).map_err(|e| fail(code::REQUEST, e.to_string()))?;
-                let input = expand(role, &plan, &plain)?;
-                evaluate(party, role, session, plan, input, place.clone()).await
-            }
+            role => evaluate(party, role, session, plan, input, place.clone()).await,
         }
     };
     let result = tokio::select! {
@@ -121,10 +173,28 @@ async fn one(party: &Arc<Party>, tx: &mut SendStream, rx: &mut RecvStream, place
         // A client neither sends nor ends its stream before it has the answer.
         _ = rx.read_chunk(1, true) => Err(fail(code::REQUEST, "the client left")),
     };
-    let counter = if result.is_ok() { &party.counters.completed } else { &party.counters.failed };
-    counter.fetch_add(1, Relaxed);
-    send(tx, &result?).await?;
-    Ok(())
+    let mut answer = result.map_err(failed)?;
+    party.counters.completed.fetch_add(1, Relaxed);
+    let sent = send(tx, &answer).await;
+    if let Message::Output { share, .. } = &mut answer {
+        share.zeroize();
+    }
+    Ok(sent?)
+}
+
+/// An evaluator's share of the input, sealed, which follows the request: a seed for E1, packed words for E2.
+async fn input(party: &Party, rx: &mut RecvStream, context: &SealContext, p: &Program) -> Result<Vec<u64>, Fail> {
+    let plain = if context.role == Role::E2 { packed_len(p.input_len(), p.input_bits()) } else { 32 };
+    let limit = Duration::from_secs(party.config.limits.join_s);
+    let m = timeout(limit, receive(rx, plain + seal::OVERHEAD + INPUT_OVERHEAD)).await;
+    match m.map_err(|_| fail(code::DEADLINE, "no input followed the request"))? {
+        Ok(Message::Input { sealed }) => {
+            let plain = seal::open(&party.seal, context, &sealed).map_err(|e| fail(code::REQUEST, e.to_string()))?;
+            expand(context.role, p, &plain)
+        }
+        Ok(_) => Err(fail(code::REQUEST, "a request is followed by its input")),
+        Err(e) => Err(fail(code::REQUEST, e.to_string())),
+    }
 }
 
 fn first_time(party: &Party, session: SessionId) -> Result<(), Fail> {

@@ -12,7 +12,9 @@ pub const HEADER: usize = 6;
 /// Bound on frames that carry no tensor.
 pub const CONTROL_LIMIT: usize = 16 * 1024;
 /// Bytes a step's frame adds to its payload, header excluded.
-pub const STEP_OVERHEAD: usize = 8;
+const STEP_OVERHEAD: usize = 8;
+/// Bytes an input's frame has after its length, besides what was sealed.
+pub const INPUT_OVERHEAD: usize = 6;
 
 /// Name of one run of a program, chosen by the client at random.
 pub type SessionId = [u8; 16];
@@ -34,8 +36,12 @@ pub enum Dealing {
 pub enum Message {
     /// First on every connection between parties, both ways.
     Hello { name: String, role: u8, model: [u8; 32], program: [u8; 32], ephemeral: [u8; 32] },
-    /// A client's request to one party; `sealed` is empty for the dealer.
-    Request { session: SessionId, token: String, model: [u8; 32], program: [u8; 32], tokens: u32, sealed: Vec<u8> },
+    /// A client's token ahead of any request, so that a party keeps the connection; answered by `Accept`.
+    Token { token: String },
+    /// A client's request to one party.
+    Request { session: SessionId, token: String, model: [u8; 32], program: [u8; 32], tokens: u32 },
+    /// A client's half for one evaluator, sealed to it; follows the request without waiting.
+    Input { sealed: Vec<u8> },
     /// The party takes part.
     Accept,
     /// The session ends; `code` is for programs, `text` for people.
@@ -152,6 +158,8 @@ impl Message {
             Message::Done { .. } => 10,
             Message::Prepare { .. } => 11,
             Message::Ready { .. } => 12,
+            Message::Input { .. } => 13,
+            Message::Token { .. } => 14,
         }
     }
 
@@ -166,14 +174,15 @@ impl Message {
                 o.extend_from_slice(program);
                 o.extend_from_slice(ephemeral);
             }
-            Message::Request { session, token, model, program, tokens, sealed } => {
+            Message::Request { session, token, model, program, tokens } => {
                 o.extend_from_slice(session);
                 put(&mut o, token.as_bytes());
                 o.extend_from_slice(model);
                 o.extend_from_slice(program);
                 o.extend_from_slice(&tokens.to_le_bytes());
-                put(&mut o, sealed);
             }
+            Message::Input { sealed } => put(&mut o, sealed),
+            Message::Token { token } => put(&mut o, token.as_bytes()),
             Message::Accept => {}
             Message::Failure { code, text } => {
                 o.extend_from_slice(&code.to_le_bytes());
@@ -244,7 +253,6 @@ impl Message {
                 model: r.array()?,
                 program: r.array()?,
                 tokens: r.u32()?,
-                sealed: r.bytes()?,
             },
             3 => Message::Accept,
             4 => Message::Failure { code: u16::from_le_bytes(r.array()?), text: r.text(1024)? },
@@ -267,6 +275,8 @@ impl Message {
             10 => Message::Done { dealt: [r.u64()?, r.u64()?], dealing_us: r.u64()?, ahead: r.flag()? },
             11 => Message::Prepare { bundle: r.array()?, program: r.array()?, tokens: r.u32()?, nonce: r.array()? },
             12 => Message::Ready { nonce: r.array()? },
+            13 => Message::Input { sealed: r.bytes()? },
+            14 => Message::Token { token: r.text(256)? },
             k => return Err(bad(format!("unknown kind {k}"))),
         };
         if !r.0.is_empty() {
@@ -283,14 +293,9 @@ mod tests {
     fn samples() -> Vec<Message> {
         vec![
             Message::Hello { name: "alpha".into(), role: 1, model: [1; 32], program: [2; 32], ephemeral: [3; 32] },
-            Message::Request {
-                session: [4; 16],
-                token: "t".into(),
-                model: [1; 32],
-                program: [2; 32],
-                tokens: 7,
-                sealed: vec![9; 5],
-            },
+            Message::Request { session: [4; 16], token: "t".into(), model: [1; 32], program: [2; 32], tokens: 7 },
+            Message::Input { sealed: vec![9; 5] },
+            Message::Token { token: "t".into() },
             Message::Accept,
             Message::Failure { code: 12, text: "no".into() },
             Message::Join { session: [4; 16], nonce: [5; 16] },
@@ -334,6 +339,11 @@ mod tests {
             frame(11, &[&[6; 16], &[2; 32], &[7, 0, 0, 0], &[5; 16]])
         );
         assert_eq!(Message::Ready { nonce: [5; 16] }.encode(), frame(12, &[&[5; 16]]));
+        assert_eq!(Message::Input { sealed: vec![9; 5] }.encode(), frame(13, &[&[5, 0, 0, 0], &[9; 5]]));
+        assert_eq!(Message::Token { token: "t".into() }.encode(), frame(14, &[&[1, 0, 0, 0, b't']]));
+        let request =
+            Message::Request { session: [4; 16], token: "t".into(), model: [1; 32], program: [2; 32], tokens: 7 };
+        assert_eq!(request.encode(), frame(2, &[&[4; 16], &[1, 0, 0, 0, b't'], &[1; 32], &[2; 32], &[7, 0, 0, 0]]));
     }
 
     #[test]
@@ -356,6 +366,8 @@ mod tests {
             done(2),
             [&[2, 11][..], &[0; 67]].concat(),
             [&[2, 12][..], &[0; 17]].concat(),
+            vec![2, 13, 2, 0, 0, 0, 1],
+            [&[2, 14, 1, 1, 0, 0][..], &[b't'; 257]].concat(),
         ] {
             assert!(Message::decode(&bad).is_err(), "{bad:?}");
         }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+pub use quinn::Connection;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Endpoint, EndpointConfig, MtuDiscoveryConfig, RecvStream, SendStream, TransportConfig, VarInt};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -176,15 +177,19 @@ impl ClientCertVerifier for Pinned {
     }
 }
 
+/// Bytes that a connection may have in flight towards this side before it is known, and once it is a client's. Links
+/// between parties hold every stream's window.
+const STRANGER: u32 = 64 << 10;
+const KNOWN: u32 = 8 << 20;
+
 /// Packets of 6500 bytes where the path carries them, windows of 16 MB: a factor of five over quinn's defaults on loopback.
-fn transport() -> Arc<TransportConfig> {
+fn transport(receive_window: u32) -> Arc<TransportConfig> {
     let mut t = TransportConfig::default();
     let window = VarInt::from_u32(16 << 20);
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(6500);
-    // A stranger's connection may hold 8 MB here; links between parties are widened once they are known.
     t.stream_receive_window(window)
-        .receive_window(VarInt::from_u32(8 << 20))
+        .receive_window(VarInt::from_u32(receive_window))
         .send_window(64 << 20)
         .mtu_discovery_config(Some(mtu))
         .max_concurrent_bidi_streams(VarInt::from_u32(256))
@@ -215,7 +220,7 @@ pub fn dial_config(
     };
     tls.alpn_protocols = vec![if identity.is_some() { ALPN_MESH } else { ALPN_CLIENT }.to_vec()];
     let mut c = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).map_err(setup)?));
-    c.transport_config(transport());
+    c.transport_config(transport(KNOWN));
     Ok(c)
 }
 
@@ -233,7 +238,7 @@ pub fn accept_config(
         .map_err(setup)?;
     tls.alpn_protocols = vec![ALPN_MESH.to_vec(), ALPN_CLIENT.to_vec()];
     let mut c = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).map_err(setup)?));
-    c.transport_config(transport());
+    c.transport_config(transport(STRANGER));
     Ok(c)
 }
 
@@ -251,6 +256,11 @@ pub fn endpoint(listen: SocketAddr, server: Option<quinn::ServerConfig>) -> Resu
 
 fn lost(e: impl std::fmt::Display) -> TransportError {
     TransportError::Connection(e.to_string())
+}
+
+/// Lets a client's connection hold a request's worth, once its token is known.
+pub fn admit(c: &quinn::Connection) {
+    c.set_receive_window(VarInt::from_u32(KNOWN));
 }
 
 /// Lets a connection hold every stream's window, so that sessions that share a link between parties cannot starve one
