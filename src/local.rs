@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use tacet_client::Parties;
-use tacet_party::config::{Client, Clients, Config, Limits, Peer, hex};
+use tacet_party::config::{Client, Clients, Config, Limits, Peer, Pool, hex};
 use tacet_protocol::Role;
 
 use crate::keys;
@@ -19,6 +19,7 @@ const LANE: [(&str, Role); 3] = [("alpha", Role::E1), ("beta", Role::E2), ("gamm
 
 /// A running local lane; processes are ended and the folder removed on drop.
 pub struct Lane {
+    exe: PathBuf,
     dir: PathBuf,
     children: Vec<Child>,
     http: Vec<SocketAddr>,
@@ -42,6 +43,11 @@ pub struct PartyReport {
 impl Lane {
     /// Makes identities, starts three `tacet party` processes and waits until they are linked.
     pub fn start(exe: &Path, model: &Path, limits: Limits) -> Result<Lane> {
+        Lane::start_with(exe, model, limits, Pool::default())
+    }
+
+    /// As [`Lane::start`], with a choice of what is dealt ahead.
+    pub fn start_with(exe: &Path, model: &Path, limits: Limits, pool: Pool) -> Result<Lane> {
         let dir = std::env::temp_dir().join(format!("tacet-{}", hex(&keys::random::<8>()?)));
         let mut b = std::fs::DirBuilder::new();
         std::os::unix::fs::DirBuilderExt::mode(&mut b, 0o700);
@@ -49,6 +55,7 @@ impl Lane {
         let token = hex(&keys::random::<32>()?);
         let clients = Clients { client: vec![Client { name: "local".into(), token_sha256: keys::token_hash(&token) }] };
         let mut lane = Lane {
+            exe: exe.to_path_buf(),
             dir: dir.clone(),
             children: Vec::new(),
             http: Vec::new(),
@@ -91,21 +98,21 @@ impl Lane {
                 clients: "clients.toml".into(),
                 peer: (0..3).filter(|j| *j != i).map(peer).collect(),
                 limits: limits.clone(),
+                pool: pool.clone(),
             };
-            let file = dir.join(format!("{name}.toml"));
-            std::fs::write(&file, toml::to_string(&config)?)?;
-            let log = std::fs::File::create(dir.join(format!("{name}.log")))?;
-            let child = Command::new(exe)
-                .args(["party", "--config"])
-                .arg(&file)
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(log)
-                .spawn()?;
+            std::fs::write(dir.join(format!("{name}.toml")), toml::to_string(&config)?)?;
+            let child = lane.spawn(name)?;
             lane.children.push(child);
         }
         lane.wait()?;
         Ok(lane)
+    }
+
+    fn spawn(&self, name: &str) -> Result<Child> {
+        let log = std::fs::File::create(self.dir.join(format!("{name}.log")))?;
+        let mut party = Command::new(&self.exe);
+        party.args(["party", "--config"]).arg(self.dir.join(format!("{name}.toml")));
+        Ok(party.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?)
     }
 
     fn wait(&mut self) -> Result<()> {
@@ -133,6 +140,21 @@ impl Lane {
         let _ = self.children[party].kill();
     }
 
+    /// Starts a killed party again and waits until the lane is linked.
+    #[allow(dead_code)] // for the tests of faults
+    pub fn restart(&mut self, party: usize) -> Result<()> {
+        self.children[party].wait()?;
+        self.children[party] = self.spawn(LANE[party].0)?;
+        self.wait()
+    }
+
+    /// One of a party's metrics, as `/metrics` names it.
+    #[allow(dead_code)] // for the tests of faults
+    pub fn metric(&self, party: usize, name: &str) -> Option<u64> {
+        let text = get(self.http[party], "/metrics").ok()?;
+        text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    }
+
     /// Processes with their memory.
     pub fn report(&self) -> Vec<PartyReport> {
         let rss = |pid: u32| {
@@ -151,16 +173,17 @@ impl Lane {
     }
 }
 
+fn get(addr: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut s = TcpStream::connect_timeout(&addr, Duration::from_millis(200))?;
+    s.set_read_timeout(Some(Duration::from_millis(500)))?;
+    s.write_all(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes())?;
+    let mut out = String::new();
+    s.read_to_string(&mut out)?;
+    Ok(out)
+}
+
 fn ready(addr: SocketAddr) -> bool {
-    let ask = || -> std::io::Result<bool> {
-        let mut s = TcpStream::connect_timeout(&addr, Duration::from_millis(200))?;
-        s.set_read_timeout(Some(Duration::from_millis(500)))?;
-        s.write_all(b"GET /readyz HTTP/1.1\r\n\r\n")?;
-        let mut out = String::new();
-        s.read_to_string(&mut out)?;
-        Ok(out.starts_with("HTTP/1.1 200"))
-    };
-    ask().unwrap_or(false)
+    get(addr, "/readyz").is_ok_and(|out| out.starts_with("HTTP/1.1 200"))
 }
 
 impl Drop for Lane {

@@ -154,23 +154,20 @@ fn malformed_bytes_end_only_their_own_stream() {
         let c = world.client().await;
         let raw = Raw::connect(&world, &c).await;
         let p = c.program(5).unwrap();
-        let request = |session: u8, sealed: Vec<u8>| {
-            let mut m = raw.request(0, [session; 16], &p, &[]);
-            if let Message::Request { sealed: s, .. } = &mut m {
-                *s = sealed;
-            }
-            m.encode()
+        let request = |session: u8| raw.request([session; 16], &p).encode();
+        let with_input = |session: u8, sealed: usize| {
+            [request(session), Message::Input { sealed: vec![7; sealed] }.encode()].concat()
         };
-        let mut truncated = request(1, vec![]);
+        let mut truncated = request(1);
         truncated.truncate(30);
-        let mut trailing = request(2, vec![]);
+        let mut trailing = request(2);
         trailing.push(0);
         let n = (trailing.len() - 4) as u32;
         trailing[..4].copy_from_slice(&n.to_le_bytes());
-        let mut version = request(3, vec![]);
+        let mut version = request(3);
         version[4] = 9;
-        let mut tokens = request(4, vec![]);
-        let at = tokens.len() - 8;
+        let mut tokens = request(4);
+        let at = tokens.len() - 4;
         tokens[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
         let cases = [
             (vec![0xff; 64], "allowed"),
@@ -178,8 +175,10 @@ fn malformed_bytes_end_only_their_own_stream() {
             (version, "version 9"),
             (tokens, "tokens"),
             (Message::Accept.encode(), "starts with a request"),
-            (request(5, vec![7; 1000]), "sealed input rejected"),
-            (request(5, vec![7; 1000]), "used before"),
+            (with_input(5, 80), "sealed input rejected"),
+            (with_input(5, 80), "used before"),
+            (with_input(6, 81), "at most 86 are allowed"),
+            ([request(7), Message::Accept.encode()].concat(), "followed by its input"),
             (truncated.clone(), "no request arrived"),
         ];
         for (bytes, want) in cases {

@@ -97,7 +97,7 @@ impl ClientBuilder {
         };
         parties.check()?;
         let dir = self.model.ok_or_else(|| missing("the model's directory: ClientBuilder::model"))?;
-        let targets = parties.party.iter().map(Target::new).collect::<Result<Vec<_>, _>>()?;
+        let targets = parties.party.iter().map(|p| Target::new(p, &parties.token)).collect::<Result<Vec<_>, _>>()?;
         // Reading and planning take a second or so; sockets go on meanwhile.
         let loaded = tokio::task::spawn_blocking(move || model(&dir)).await;
         let (model, planner, tokenizer) = loaded.map_err(|e| ClientError::Config(format!("loading: {e}")))??;

@@ -119,8 +119,9 @@ impl Client {
 
     /// The party's first word on a session without a share, which is then left.
     async fn accepted(&self, t: &Target, p: &Program) -> Result<Message, ClientError> {
-        let request = self.request(t, p, random()?, None)?;
-        let (_c, _tx, mut rx) = t.request(request).await.map_err(|r| r.error)?;
+        // Without an input it accepts or refuses, and finds nothing to compute on.
+        let request = self.request(p, random()?);
+        let (_c, _tx, mut rx) = t.request(request, None).await.map_err(|r| r.error)?;
         receive(&mut rx, CONTROL_LIMIT).await.map_err(|e| t.failed(e.to_string()))
     }
 }

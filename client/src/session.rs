@@ -75,8 +75,8 @@ impl Client {
         let session = random().map_err(own)?;
         let mut running = FuturesUnordered::new();
         for t in &self.targets {
-            let request = self.request(t, p, session, Some(&halves)).map_err(own)?;
-            running.push(self.answer(t, request, p));
+            let input = self.input(t, p, session, &halves).map_err(own)?;
+            running.push(self.answer(t, self.request(p, session), input, p));
         }
         let mut answers = Vec::new();
         let mut found: Option<Report> = None;
@@ -118,14 +118,25 @@ impl Client {
         None
     }
 
-    /// What one party is asked; without halves it accepts or refuses, and finds nothing to compute on.
-    pub(crate) fn request(
+    /// What every party is asked; it accepts or refuses before it reads an input.
+    pub(crate) fn request(&self, p: &Program, session: SessionId) -> Message {
+        Message::Request {
+            session,
+            token: self.token.to_string(),
+            model: self.model.digest(),
+            program: p.digest(),
+            tokens: p.tokens() as u32,
+        }
+    }
+
+    /// What an evaluator is sent after the request; the dealer has no input.
+    fn input(
         &self,
         t: &Target,
         p: &Program,
         session: SessionId,
-        halves: Option<&Halves>,
-    ) -> Result<Message, ClientError> {
+        halves: &Halves,
+    ) -> Result<Option<Message>, ClientError> {
         let context = SealContext {
             session,
             party: t.party.name.clone(),
@@ -133,25 +144,24 @@ impl Client {
             model_digest: self.model.digest(),
             program_digest: p.digest(),
         };
-        let sealed = match (t.party.role, halves) {
-            (Role::E1, Some(h)) => seal(&t.public, &context, h.seed.as_slice())?,
-            (Role::E2, Some(h)) => seal(&t.public, &context, &h.packed)?,
-            _ => Vec::new(),
+        let sealed = match t.party.role {
+            Role::E1 => seal(&t.public, &context, halves.seed.as_slice())?,
+            Role::E2 => seal(&t.public, &context, &halves.packed)?,
+            Role::Dealer => return Ok(None),
         };
-        Ok(Message::Request {
-            session,
-            token: self.token.to_string(),
-            model: self.model.digest(),
-            program: p.digest(),
-            tokens: p.tokens() as u32,
-            sealed,
-        })
+        Ok(Some(Message::Input { sealed }))
     }
 
     /// Acceptance, then the party's part of the answer.
-    async fn answer(&self, t: &Target, request: Message, p: &Program) -> Result<Message, Report> {
+    async fn answer(
+        &self,
+        t: &Target,
+        request: Message,
+        input: Option<Message>,
+        p: &Program,
+    ) -> Result<Message, Report> {
         // The stream is held until the answer is there: a party takes its end as "the client left".
-        let (c, _tx, mut rx) = t.request(request).await?;
+        let (c, _tx, mut rx) = t.request(request, input).await?;
         let limit = CONTROL_LIMIT + packed_len(p.output_len(), 64);
         let dealer = t.party.role == Role::Dealer;
         let mut accepted = false;
@@ -183,7 +193,10 @@ fn tally(answers: Vec<Message>, stats: &mut Stats) -> Vec<Zeroizing<Vec<u8>>> {
                 stats.dealt_bytes += dealt;
                 stats.online_s = stats.online_s.max(online_us as f64 / 1e6);
             }
-            Message::Done { dealing_us, .. } => stats.dealing_s = dealing_us as f64 / 1e6,
+            Message::Done { dealing_us, ahead, .. } => {
+                stats.dealing_s = dealing_us as f64 / 1e6;
+                stats.dealt_ahead = ahead;
+            }
             _ => {}
         }
     }

@@ -8,7 +8,7 @@ use tacet_protocol::wire::Message;
 use tacet_transport::{TransportError, certificate_from_pem, dial_config, endpoint, send};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::config::unhex;
 use crate::error::{Rank, Report};
@@ -25,6 +25,7 @@ pub(crate) struct Target {
     pub party: Party,
     /// What its inputs are sealed to.
     pub public: [u8; 32],
+    token: Zeroizing<String>,
     dial: ClientConfig,
     quic: Endpoint,
     /// With the time of its last use.
@@ -33,7 +34,7 @@ pub(crate) struct Target {
 
 impl Target {
     /// Reads the certificate and binds a socket; needs a runtime, does not dial.
-    pub(crate) fn new(party: &Party) -> Result<Target, ClientError> {
+    pub(crate) fn new(party: &Party, token: &str) -> Result<Target, ClientError> {
         let config = |e: TransportError| ClientError::Config(format!("party {}: {e}", party.name));
         let pem = std::fs::read_to_string(&party.certificate)
             .map_err(|e| ClientError::Config(format!("{}: {e}", party.certificate.display())))?;
@@ -49,6 +50,7 @@ impl Target {
         Ok(Target {
             party: party.clone(),
             public,
+            token: Zeroizing::new(token.into()),
             dial: dial_config(pin, None).map_err(config)?,
             quic: endpoint(any, None).map_err(config)?,
             live: Mutex::new(None),
@@ -81,16 +83,38 @@ impl Target {
             return Ok(c.clone());
         }
         let c = self.dial(HANDSHAKE).await?;
+        self.show_token(&c).await?;
         *live = Some((c.clone(), Instant::now()));
         Ok(c)
     }
 
-    /// Opens a session's stream and sends its request; wipes the token in it.
-    pub(crate) async fn request(&self, mut m: Message) -> Result<(Connection, SendStream, RecvStream), Report> {
+    /// Shows the token, since a party keeps no connection for long that does not. Whether it knows the token is said in
+    /// answer to the first request.
+    async fn show_token(&self, c: &Connection) -> Result<(), ClientError> {
+        let lost = |e: String| self.unreachable(e);
+        let (mut tx, _) = c.open_bi().await.map_err(|e| lost(e.to_string()))?;
+        let mut m = Message::Token { token: self.token.to_string() };
+        let sent = send(&mut tx, &m).await.map_err(|e| lost(e.to_string()));
+        if let Message::Token { token } = &mut m {
+            token.zeroize();
+        }
+        sent
+    }
+
+    /// Opens a session's stream and sends its request and input; wipes the token in it.
+    pub(crate) async fn request(
+        &self,
+        mut m: Message,
+        input: Option<Message>,
+    ) -> Result<(Connection, SendStream, RecvStream), Report> {
         let c = self.connection().await.map_err(|e| Report::new(Rank::Lost, e))?;
         let sent = async {
             let (mut tx, rx) = c.open_bi().await.map_err(|e| e.to_string())?;
             send(&mut tx, &m).await.map_err(|e| e.to_string())?;
+            if let Some(input) = &input {
+                // A party that refuses stops reading: its answer says why.
+                let _ = send(&mut tx, input).await;
+            }
             Ok::<_, String>((tx, rx))
         };
         let sent = sent.await;
@@ -144,7 +168,7 @@ mod tests {
             certificate: file.clone(),
             seal_public: "ab".repeat(32),
         };
-        let t = Target::new(&party).unwrap();
+        let t = Target::new(&party, "token").unwrap();
         std::fs::remove_file(&file).unwrap();
 
         let (a, b) = tokio::join!(t.connection(), t.connection());

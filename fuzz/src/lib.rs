@@ -16,7 +16,7 @@ use tacet_protocol::prg::{Prg, SessionKey};
 use tacet_protocol::program::{Kind, Program};
 use tacet_protocol::ring::{mask, pack, packed_len, unpack};
 use tacet_protocol::seal::{OVERHEAD, SealContext, SealKeyPair, open, seal};
-use tacet_protocol::wire::Message;
+use tacet_protocol::wire::{Dealing, Message};
 use tacet_protocol::{Error, EvaluatorIo, Role, run};
 use tiny::Tiny;
 
@@ -57,22 +57,20 @@ pub fn wire(data: &[u8]) {
 fn wire_seeds() -> Vec<Vec<u8>> {
     let all = [
         Message::Hello { name: "alpha".into(), role: 1, model: [1; 32], program: [2; 32], ephemeral: [3; 32] },
-        Message::Request {
-            session: [4; 16],
-            token: "t".into(),
-            model: [1; 32],
-            program: [2; 32],
-            tokens: 7,
-            sealed: vec![9; 5],
-        },
+        Message::Request { session: [4; 16], token: "t".into(), model: [1; 32], program: [2; 32], tokens: 7 },
         Message::Accept,
         Message::Failure { code: 12, text: "no".into() },
         Message::Join { session: [4; 16], nonce: [5; 16] },
-        Message::Start { nonce: [5; 16] },
+        Message::Token { token: "t".into() },
+        Message::Input { sealed: vec![9; 5] },
+        Message::Start { dealing: Dealing::Fresh { nonce: [5; 16] } },
+        Message::Start { dealing: Dealing::Ahead { bundle: [6; 16] } },
+        Message::Prepare { bundle: [6; 16], program: [2; 32], tokens: 8, nonce: [5; 16] },
+        Message::Ready { nonce: [5; 16] },
         Message::Peer { session: [4; 16] },
         Message::Step { step: 3, bytes: vec![1, 2, 3] },
         Message::Output { share: vec![8; 3], rounds: 1, opened: 2, dealt: 3, online_us: 4 },
-        Message::Done { dealt: [1, 2], dealing_us: 3 },
+        Message::Done { dealt: [1, 2], dealing_us: 3, ahead: true },
     ];
     all.iter().map(|m| m.encode()[4..].to_vec()).collect()
 }

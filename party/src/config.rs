@@ -36,6 +36,9 @@ pub struct Config {
     /// Limits.
     #[serde(default)]
     pub limits: Limits,
+    /// Dealing ahead.
+    #[serde(default)]
+    pub pool: Pool,
 }
 
 /// Another party.
@@ -61,9 +64,14 @@ const LIMIT: usize = 1 << 16;
 pub struct Limits {
     /// Sessions at once.
     pub sessions: usize,
+    /// Connections of clients at once.
+    pub connections: usize,
     /// Tokens a prompt.
     pub tokens: usize,
-    /// Seconds a party waits for the others to join a session.
+    /// Megabytes (10^6 bytes) that wait between one stream of a session and its arithmetic, or one message if that is
+    /// larger: an evaluator has two such streams, a dealer two.
+    pub buffer_mb: usize,
+    /// Seconds a party waits for the others to join a session, for a request, and for a connection's first known token.
     pub join_s: u64,
     /// Seconds a session may take.
     pub session_s: u64,
@@ -73,7 +81,33 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { sessions: 16, tokens: 512, join_s: 5, session_s: 60, drain_s: 30 }
+        Limits { sessions: 16, connections: 256, tokens: 512, buffer_mb: 32, join_s: 5, session_s: 60, drain_s: 30 }
+    }
+}
+
+impl Limits {
+    pub(crate) fn buffer(&self) -> usize {
+        self.buffer_mb * 1_000_000
+    }
+}
+
+/// Dealing ahead of queries, in bundles of one program's dealing each.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pool {
+    /// Megabytes (10^6 bytes) of dealt payload that an evaluator keeps for queries to come; 0 for none.
+    pub memory_mb: usize,
+    /// Bundles that a party keeps, whatever their size.
+    pub bundles: usize,
+    /// Bundles that the dealer keeps ready of each length asked for lately; 0 for none.
+    pub depth: usize,
+    /// Numbers of tokens that the dealer deals for before they are asked for.
+    pub prefill: Vec<usize>,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Pool { memory_mb: 512, bundles: 64, depth: 2, prefill: Vec::new() }
     }
 }
 
@@ -97,12 +131,27 @@ pub struct Client {
 }
 
 impl Clients {
+    /// Reads the clients file.
+    ///
+    /// # Errors
+    /// Unreadable files, unknown fields, a hash that is not one.
+    pub fn load(path: &Path) -> Result<Clients, PartyError> {
+        let c: Clients = parse(path)?;
+        match c.client.iter().find(|c| unhex(&c.token_sha256).is_none()) {
+            Some(c) => Err(PartyError::Config(format!(
+                "{}: token_sha256 of {:?}: 64 hex digits expected, as `tacet keys client` writes them",
+                path.display(),
+                c.name
+            ))),
+            None => Ok(c),
+        }
+    }
+
     /// Whether a token is known; compares hashes in time independent of where they differ.
     pub fn knows(&self, token: &str) -> bool {
-        let hash = hex(&Sha256::digest(token));
-        let equal =
-            |h: &str| h.len() == hash.len() && h.bytes().zip(hash.bytes()).fold(0, |d, (a, b)| d | (a ^ b)) == 0;
-        self.client.iter().fold(false, |found, c| found | equal(&c.token_sha256))
+        let hash: [u8; 32] = Sha256::digest(token).into();
+        let equal = |h: [u8; 32]| h.iter().zip(hash).fold(0, |d, (a, b)| d | (a ^ b)) == 0;
+        self.client.iter().fold(false, |found, c| found | unhex(&c.token_sha256).is_some_and(equal))
     }
 }
 
@@ -146,6 +195,19 @@ impl Config {
             *p = base.join(&*p);
         }
         c.peer.iter_mut().for_each(|p| p.certificate = base.join(&p.certificate));
+        let l = &c.limits;
+        let within = |name: &str, v: usize, range: std::ops::RangeInclusive<usize>| {
+            let text = format!("{name} = {v}: {} to {} are possible", range.start(), range.end());
+            if range.contains(&v) { Ok(()) } else { Err(PartyError::Config(text)) }
+        };
+        within("limits.sessions", l.sessions, 1..=4096)?;
+        within("limits.connections", l.connections, 1..=1 << 20)?;
+        within("limits.tokens", l.tokens, 1..=1 << 16)?;
+        within("limits.buffer_mb", l.buffer_mb, 1..=4096)?;
+        within("pool.bundles", c.pool.bundles, 0..=4096)?;
+        for tokens in &c.pool.prefill {
+            within("pool.prefill", *tokens, 1..=l.tokens)?;
+        }
         let roles = [Role::E1, Role::E2, Role::Dealer];
         let count = |r: &Role| usize::from(c.role == *r) + c.peer.iter().filter(|p| p.role == *r).count();
         if c.peer.len() != 2 || roles.iter().any(|r| count(r) != 1) {
@@ -160,5 +222,30 @@ impl Config {
             }
         }
         Ok(c)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_known_by_their_hash_in_either_case() {
+        let hash = hex(&Sha256::digest("secret"));
+        for h in [hash.to_uppercase(), hash] {
+            let c = Clients { client: vec![Client { name: "clinic".into(), token_sha256: h }] };
+            assert!(c.knows("secret") && !c.knows("Secret") && !c.knows(""));
+        }
+        assert!(!Clients::default().knows("secret"));
+        let c = Clients { client: vec![Client { name: "clinic".into(), token_sha256: "secret".into() }] };
+        assert!(!c.knows("secret"));
+    }
+
+    #[test]
+    fn hex_of_thirty_two_bytes() {
+        assert_eq!(unhex(&hex(&[0xa5; 32])), Some([0xa5; 32]));
+        for bad in ["", "00", &"g".repeat(64), &"0".repeat(63), &"0".repeat(66), &"\u{e9}".repeat(32)] {
+            assert_eq!(unhex(bad), None, "{bad}");
+        }
     }
 }

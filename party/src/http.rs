@@ -7,18 +7,29 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use tacet_protocol::Role;
 
 use crate::{Party, lock};
 
+/// Connections at once; more wait to be accepted, at most five seconds a connection before them.
+const CONNECTIONS: usize = 32;
+
 /// Serves one short request a connection.
 pub async fn serve(party: Arc<Party>, listener: TcpListener) {
+    let free = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
+        let Ok(slot) = Arc::clone(&free).acquire_owned().await else { return };
         let Ok((s, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
         let party = Arc::clone(&party);
-        tokio::spawn(async move { tokio::time::timeout(Duration::from_secs(5), answer(&party, s)).await });
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(Duration::from_secs(5), answer(&party, s)).await;
+            drop(slot);
+        });
     }
 }
 
@@ -66,9 +77,19 @@ fn metrics(party: &Party) -> String {
         ("tacet_sessions_failed_total", &c.failed),
         ("tacet_opened_bytes_total", &c.opened),
         ("tacet_dealt_bytes_total", &c.dealt),
+        ("tacet_dealt_fresh_total", &c.dealt_fresh),
+        ("tacet_bundles_used_total", &c.bundles_used),
+        ("tacet_bundles_dropped_total", &c.bundles_dropped),
     ] {
         let _ = writeln!(out, "# TYPE {name} counter\n{name} {}", v.load(Ordering::Relaxed));
     }
+    let f = if party.config.role == Role::Dealer { party.stock.figures() } else { party.pool.figures() };
+    let _ = writeln!(
+        out,
+        "# TYPE tacet_bundles gauge\ntacet_bundles{{state=\"ready\"}} {}\ntacet_bundles{{state=\"dealing\"}} {}\n\
+         # TYPE tacet_bundle_bytes gauge\ntacet_bundle_bytes {}",
+        f.ready, f.dealing, f.bytes
+    );
     let running = party.config.limits.sessions - party.permits.available_permits();
     let _ = writeln!(out, "# TYPE tacet_sessions gauge\ntacet_sessions {running}");
     out

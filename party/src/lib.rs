@@ -5,9 +5,15 @@
 //! beyond counts and timings. A party runs its network on one thread; each session's arithmetic has a thread of its own.
 #![forbid(unsafe_code)]
 
+mod ahead;
 pub mod config;
+mod engine;
+mod fail;
+mod flow;
 mod http;
+mod meeting;
 mod mesh;
+mod pool;
 mod session;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -23,7 +29,7 @@ use tacet_protocol::program::Program;
 use tacet_protocol::seal::SealKeyPair;
 use tacet_protocol::wire::SessionId;
 use tacet_transport::{Identity, TransportError, accept_config, certificate_from_pem, endpoint};
-use tokio::sync::{RwLock, Semaphore};
+use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use config::{Clients, Config};
@@ -54,6 +60,13 @@ struct Link {
     secret: Arc<Zeroizing<[u8; 32]>>,
 }
 
+impl Link {
+    /// Whether both are the same connection.
+    fn same(&self, other: &Link) -> bool {
+        Arc::ptr_eq(&self.secret, &other.secret)
+    }
+}
+
 #[derive(Default)]
 struct Counters {
     accepted: AtomicU64,
@@ -62,33 +75,39 @@ struct Counters {
     failed: AtomicU64,
     opened: AtomicU64,
     dealt: AtomicU64,
+    dealt_fresh: AtomicU64,
+    bundles_used: AtomicU64,
+    bundles_dropped: AtomicU64,
 }
-
-/// Requests that may wait for the other parties, for each session that may run.
-const WAITING: u32 = 16;
 
 struct Party {
     config: Config,
     clients: Clients,
     model: [u8; 32],
     plan: [u8; 32],
-    planner: Planner,
+    planner: Arc<Planner>,
     seal: SealKeyPair,
     programs: Mutex<HashMap<usize, Arc<Program>>>,
     links: Mutex<HashMap<Role, Link>>,
     /// Why a link is down, by peer name.
     trouble: Mutex<HashMap<String, String>>,
-    meeting: session::Meeting,
+    meeting: meeting::Meeting,
+    /// Bundles dealt ahead: an evaluator's halves, and the dealer's list of both.
+    pool: pool::Pool,
+    stock: ahead::Stock,
     /// Sessions that run here.
     permits: Arc<Semaphore>,
     /// Requests that wait for the other parties.
     waiting: Arc<Semaphore>,
+    /// Connections of clients, and of anyone who has not shown yet to be a peer.
+    connections: Arc<Semaphore>,
     recent: Mutex<(HashSet<SessionId>, VecDeque<SessionId>)>,
     draining: AtomicBool,
-    /// Held shared by every stream of a client until the client has its answer.
-    answering: RwLock<()>,
     counters: Counters,
 }
+
+/// Requests that may wait for the other parties, for each session that may run.
+const WAITING: usize = 16;
 
 /// Locks ignoring poison: every critical section leaves its data whole.
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -96,18 +115,25 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Party {
-    /// The program for a length, from a small cache.
-    fn program(&self, tokens: usize) -> Result<Arc<Program>, tacet_protocol::Error> {
+    /// The program for a length, from a small cache; planned beside the network's thread.
+    async fn program(&self, tokens: usize) -> Result<Arc<Program>, fail::Fail> {
         if let Some(p) = lock(&self.programs).get(&tokens) {
             return Ok(Arc::clone(p));
         }
-        let p = Arc::new(self.planner.program(tokens)?);
+        let planner = Arc::clone(&self.planner);
+        let planned = tokio::task::spawn_blocking(move || planner.program(tokens)).await;
+        let p = Arc::new(planned.map_err(|_| fail::fail(fail::code::PROTOCOL, "planning stopped"))??);
         let mut cache = lock(&self.programs);
         if cache.len() >= 64 {
             cache.clear();
         }
         cache.insert(tokens, Arc::clone(&p));
         Ok(p)
+    }
+
+    /// Who holds a permit of this takes part: E1 decides who runs, the others hold a request until E1's stream for it comes.
+    fn gate(&self) -> &Arc<Semaphore> {
+        if self.config.role == Role::E1 { &self.permits } else { &self.waiting }
     }
 
     fn link(&self, role: Role) -> Option<Link> {
@@ -139,20 +165,22 @@ pub async fn serve(config: Config) -> Result<(), PartyError> {
         None => None,
     };
     let party = Arc::new(Party {
-        clients: config::parse(&config.clients)?,
+        clients: Clients::load(&config.clients)?,
         model: model.digest(),
         plan: planner.program(8)?.digest(),
-        planner,
+        planner: Arc::new(planner),
         seal: SealKeyPair::from_secret(seal),
         programs: Mutex::default(),
         links: Mutex::default(),
         trouble: Mutex::default(),
-        meeting: session::Meeting::default(),
+        meeting: meeting::Meeting::default(),
+        pool: pool::Pool::new(&config.pool),
+        stock: ahead::Stock::new(&config.pool),
         permits: Arc::new(Semaphore::new(config.limits.sessions)),
-        waiting: Arc::new(Semaphore::new(config.limits.sessions * WAITING as usize)),
+        waiting: Arc::new(Semaphore::new(config.limits.sessions * WAITING)),
+        connections: Arc::new(Semaphore::new(config.limits.connections)),
         recent: Mutex::default(),
         draining: AtomicBool::new(false),
-        answering: RwLock::default(),
         counters: Counters::default(),
         config,
     });
@@ -165,6 +193,9 @@ pub async fn serve(config: Config) -> Result<(), PartyError> {
             let dial = tacet_transport::dial_config(pin.clone(), Some(&identity))?;
             tokio::spawn(mesh::keep_dialling(Arc::clone(&party), quic.clone(), peer, dial));
         }
+    }
+    if party.config.role == Role::Dealer {
+        tokio::spawn(ahead::keep(Arc::clone(&party)));
     }
     eprintln!("listening role={:?} name={} listen={}", party.config.role, party.config.name, party.config.listen);
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -179,15 +210,10 @@ pub async fn serve(config: Config) -> Result<(), PartyError> {
         }
     }
     party.draining.store(true, Ordering::Relaxed);
-    let all = party.config.limits.sessions as u32;
-    // Sessions that run, then those that E1 admitted and that have not begun here, then answers on their way. Requests that
-    // come meanwhile are refused, so the last step waits for nothing new.
-    let finished = async {
-        let _ = party.permits.acquire_many(all).await;
-        let _ = party.waiting.acquire_many(all * WAITING).await;
-        drop(party.answering.write().await);
-    };
-    let drained = tokio::time::timeout(Duration::from_secs(party.config.limits.drain_s), finished).await;
+    let all = party.config.limits.sessions * if party.config.role == Role::E1 { 1 } else { WAITING };
+    let drained =
+        tokio::time::timeout(Duration::from_secs(party.config.limits.drain_s), party.gate().acquire_many(all as u32))
+            .await;
     eprintln!("stopping name={} drained={}", party.config.name, drained.is_ok());
     quic.close(0u32.into(), b"stopping");
     quic.wait_idle().await;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{Connection, Endpoint, Incoming};
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
 use tacet_protocol::Role;
 use tacet_protocol::prg::Ephemeral;
@@ -15,6 +15,8 @@ use tacet_transport::{ALPN_MESH, TransportError, receive, send};
 use tokio::time::timeout;
 
 use crate::config::Peer;
+use crate::meeting::Joined;
+use crate::pool::{self, Prepare};
 use crate::{Link, Party, lock, session};
 
 fn rank(r: Role) -> u8 {
@@ -38,7 +40,8 @@ pub async fn keep_dialling(party: Arc<Party>, quic: Endpoint, peer: Peer, config
             let c =
                 timeout(Duration::from_secs(5), connecting).await.map_err(|_| "no answer within 5 s".to_string())?;
             let c = c.map_err(|e| e.to_string())?;
-            let link = greet(&party, &c, &peer, true).await?;
+            let link = timeout(Duration::from_secs(5), greet(&party, &c, &peer, true)).await;
+            let link = link.map_err(|_| "no greeting within 5 s".to_string())??;
             run(&party, link, &peer).await;
             Err::<(), String>("the connection ended".into())
         };
@@ -71,14 +74,29 @@ fn note(party: &Party, peer: &Peer, trouble: Option<String>) {
 
 /// Takes a connection from a peer or a client, told apart by protocol name and pinned certificate.
 pub async fn accepted(party: Arc<Party>, incoming: Incoming, pins: Vec<CertificateDer<'static>>) {
+    let slot = Arc::clone(&party.connections).try_acquire_owned().ok();
+    if slot.is_none() {
+        // Peers get through, if they really are at their addresses.
+        if !party.config.peer.iter().any(|p| p.addr.ip() == incoming.remote_address().ip()) {
+            return incoming.refuse();
+        }
+        if !incoming.remote_address_validated() {
+            let _ = incoming.retry();
+            return;
+        }
+    }
     let Ok(Ok(c)) = timeout(Duration::from_secs(5), async { incoming.await }).await else { return };
     let mesh = c
         .handshake_data()
         .and_then(|d| d.downcast::<quinn::crypto::rustls::HandshakeData>().ok())
         .is_some_and(|d| d.protocol.as_deref() == Some(ALPN_MESH));
     if !mesh {
-        return session::client(party, c).await;
+        let Some(slot) = slot else {
+            return c.close(4u32.into(), b"too many connections: try again shortly");
+        };
+        return session::client(party, c, slot).await;
     }
+    drop(slot);
     let certificate = c.peer_identity().and_then(|i| i.downcast::<Vec<CertificateDer<'static>>>().ok());
     let known = certificate.and_then(|v| v.first().and_then(|c| pins.iter().position(|p| p == c)));
     let Some(peer) = known.map(|i| party.config.peer[i].clone()).filter(|p| dials(p.role, party.config.role)) else {
@@ -92,6 +110,25 @@ pub async fn accepted(party: Arc<Party>, incoming: Incoming, pins: Vec<Certifica
         }
         Ok(Err(e)) => note(&party, &peer, Some(e)),
         Err(_) => note(&party, &peer, Some("no greeting within 5 s".into())),
+    }
+}
+
+/// First frame of a stream that a peer opened, and whom it is for.
+async fn stream_from_peer(party: Arc<Party>, from: Role, link: Link, tx: SendStream, mut rx: RecvStream) {
+    let limit = Duration::from_secs(party.config.limits.join_s);
+    let Ok(Ok(first)) = timeout(limit, receive(&mut rx, CONTROL_LIMIT)).await else { return };
+    match (first, from, party.config.role) {
+        (Message::Join { session, nonce }, _, Role::Dealer) => {
+            party.meeting.put((session, from), Joined { tx, rx, nonce, link }, limit);
+        }
+        (Message::Peer { session }, Role::E1, Role::E2) => {
+            party.meeting.put((session, from), Joined { tx, rx, nonce: [0; 16], link }, limit);
+        }
+        (Message::Prepare { bundle, program, tokens, nonce }, Role::Dealer, _) => {
+            let p = Prepare { bundle, program, tokens: tokens as usize, nonce };
+            pool::prepare(party, link, tx, rx, p).await;
+        }
+        _ => {}
     }
 }
 
@@ -134,10 +171,13 @@ async fn greet(party: &Party, c: &Connection, peer: &Peer, first: bool) -> Resul
 async fn run(party: &Arc<Party>, link: Link, peer: &Peer) {
     let c = link.connection.clone();
     tacet_transport::widen(&c);
-    lock(&party.links).insert(peer.role, link);
+    if let Some(old) = lock(&party.links).insert(peer.role, link.clone()) {
+        // What still hangs on it, bundles above all, must not wait for its idle timeout.
+        old.connection.close(0u32.into(), b"replaced by a newer connection");
+    }
     note(party, peer, None);
+    party.stock.changed();
     while let Ok((tx, rx)) = c.accept_bi().await {
-        let (party, role) = (Arc::clone(party), peer.role);
-        tokio::spawn(async move { session::stream_from_peer(party, role, tx, rx).await });
+        tokio::spawn(stream_from_peer(Arc::clone(party), peer.role, link.clone(), tx, rx));
     }
 }

@@ -1,175 +1,132 @@
-//! Sessions: admission, the meeting of the three parties' streams, and the engines behind them.
+//! Sessions: admission, and each role's part.
 //!
 //! A session is one future per party; whatever ends it (an error, a deadline, a client that vanished) drops the future,
-//! which drops its streams and channels: the engine thread sees a closed channel and ends, and the peers see a reset.
-//! Every party sends before it receives in each round, so a pair of evaluators cannot wait for one another.
+//! which drops its streams and channels: the engine thread sees a closed channel and ends, and the peers see the end of
+//! their streams.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use quinn::{Connection, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, RecvStream, SendStream};
+use tacet_protocol::Role;
 use tacet_protocol::prg::{Prg, SessionKey};
-use tacet_protocol::program::{Kind, Program};
-use tacet_protocol::ring::pack;
+use tacet_protocol::program::Program;
 use tacet_protocol::seal::{self, SealContext};
-use tacet_protocol::wire::{CONTROL_LIMIT, Message, SessionId};
-use tacet_protocol::{DealerSink, Error, EvaluatorIo, Role, run};
-use tacet_transport::{TransportError, receive, receive_step, send};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tacet_protocol::wire::{CONTROL_LIMIT, Dealing, INPUT_OVERHEAD, Message, SessionId};
+use tacet_transport::{receive, send};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{timeout, timeout_at};
+use zeroize::{Zeroize, Zeroizing};
 
+use crate::engine::{self, Evaluated, Evaluation, Place, Space, collect, dealt_steps};
+use crate::fail::{Fail, code, fail};
+use crate::flow::{self, Room};
+use crate::pool::ended;
 use crate::{Link, Party, lock};
 
-/// Why a session ended, as the client is told.
-pub struct Fail {
-    code: u16,
-    text: String,
+/// A request; its token is known.
+struct Request {
+    session: SessionId,
+    model: [u8; 32],
+    program: [u8; 32],
+    tokens: usize,
 }
 
-/// Codes of [`Fail`]; stable, for programs.
-pub mod code {
-    /// The token is not known.
-    pub const UNAUTHORISED: u16 = 1;
-    /// Too many sessions, or the party is stopping.
-    pub const BUSY: u16 = 2;
-    /// Another model or plan.
-    pub const DIGEST: u16 = 3;
-    /// A request that cannot be served: length, sealing, a repeated session name.
-    pub const REQUEST: u16 = 4;
-    /// Another party is not reachable or did not join.
-    pub const PEER: u16 = 5;
-    /// The evaluation failed.
-    pub const PROTOCOL: u16 = 6;
-    /// The session took too long.
-    pub const DEADLINE: u16 = 7;
-}
-
-fn fail(code: u16, text: impl Into<String>) -> Fail {
-    Fail { code, text: text.into() }
-}
-
-impl From<TransportError> for Fail {
-    fn from(e: TransportError) -> Fail {
-        fail(code::PROTOCOL, format!("another party: {e}"))
-    }
-}
-
-impl From<Error> for Fail {
-    fn from(e: Error) -> Fail {
-        fail(code::PROTOCOL, e.to_string())
-    }
-}
-
-type Streams = (SendStream, RecvStream, [u8; 16]);
-
-enum Slot {
-    Waiting(oneshot::Sender<Streams>),
-    Here(Box<Streams>, Instant),
-}
-
-/// Where a peer's stream waits for the client's request, or the other way round.
-#[derive(Default)]
-pub struct Meeting(Mutex<HashMap<(SessionId, Role), Slot>>);
-
-impl Meeting {
-    fn put(&self, key: (SessionId, Role), streams: Streams, limit: Duration) {
-        let mut m = lock(&self.0);
-        m.retain(|_, s| !matches!(s, Slot::Here(_, at) if at.elapsed() > limit));
-        match m.remove(&key) {
-            Some(Slot::Waiting(w)) => {
-                let _ = w.send(streams);
-            }
-            // Bounded: a peer that floods session names loses its own streams.
-            _ if m.len() < 1024 => {
-                m.insert(key, Slot::Here(Box::new(streams), Instant::now()));
-            }
-            _ => {}
-        }
-    }
-
-    async fn take(&self, key: (SessionId, Role), limit: Duration) -> Option<Streams> {
-        let wait = {
-            let mut m = lock(&self.0);
-            match m.remove(&key) {
-                Some(Slot::Here(s, _)) => return Some(*s),
-                _ => {
-                    let (tx, rx) = oneshot::channel();
-                    m.insert(key, Slot::Waiting(tx));
-                    rx
-                }
-            }
+/// Serves a client's connection: one session a stream. Before a known token has come the connection has a deadline, a small
+/// window, and one small frame at a time.
+pub async fn client(party: Arc<Party>, c: Connection, _slot: OwnedSemaphorePermit) {
+    let deadline = Instant::now() + Duration::from_secs(party.config.limits.join_s);
+    let mut known = false;
+    while !known {
+        let first = async {
+            let (tx, mut rx) = c.accept_bi().await?;
+            let r = request(&party, &mut rx).await;
+            Ok::<_, ConnectionError>((tx, rx, r))
         };
-        let got = timeout(limit, wait).await;
-        lock(&self.0).remove(&key);
-        got.ok()?.ok()
-    }
-}
-
-/// First frame of a stream that a peer opened.
-pub async fn stream_from_peer(party: Arc<Party>, from: Role, tx: SendStream, mut rx: RecvStream) {
-    let limit = Duration::from_secs(party.config.limits.join_s);
-    match timeout(limit, receive(&mut rx, CONTROL_LIMIT)).await {
-        Ok(Ok(Message::Join { session, nonce })) if party.config.role == Role::Dealer => {
-            party.meeting.put((session, from), (tx, rx, nonce), limit)
+        match timeout_at(deadline.into(), first).await {
+            Ok(Ok((tx, rx, r))) if Instant::now() < deadline => {
+                known = r.is_ok();
+                tokio::spawn(serve(Arc::clone(&party), tx, rx, r));
+            }
+            Ok(Err(_)) => return,
+            _ => return c.close(3u32.into(), b"no request with a known token came in time"),
         }
-        Ok(Ok(Message::Peer { session })) if (party.config.role, from) == (Role::E2, Role::E1) => {
-            party.meeting.put((session, from), (tx, rx, [0; 16]), limit);
-        }
-        _ => {}
     }
-}
-
-/// Serves a client's connection: one session a stream.
-pub async fn client(party: Arc<Party>, c: Connection) {
-    while let Ok((mut tx, mut rx)) = c.accept_bi().await {
+    tacet_transport::admit(&c);
+    while let Ok((tx, mut rx)) = c.accept_bi().await {
         let party = Arc::clone(&party);
         tokio::spawn(async move {
-            let _answering = party.answering.read().await;
-            let result = one(&party, &mut tx, &mut rx).await;
-            if let Err(f) = result {
-                // At most 1000 bytes of UTF-8.
-                let text: String = f.text.chars().take(250).collect();
-                eprintln!("session failed code={} reason={text:?}", f.code);
-                let _ = send(&mut tx, &Message::Failure { code: f.code, text }).await;
-            }
-            let _ = tx.finish();
-            let _ = timeout(Duration::from_secs(2), tx.stopped()).await;
+            let r = request(&party, &mut rx).await;
+            serve(party, tx, rx, r).await;
         });
     }
 }
 
-async fn one(party: &Arc<Party>, tx: &mut SendStream, rx: &mut RecvStream) -> Result<(), Fail> {
-    let limits = &party.config.limits;
-    // The largest request: the second evaluator's half, its seal and the fixed fields.
-    let longest = party.program(8)?.half_len(Role::E2) / 8 * limits.tokens + CONTROL_LIMIT;
-    let request = timeout(Duration::from_secs(limits.join_s), receive(rx, longest)).await;
-    let request = request
+/// The first frame of a client's stream, if its token is known: a request, or nothing but the token.
+async fn request(party: &Party, rx: &mut RecvStream) -> Result<Option<Request>, Fail> {
+    let limit = Duration::from_secs(party.config.limits.join_s);
+    let first = timeout(limit, receive(rx, CONTROL_LIMIT)).await;
+    let first = first
         .map_err(|_| fail(code::DEADLINE, "no request arrived"))?
         .map_err(|e| fail(code::REQUEST, e.to_string()))?;
-    let Message::Request { session, token, model, program, tokens, sealed } = request else {
-        return Err(fail(code::REQUEST, "a session starts with a request"));
+    let (token, request) = match first {
+        Message::Token { token } => (token, None),
+        Message::Request { session, token, model, program, tokens } => {
+            (token, Some(Request { session, model, program, tokens: tokens as usize }))
+        }
+        _ => return Err(fail(code::REQUEST, "a session starts with a request")),
     };
+    if !party.clients.knows(&Zeroizing::new(token)) {
+        party.counters.refused.fetch_add(1, Relaxed);
+        return Err(fail(
+            code::UNAUTHORISED,
+            "this token is not known here: ask the party for one (`tacet keys client`)",
+        ));
+    }
+    Ok(request)
+}
+
+/// Serves one stream to its end.
+async fn serve(party: Arc<Party>, mut tx: SendStream, mut rx: RecvStream, request: Result<Option<Request>, Fail>) {
+    // Held until the answer is acknowledged: a party that stops waits for it.
+    let mut place = None;
+    let result = match request {
+        Ok(Some(r)) => one(&party, &mut tx, &mut rx, r, &mut place).await,
+        Ok(None) => send(&mut tx, &Message::Accept).await.map_err(Fail::from),
+        Err(f) => Err(f),
+    };
+    if let Err(f) = result {
+        // At most 1000 bytes of UTF-8.
+        let text: String = f.text.chars().take(250).collect();
+        eprintln!("session failed code={} reason={text:?}", f.code);
+        let _ = send(&mut tx, &Message::Failure { code: f.code, text }).await;
+    }
+    let _ = tx.finish();
+    let _ = timeout(Duration::from_secs(2), tx.stopped()).await;
+}
+
+async fn one(
+    party: &Arc<Party>,
+    tx: &mut SendStream,
+    rx: &mut RecvStream,
+    request: Request,
+    place: &mut Place,
+) -> Result<(), Fail> {
+    let limits = &party.config.limits;
+    let Request { session, model, program, tokens } = request;
     let refused = |f: Fail| {
         party.counters.refused.fetch_add(1, Relaxed);
         f
     };
-    if !party.clients.knows(&token) {
-        return Err(refused(fail(
-            code::UNAUTHORISED,
-            "this token is not known here: ask the party for one (`tacet keys client`)",
-        )));
-    }
     if party.draining.load(Relaxed) {
         return Err(refused(fail(code::BUSY, "the party is stopping")));
     }
     // E1 decides who runs, so that three full parties never admit three different sets of sessions; the two others hold
     // a request until E1's stream for it arrives, and take their own permit then.
-    let gate = if party.config.role == Role::E1 { &party.permits } else { &party.waiting };
     let busy = || fail(code::BUSY, format!("all {} sessions are taken: try again shortly", limits.sessions));
-    let _permit = Arc::clone(gate).try_acquire_owned().map_err(|_| refused(busy()))?;
-    let tokens = tokens as usize;
+    let permit = Arc::clone(party.gate()).try_acquire_owned().map_err(|_| refused(busy()))?;
+    *place = Some(Arc::new(permit));
     if tokens == 0 || tokens > limits.tokens {
         return Err(refused(fail(
             code::REQUEST,
@@ -182,7 +139,7 @@ async fn one(party: &Arc<Party>, tx: &mut SendStream, rx: &mut RecvStream) -> Re
             "the client has another model than the parties: compare the digests of `tacet doctor`",
         )));
     }
-    let plan = party.program(tokens)?;
+    let plan = party.program(tokens).await?;
     if program != plan.digest() {
         return Err(refused(fail(
             code::DIGEST,
@@ -192,22 +149,22 @@ async fn one(party: &Arc<Party>, tx: &mut SendStream, rx: &mut RecvStream) -> Re
     first_time(party, session).map_err(refused)?;
     party.counters.accepted.fetch_add(1, Relaxed);
     send(tx, &Message::Accept).await?;
+    let failed = |f: Fail| {
+        party.counters.failed.fetch_add(1, Relaxed);
+        f
+    };
+    let input = match party.config.role {
+        Role::Dealer => Vec::new(),
+        role => {
+            let name = party.config.name.clone();
+            let context = SealContext { session, party: name, role, model_digest: model, program_digest: program };
+            input(party, rx, &context, &plan).await.map_err(failed)?
+        }
+    };
     let work = async {
         match party.config.role {
             Role::Dealer => deal(party, session, plan).await,
-            role => {
-                let context = SealContext {
-                    session,
-                    party: party.config.name.clone(),
-                    role,
-                    model_digest: model,
-                    program_digest: program,
-                };
-                let plain =
-                    seal::open(&party.seal, &context, &sealed).map_err(|e| fail(code::REQUEST, e.to_string()))?;
-                let input = plan.expand(role, &plain).map_err(|e| fail(code::REQUEST, e.to_string()))?;
-                evaluate(party, role, session, plan, input).await
-            }
+            role => evaluate(party, role, session, plan, input, place.clone()).await,
         }
     };
     let result = tokio::select! {
@@ -215,10 +172,28 @@ async fn one(party: &Arc<Party>, tx: &mut SendStream, rx: &mut RecvStream) -> Re
         // A client neither sends nor ends its stream before it has the answer.
         _ = rx.read_chunk(1, true) => Err(fail(code::REQUEST, "the client left")),
     };
-    let counter = if result.is_ok() { &party.counters.completed } else { &party.counters.failed };
-    counter.fetch_add(1, Relaxed);
-    send(tx, &result?).await?;
-    Ok(())
+    let mut answer = result.map_err(failed)?;
+    party.counters.completed.fetch_add(1, Relaxed);
+    let sent = send(tx, &answer).await;
+    if let Message::Output { share, .. } = &mut answer {
+        share.zeroize();
+    }
+    Ok(sent?)
+}
+
+/// An evaluator's share of the input, sealed, which follows the request.
+async fn input(party: &Party, rx: &mut RecvStream, context: &SealContext, p: &Program) -> Result<Vec<Vec<u64>>, Fail> {
+    let plain = p.half_len(context.role);
+    let limit = Duration::from_secs(party.config.limits.join_s);
+    let m = timeout(limit, receive(rx, plain + seal::OVERHEAD + INPUT_OVERHEAD)).await;
+    match m.map_err(|_| fail(code::DEADLINE, "no input followed the request"))? {
+        Ok(Message::Input { sealed }) => {
+            let plain = seal::open(&party.seal, context, &sealed).map_err(|e| fail(code::REQUEST, e.to_string()))?;
+            p.expand(context.role, &plain).map_err(|e| fail(code::REQUEST, e.to_string()))
+        }
+        Ok(_) => Err(fail(code::REQUEST, "a request is followed by its input")),
+        Err(e) => Err(fail(code::REQUEST, e.to_string())),
+    }
 }
 
 fn first_time(party: &Party, session: SessionId) -> Result<(), Fail> {
@@ -235,18 +210,19 @@ fn first_time(party: &Party, session: SessionId) -> Result<(), Fail> {
     Ok(())
 }
 
-fn nonce() -> Result<[u8; 16], Fail> {
+pub fn nonce() -> Result<[u8; 16], Fail> {
     let mut n = [0; 16];
     getrandom::fill(&mut n).map_err(|e| fail(code::PROTOCOL, format!("no randomness: {e}")))?;
     Ok(n)
 }
 
-fn pair_key(link: &Link, evaluator: Role, session: &SessionId, theirs: &[u8; 16], dealers: &[u8; 16]) -> Prg {
+/// The generator that an evaluator and the dealer share for one session.
+fn session_prg(link: &Link, evaluator: Role, session: &SessionId, theirs: &[u8; 16], dealers: &[u8; 16]) -> Prg {
     let label = if evaluator == Role::E1 { "dealer-e1" } else { "dealer-e2" };
     Prg::new(&SessionKey::derive(&link.secret, label, session, theirs, dealers))
 }
 
-fn link(party: &Party, role: Role) -> Result<Link, Fail> {
+pub fn link(party: &Party, role: Role) -> Result<Link, Fail> {
     party.link(role).ok_or_else(|| {
         let name = party.config.peer.iter().find(|p| p.role == role).map_or("?", |p| p.name.as_str());
         fail(code::PEER, format!("party {name} ({role:?}) is not connected"))
@@ -258,163 +234,107 @@ fn not_joined(role: Role) -> Fail {
 }
 
 /// A place among the running sessions; E1 admitted this one, so it is free now or soon.
-async fn running(party: &Party, wait: Duration) -> Result<tokio::sync::SemaphorePermit<'_>, Fail> {
-    let permit = timeout(wait, party.permits.acquire()).await;
-    permit.ok().and_then(Result::ok).ok_or_else(|| fail(code::BUSY, "all sessions are taken: try again shortly"))
+async fn running(party: &Party, wait: Duration) -> Result<Place, Fail> {
+    let permit = timeout(wait, Arc::clone(&party.permits).acquire_owned()).await;
+    let permit = permit.ok().and_then(Result::ok).map(Arc::new);
+    permit.map(Some).ok_or_else(|| fail(code::BUSY, "all sessions are taken: try again shortly"))
 }
 
-type Frame = (u32, Vec<u8>);
-
-struct Io {
-    dealt: mpsc::Receiver<Vec<u8>>,
-    out: mpsc::Sender<Frame>,
-    back: mpsc::Receiver<Vec<u8>>,
-    rounds: u32,
-    opened: u64,
-    received: u64,
-}
-
-fn ended() -> Error {
-    Error::Transport("the session ended".into())
-}
-
-impl EvaluatorIo for Io {
-    fn dealt(&mut self, _: u32, len: usize) -> Result<Vec<u8>, Error> {
-        self.received += len as u64;
-        self.dealt.blocking_recv().ok_or_else(ended)
-    }
-
-    fn exchange(&mut self, step: u32, out: Vec<u8>) -> Result<Vec<u8>, Error> {
-        self.rounds += 1;
-        self.opened += out.len() as u64;
-        self.out.blocking_send((step, out)).map_err(|_| ended())?;
-        self.back.blocking_recv().ok_or_else(ended)
-    }
-}
-
-async fn forward(mut rx: mpsc::Receiver<Frame>, stream: &mut SendStream) -> Result<(), Fail> {
-    while let Some((step, bytes)) = rx.recv().await {
-        send(stream, &Message::Step { step, bytes }).await?;
-    }
-    Ok(())
-}
-
-/// Receives the expected steps in order and hands them to the engine; the channel's bound is the back-pressure.
-async fn collect(stream: &mut RecvStream, steps: Vec<(u32, usize)>, to: mpsc::Sender<Vec<u8>>) -> Result<(), Fail> {
-    for (step, len) in steps {
-        let b = receive_step(stream, step, len).await?;
-        if to.send(b).await.is_err() {
-            break;
-        }
-    }
-    Ok(())
-}
-
+/// An evaluator's part of a session. `gate` is its place where this party admits sessions.
 async fn evaluate(
     party: &Party,
     role: Role,
     session: SessionId,
     plan: Arc<Program>,
     input: Vec<Vec<u64>>,
+    gate: Place,
 ) -> Result<Message, Fail> {
-    let wait = Duration::from_secs(party.config.limits.join_s);
+    let limits = &party.config.limits;
+    let wait = Duration::from_secs(limits.join_s);
     let dealer = link(party, Role::Dealer)?;
     let ours = nonce()?;
     let opened = async {
         let (mut tx, mut rx) = dealer.connection.open_bi().await.map_err(|e| fail(code::PEER, e.to_string()))?;
         send(&mut tx, &Message::Join { session, nonce: ours }).await?;
         match receive(&mut rx, CONTROL_LIMIT).await? {
-            Message::Start { nonce } => Ok((tx, rx, nonce)),
-            m => Err(fail(code::PROTOCOL, format!("{m:?} from the dealer in place of its nonce"))),
+            Message::Start { dealing } => Ok((tx, rx, dealing)),
+            m => Err(fail(code::PROTOCOL, format!("{m:?} from the dealer in place of its start"))),
         }
     };
     let met = async {
         if role == Role::E2 {
-            return party.meeting.take((session, Role::E1), wait).await.ok_or_else(|| not_joined(Role::E1));
+            let joined = party.meeting.take((session, Role::E1), wait).await.ok_or_else(|| not_joined(Role::E1))?;
+            return Ok((joined.tx, joined.rx));
         }
         let (mut tx, rx) =
             link(party, Role::E2)?.connection.open_bi().await.map_err(|e| fail(code::PEER, e.to_string()))?;
         send(&mut tx, &Message::Peer { session }).await?;
-        Ok((tx, rx, [0; 16]))
+        Ok((tx, rx))
     };
     let opened = async { timeout(wait, opened).await.unwrap_or_else(|_| Err(not_joined(Role::Dealer))) };
-    let ((_keep, mut from_dealer, theirs), (mut to_peer, mut from_peer, _)) = tokio::try_join!(opened, met)?;
-    let _running = if role == Role::E1 { None } else { Some(running(party, wait).await?) };
-    let prg = pair_key(&dealer, role, &session, &ours, &theirs);
-
-    let side = usize::from(role == Role::E2);
-    let dealt: Vec<(u32, usize)> =
-        (0..plan.ops.len()).map(|i| (i as u32, plan.dealt_len(i)[side] as usize)).filter(|s| s.1 > 0).collect();
-    let openings: Vec<(u32, usize)> = plan
-        .ops
-        .iter()
-        .enumerate()
-        .filter(|(_, o)| matches!(o.kind, Kind::Open))
-        .map(|(i, o)| (i as u32, plan.opening_len(o)))
-        .collect();
-    let ((dealt_tx, dealt_rx), (out_tx, out_rx), (back_tx, back_rx), (done_tx, done_rx)) =
-        (mpsc::channel(4), mpsc::channel(4), mpsc::channel(4), oneshot::channel());
+    // The dealer takes the end of the first stream as the end of this party's part.
+    let ((_keep, mut from_dealer, dealing), (mut to_peer, mut from_peer)) = tokio::try_join!(opened, met)?;
+    let place = if role == Role::E1 { gate } else { running(party, wait).await? };
     let started = Instant::now();
-    std::thread::Builder::new()
-        .name("evaluator".into())
-        .spawn(move || {
-            let mut io = Io { dealt: dealt_rx, out: out_tx, back: back_rx, rounds: 0, opened: 0, received: 0 };
-            let share = run::evaluate(&plan, role, prg, input, &mut io).map(|s| pack(&s, plan.output_bits()));
-            let _ = done_tx.send(share.map(|s| (s, io.rounds, io.opened, io.received)));
-        })
-        .map_err(|e| fail(code::PROTOCOL, format!("no thread: {e}")))?;
-    let engine = async { done_rx.await.map_err(|_| fail(code::PROTOCOL, "the engine stopped"))?.map_err(Fail::from) };
-    let moved = async {
-        tokio::try_join!(
-            forward(out_rx, &mut to_peer),
-            collect(&mut from_dealer, dealt, dealt_tx),
-            collect(&mut from_peer, openings, back_tx)
-        )
+    let steps = dealt_steps(&plan, role);
+    let (prg, dealt, fresh, _stream) = match dealing {
+        Dealing::Fresh { nonce } => {
+            let (to, dealt) = flow::channel();
+            (session_prg(&dealer, role, &session, &ours, &nonce), dealt, Some(to), None)
+        }
+        Dealing::Ahead { bundle } => {
+            let half = party.pool.take(&bundle, &plan)?;
+            party.counters.bundles_used.fetch_add(1, Relaxed);
+            (half.prg, half.dealt, None, Some(half.stream))
+        }
     };
-    let ((share, rounds, opened, dealt), _) = tokio::try_join!(engine, moved)?;
+    let arriving = async {
+        match fresh {
+            Some(to) => collect(&mut from_dealer, steps, Space::Shared(Room::new(limits.buffer())), to).await,
+            None => Ok(()),
+        }
+    };
+    let room = Room::new(limits.buffer());
+    let work =
+        engine::evaluate(Evaluation { plan, role, prg, input, dealt, room, place }, (&mut to_peer, &mut from_peer));
+    let (done, ()) = tokio::try_join!(work, arriving)?;
     let _ = to_peer.finish();
-    party.counters.opened.fetch_add(opened, Relaxed);
-    party.counters.dealt.fetch_add(dealt, Relaxed);
+    party.counters.opened.fetch_add(done.opened, Relaxed);
+    party.counters.dealt.fetch_add(done.dealt, Relaxed);
+    let Evaluated { share, rounds, opened, dealt } = done;
     Ok(Message::Output { share, rounds, opened, dealt, online_us: started.elapsed().as_micros() as u64 })
 }
 
-struct Sink([mpsc::Sender<Frame>; 2], [u64; 2]);
-
-impl DealerSink for Sink {
-    fn send(&mut self, to: Role, step: u32, bytes: Vec<u8>) -> Result<(), Error> {
-        let i = usize::from(to == Role::E2);
-        self.1[i] += bytes.len() as u64;
-        self.0[i].blocking_send((step, bytes)).map_err(|_| ended())
-    }
-}
-
+/// The dealer's part of a session: hands out a bundle or deals, and stays until both evaluators are done.
 async fn deal(party: &Party, session: SessionId, plan: Arc<Program>) -> Result<Message, Fail> {
     let wait = Duration::from_secs(party.config.limits.join_s);
     let join = |r: Role| async move { party.meeting.take((session, r), wait).await.ok_or_else(|| not_joined(r)) };
-    let ((mut tx1, _rx1, n1), (mut tx2, _rx2, n2)) = tokio::try_join!(join(Role::E1), join(Role::E2))?;
-    let _running = running(party, wait).await?;
+    let (mut j1, mut j2) = tokio::try_join!(join(Role::E1), join(Role::E2))?;
+    let place = running(party, wait).await?;
+    let _busy = party.stock.busy();
+    let mut bundle = party.stock.take(&plan, [&j1.link, &j2.link]);
     let ours = nonce()?;
-    send(&mut tx1, &Message::Start { nonce: ours }).await?;
-    send(&mut tx2, &Message::Start { nonce: ours }).await?;
-    let prg =
-        [(Role::E1, n1), (Role::E2, n2)].map(|(r, n)| link(party, r).map(|l| pair_key(&l, r, &session, &n, &ours)));
-    let [p1, p2] = prg;
-    let (p1, p2) = (p1?, p2?);
-    let ((s1, r1), (s2, r2), (done_tx, done_rx)) = (mpsc::channel(4), mpsc::channel(4), oneshot::channel());
-    let started = Instant::now();
-    std::thread::Builder::new()
-        .name("dealer".into())
-        .spawn(move || {
-            let mut sink = Sink([s1, s2], [0; 2]);
-            let r = run::deal(&plan, p1, p2, &mut sink);
-            let _ = done_tx.send(r.map(|()| (sink.1, started.elapsed().as_micros() as u64)));
-        })
-        .map_err(|e| fail(code::PROTOCOL, format!("no thread: {e}")))?;
-    let engine = async { done_rx.await.map_err(|_| fail(code::PROTOCOL, "the engine stopped"))?.map_err(Fail::from) };
-    let ((dealt, dealing_us), _, _) = tokio::try_join!(engine, forward(r1, &mut tx1), forward(r2, &mut tx2))?;
-    let _ = (tx1.finish(), tx2.finish());
-    // The streams must outlive the last byte's acknowledgement.
-    let _ = tokio::join!(timeout(wait, tx1.stopped()), timeout(wait, tx2.stopped()));
-    party.counters.dealt.fetch_add(dealt.iter().sum(), Relaxed);
-    Ok(Message::Done { dealt, dealing_us })
+    let dealing = match &bundle {
+        Some(b) => Dealing::Ahead { bundle: b.id },
+        None => Dealing::Fresh { nonce: ours },
+    };
+    send(&mut j1.tx, &Message::Start { dealing }).await?;
+    send(&mut j2.tx, &Message::Start { dealing }).await?;
+    let dealt = match &mut bundle {
+        Some(b) => {
+            party.counters.bundles_used.fetch_add(1, Relaxed);
+            b.finish().await?
+        }
+        None => {
+            let prg =
+                [(Role::E1, &j1), (Role::E2, &j2)].map(|(r, j)| session_prg(&j.link, r, &session, &j.nonce, &ours));
+            let buffer = party.config.limits.buffer();
+            let dealt = engine::deal(plan, prg, [&mut j1.tx, &mut j2.tx], buffer, None, place.clone()).await?;
+            party.counters.dealt_fresh.fetch_add(1, Relaxed);
+            party.counters.dealt.fetch_add(dealt.bytes.iter().sum(), Relaxed);
+            dealt
+        }
+    };
+    tokio::join!(ended(&mut j1.rx), ended(&mut j2.rx));
+    Ok(Message::Done { dealt: dealt.bytes, dealing_us: dealt.time.as_micros() as u64, ahead: bundle.is_some() })
 }

@@ -6,16 +6,29 @@
 use crate::Error;
 
 /// Version of the format and of the protocol behind it.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Bytes of a frame before its body.
 pub const HEADER: usize = 6;
 /// Bound on frames that carry no tensor.
 pub const CONTROL_LIMIT: usize = 16 * 1024;
 /// Bytes a step's frame adds to its payload, header excluded.
-pub const STEP_OVERHEAD: usize = 8;
+const STEP_OVERHEAD: usize = 8;
+/// Bytes an input's frame has after its length, besides what was sealed.
+pub const INPUT_OVERHEAD: usize = 6;
 
 /// Name of one run of a program, chosen by the client at random.
 pub type SessionId = [u8; 16];
+/// Name of one dealing of a whole program ahead of any session, chosen by the dealer at random.
+pub type BundleId = [u8; 16];
+
+/// Where a session's masks and corrections come from; the dealer chooses, so that both evaluators agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dealing {
+    /// Dealt now: the nonce is the dealer's part of the session key's freshness, the steps follow on this stream.
+    Fresh { nonce: [u8; 16] },
+    /// Dealt ahead, under this name.
+    Ahead { bundle: BundleId },
+}
 
 /// Everything that is ever sent.
 #[derive(Clone, PartialEq, Eq)]
@@ -23,24 +36,32 @@ pub type SessionId = [u8; 16];
 pub enum Message {
     /// First on every connection between parties, both ways.
     Hello { name: String, role: u8, model: [u8; 32], program: [u8; 32], ephemeral: [u8; 32] },
-    /// A client's request to one party; `sealed` is empty for the dealer.
-    Request { session: SessionId, token: String, model: [u8; 32], program: [u8; 32], tokens: u32, sealed: Vec<u8> },
+    /// A client's token ahead of any request, so that a party keeps the connection; answered by `Accept`.
+    Token { token: String },
+    /// A client's request to one party.
+    Request { session: SessionId, token: String, model: [u8; 32], program: [u8; 32], tokens: u32 },
+    /// A client's half for one evaluator, sealed to it; follows the request without waiting.
+    Input { sealed: Vec<u8> },
     /// The party takes part.
     Accept,
     /// The session ends; `code` is for programs, `text` for people.
     Failure { code: u16, text: String },
     /// Evaluator to dealer: ready for this session.
     Join { session: SessionId, nonce: [u8; 16] },
-    /// Dealer to evaluator: the other half of the session key's freshness.
-    Start { nonce: [u8; 16] },
+    /// Dealer to evaluator: both have joined.
+    Start { dealing: Dealing },
     /// E1 to E2: the stream of this session's openings.
     Peer { session: SessionId },
     /// A dealt message or an opening.
     Step { step: u32, bytes: Vec<u8> },
     /// Evaluator to client: its share of the result, and what it counted.
     Output { share: Vec<u8>, rounds: u32, opened: u64, dealt: u64, online_us: u64 },
-    /// Dealer to client.
-    Done { dealt: [u64; 2], dealing_us: u64 },
+    /// Dealer to client; `dealing_us` is the time the dealing took, `ahead` whether it began before the session.
+    Done { dealt: [u64; 2], dealing_us: u64, ahead: bool },
+    /// Dealer to evaluator, first on a stream that then carries a whole program's steps ahead of any session.
+    Prepare { bundle: BundleId, program: [u8; 32], tokens: u32, nonce: [u8; 16] },
+    /// Evaluator to dealer: there is room for the bundle.
+    Ready { nonce: [u8; 16] },
 }
 
 impl std::fmt::Debug for Message {
@@ -80,6 +101,14 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
+    fn flag(&mut self) -> Result<bool, Error> {
+        match self.array()? {
+            [0] => Ok(false),
+            [1] => Ok(true),
+            [f] => Err(bad(format!("a flag of {f}"))),
+        }
+    }
+
     fn bytes(&mut self) -> Result<Vec<u8>, Error> {
         let n = self.u32()? as usize;
         Ok(self.take(n)?.to_vec())
@@ -99,6 +128,21 @@ fn put(out: &mut Vec<u8>, b: &[u8]) {
     out.extend_from_slice(b);
 }
 
+/// Bytes of a step's frame before its payload: large payloads are sent and received without another copy.
+pub const STEP_HEADER: usize = HEADER + STEP_OVERHEAD;
+
+/// What comes before a step's payload of `len` bytes.
+pub fn step_header(step: u32, len: usize) -> [u8; STEP_HEADER] {
+    let mut h = [0; STEP_HEADER];
+    h[..4].copy_from_slice(&((len + STEP_HEADER - 4) as u32).to_le_bytes());
+    (h[4], h[5]) = (VERSION, STEP_KIND);
+    h[6..10].copy_from_slice(&step.to_le_bytes());
+    h[10..].copy_from_slice(&(len as u32).to_le_bytes());
+    h
+}
+
+const STEP_KIND: u8 = 8;
+
 impl Message {
     fn kind(&self) -> u8 {
         match self {
@@ -109,9 +153,13 @@ impl Message {
             Message::Join { .. } => 5,
             Message::Start { .. } => 6,
             Message::Peer { .. } => 7,
-            Message::Step { .. } => 8,
+            Message::Step { .. } => STEP_KIND,
             Message::Output { .. } => 9,
             Message::Done { .. } => 10,
+            Message::Prepare { .. } => 11,
+            Message::Ready { .. } => 12,
+            Message::Input { .. } => 13,
+            Message::Token { .. } => 14,
         }
     }
 
@@ -126,14 +174,15 @@ impl Message {
                 o.extend_from_slice(program);
                 o.extend_from_slice(ephemeral);
             }
-            Message::Request { session, token, model, program, tokens, sealed } => {
+            Message::Request { session, token, model, program, tokens } => {
                 o.extend_from_slice(session);
                 put(&mut o, token.as_bytes());
                 o.extend_from_slice(model);
                 o.extend_from_slice(program);
                 o.extend_from_slice(&tokens.to_le_bytes());
-                put(&mut o, sealed);
             }
+            Message::Input { sealed } => put(&mut o, sealed),
+            Message::Token { token } => put(&mut o, token.as_bytes()),
             Message::Accept => {}
             Message::Failure { code, text } => {
                 o.extend_from_slice(&code.to_le_bytes());
@@ -143,20 +192,35 @@ impl Message {
                 o.extend_from_slice(session);
                 o.extend_from_slice(nonce);
             }
-            Message::Start { nonce } => o.extend_from_slice(nonce),
+            Message::Start { dealing } => {
+                let (tag, name) = match dealing {
+                    Dealing::Fresh { nonce } => (0, nonce),
+                    Dealing::Ahead { bundle } => (1, bundle),
+                };
+                o.push(tag);
+                o.extend_from_slice(name);
+            }
             Message::Peer { session } => o.extend_from_slice(session),
             Message::Step { step, bytes } => {
-                o.extend_from_slice(&step.to_le_bytes());
-                put(&mut o, bytes);
+                o = step_header(*step, bytes.len()).to_vec();
+                o.extend_from_slice(bytes);
             }
             Message::Output { share, rounds, opened, dealt, online_us } => {
                 put(&mut o, share);
                 o.extend_from_slice(&rounds.to_le_bytes());
                 [opened, dealt, online_us].iter().for_each(|v| o.extend_from_slice(&v.to_le_bytes()));
             }
-            Message::Done { dealt, dealing_us } => {
+            Message::Done { dealt, dealing_us, ahead } => {
                 [dealt[0], dealt[1], *dealing_us].iter().for_each(|v| o.extend_from_slice(&v.to_le_bytes()));
+                o.push(u8::from(*ahead));
             }
+            Message::Prepare { bundle, program, tokens, nonce } => {
+                o.extend_from_slice(bundle);
+                o.extend_from_slice(program);
+                o.extend_from_slice(&tokens.to_le_bytes());
+                o.extend_from_slice(nonce);
+            }
+            Message::Ready { nonce } => o.extend_from_slice(nonce),
         }
         let len = (o.len() - 4) as u32;
         o[..4].copy_from_slice(&len.to_le_bytes());
@@ -189,14 +253,18 @@ impl Message {
                 model: r.array()?,
                 program: r.array()?,
                 tokens: r.u32()?,
-                sealed: r.bytes()?,
             },
             3 => Message::Accept,
             4 => Message::Failure { code: u16::from_le_bytes(r.array()?), text: r.text(1024)? },
             5 => Message::Join { session: r.array()?, nonce: r.array()? },
-            6 => Message::Start { nonce: r.array()? },
+            6 => Message::Start {
+                dealing: match r.flag()? {
+                    false => Dealing::Fresh { nonce: r.array()? },
+                    true => Dealing::Ahead { bundle: r.array()? },
+                },
+            },
             7 => Message::Peer { session: r.array()? },
-            8 => Message::Step { step: r.u32()?, bytes: r.bytes()? },
+            STEP_KIND => Message::Step { step: r.u32()?, bytes: r.bytes()? },
             9 => Message::Output {
                 share: r.bytes()?,
                 rounds: r.u32()?,
@@ -204,7 +272,11 @@ impl Message {
                 dealt: r.u64()?,
                 online_us: r.u64()?,
             },
-            10 => Message::Done { dealt: [r.u64()?, r.u64()?], dealing_us: r.u64()? },
+            10 => Message::Done { dealt: [r.u64()?, r.u64()?], dealing_us: r.u64()?, ahead: r.flag()? },
+            11 => Message::Prepare { bundle: r.array()?, program: r.array()?, tokens: r.u32()?, nonce: r.array()? },
+            12 => Message::Ready { nonce: r.array()? },
+            13 => Message::Input { sealed: r.bytes()? },
+            14 => Message::Token { token: r.text(256)? },
             k => return Err(bad(format!("unknown kind {k}"))),
         };
         if !r.0.is_empty() {
@@ -221,46 +293,83 @@ mod tests {
     fn samples() -> Vec<Message> {
         vec![
             Message::Hello { name: "alpha".into(), role: 1, model: [1; 32], program: [2; 32], ephemeral: [3; 32] },
-            Message::Request {
-                session: [4; 16],
-                token: "t".into(),
-                model: [1; 32],
-                program: [2; 32],
-                tokens: 7,
-                sealed: vec![9; 5],
-            },
+            Message::Request { session: [4; 16], token: "t".into(), model: [1; 32], program: [2; 32], tokens: 7 },
+            Message::Input { sealed: vec![9; 5] },
+            Message::Token { token: "t".into() },
             Message::Accept,
             Message::Failure { code: 12, text: "no".into() },
             Message::Join { session: [4; 16], nonce: [5; 16] },
-            Message::Start { nonce: [5; 16] },
+            Message::Start { dealing: Dealing::Fresh { nonce: [5; 16] } },
+            Message::Start { dealing: Dealing::Ahead { bundle: [6; 16] } },
             Message::Peer { session: [4; 16] },
             Message::Step { step: 3, bytes: vec![1, 2, 3] },
             Message::Output { share: vec![8; 3], rounds: 1, opened: 2, dealt: 3, online_us: 4 },
-            Message::Done { dealt: [1, 2], dealing_us: 3 },
+            Message::Done { dealt: [1, 2], dealing_us: 3, ahead: true },
+            Message::Prepare { bundle: [6; 16], program: [2; 32], tokens: 7, nonce: [5; 16] },
+            Message::Ready { nonce: [5; 16] },
         ]
     }
 
     #[test]
     fn frozen_vectors() {
-        assert_eq!(Message::Accept.encode(), [2, 0, 0, 0, 1, 3]);
+        let frame = |kind: u8, body: &[&[u8]]| {
+            let body = body.concat();
+            [&(body.len() as u32 + 2).to_le_bytes()[..], &[2, kind], &body].concat()
+        };
+        assert_eq!(Message::Accept.encode(), [2, 0, 0, 0, 2, 3]);
         assert_eq!(
             Message::Step { step: 3, bytes: vec![1, 2, 3] }.encode(),
-            [13, 0, 0, 0, 1, 8, 3, 0, 0, 0, 3, 0, 0, 0, 1, 2, 3]
+            [13, 0, 0, 0, 2, 8, 3, 0, 0, 0, 3, 0, 0, 0, 1, 2, 3]
         );
         assert_eq!(
             Message::Failure { code: 12, text: "no".into() }.encode(),
-            [10, 0, 0, 0, 1, 4, 12, 0, 2, 0, 0, 0, b'n', b'o']
+            [10, 0, 0, 0, 2, 4, 12, 0, 2, 0, 0, 0, b'n', b'o']
         );
+        assert_eq!(Message::Start { dealing: Dealing::Fresh { nonce: [5; 16] } }.encode(), frame(6, &[&[0], &[5; 16]]));
+        assert_eq!(
+            Message::Start { dealing: Dealing::Ahead { bundle: [6; 16] } }.encode(),
+            frame(6, &[&[1], &[6; 16]])
+        );
+        assert_eq!(
+            Message::Done { dealt: [1, 2], dealing_us: 3, ahead: true }.encode(),
+            frame(10, &[&1u64.to_le_bytes(), &2u64.to_le_bytes(), &3u64.to_le_bytes(), &[1]])
+        );
+        assert_eq!(
+            Message::Prepare { bundle: [6; 16], program: [2; 32], tokens: 7, nonce: [5; 16] }.encode(),
+            frame(11, &[&[6; 16], &[2; 32], &[7, 0, 0, 0], &[5; 16]])
+        );
+        assert_eq!(Message::Ready { nonce: [5; 16] }.encode(), frame(12, &[&[5; 16]]));
+        assert_eq!(Message::Input { sealed: vec![9; 5] }.encode(), frame(13, &[&[5, 0, 0, 0], &[9; 5]]));
+        assert_eq!(Message::Token { token: "t".into() }.encode(), frame(14, &[&[1, 0, 0, 0, b't']]));
+        let request =
+            Message::Request { session: [4; 16], token: "t".into(), model: [1; 32], program: [2; 32], tokens: 7 };
+        assert_eq!(request.encode(), frame(2, &[&[4; 16], &[1, 0, 0, 0, b't'], &[1; 32], &[2; 32], &[7, 0, 0, 0]]));
+    }
+
+    #[test]
+    fn bad_frames_are_refused() {
+        let start = |tag: u8, len: usize| [&[2, 6, tag][..], &vec![5; len]].concat();
+        let done = |flag: u8| [&[2, 10][..], &[0; 24], &[flag]].concat();
+        assert!(Message::decode(&start(0, 16)).is_ok() && Message::decode(&done(0)).is_ok());
         for bad in [
-            &[][..],
-            &[1],
-            &[2, 3],
-            &[1, 99],
-            &[1, 3, 0],
-            &[1, 8, 3, 0, 0, 0, 4, 0, 0, 0, 1],
-            &[1, 4, 0, 0, 1, 0, 0, 0, 255],
+            vec![],
+            vec![2],
+            vec![1, 3],
+            vec![3, 3],
+            vec![2, 99],
+            vec![2, 3, 0],
+            vec![2, 8, 3, 0, 0, 0, 4, 0, 0, 0, 1],
+            vec![2, 4, 0, 0, 1, 0, 0, 0, 255],
+            start(2, 16),
+            start(0, 15),
+            start(1, 17),
+            done(2),
+            [&[2, 11][..], &[0; 67]].concat(),
+            [&[2, 12][..], &[0; 17]].concat(),
+            vec![2, 13, 2, 0, 0, 0, 1],
+            [&[2, 14, 1, 1, 0, 0][..], &[b't'; 257]].concat(),
         ] {
-            assert!(Message::decode(bad).is_err(), "{bad:?}");
+            assert!(Message::decode(&bad).is_err(), "{bad:?}");
         }
     }
 

@@ -40,8 +40,14 @@ impl Raw {
         }
     }
 
-    /// A valid request whose sealed half is `plain`.
-    pub fn request(&self, party: usize, session: SessionId, p: &Program, plain: &[u8]) -> Message {
+    /// A valid request.
+    pub fn request(&self, session: SessionId, p: &Program) -> Message {
+        let (model, program, tokens) = (self.model, p.digest(), p.tokens() as u32);
+        Message::Request { session, token: self.token.clone(), model, program, tokens }
+    }
+
+    /// A half, sealed to a party.
+    pub fn input(&self, party: usize, session: SessionId, p: &Program, plain: &[u8]) -> Message {
         let target = &self.parties[party];
         let context = SealContext {
             session,
@@ -51,12 +57,7 @@ impl Raw {
             program_digest: p.digest(),
         };
         let public = tacet_party::config::unhex(&target.seal_public).unwrap();
-        let sealed = match target.role {
-            Role::Dealer => Vec::new(),
-            _ => seal(&public, &context, plain).unwrap(),
-        };
-        let (model, program, tokens) = (self.model, p.digest(), p.tokens() as u32);
-        Message::Request { session, token: self.token.clone(), model, program, tokens, sealed }
+        Message::Input { sealed: seal(&public, &context, plain).unwrap() }
     }
 
     /// A session with these halves; what each party said last.
@@ -64,7 +65,10 @@ impl Raw {
         let plain = [halves[0], halves[1], &[]];
         join_all((0..3).map(|i| async move {
             let (mut tx, mut rx) = self.connections[i].open_bi().await.unwrap();
-            send(&mut tx, &self.request(i, session, p, plain[i])).await.unwrap();
+            send(&mut tx, &self.request(session, p)).await.unwrap();
+            if self.parties[i].role != Role::Dealer {
+                send(&mut tx, &self.input(i, session, p, plain[i])).await.unwrap();
+            }
             last_word(&mut rx).await
         }))
         .await

@@ -9,7 +9,7 @@ use tacet_protocol::model::BertModel;
 use tacet_protocol::plan::Planner;
 use tacet_protocol::prg::Ephemeral;
 use tacet_protocol::program::{Kind, Program};
-use tacet_protocol::wire::{CONTROL_LIMIT, Message};
+use tacet_protocol::wire::{CONTROL_LIMIT, Dealing, Message};
 use tacet_transport::{
     Identity, TransportError, accept_config, certificate_from_pem, dial_config, endpoint, receive, send,
 };
@@ -162,7 +162,8 @@ impl Rogue {
             for e in [Role::E1, Role::E2] {
                 let (mut tx, mut rx) = self.links[&e].accept_bi().await.map_err(lost)?;
                 receive(&mut rx, CONTROL_LIMIT).await?;
-                let frames = [vec![Message::Start { nonce: [1; 16] }], steps(&p, e, true)].concat();
+                let frames =
+                    [vec![Message::Start { dealing: Dealing::Fresh { nonce: [1; 16] } }], steps(&p, e, true)].concat();
                 write(&mut tx, &frames, spoil(e), fault).await?;
                 held.0.push((tx, rx));
             }

@@ -8,6 +8,8 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+pub use quinn::Connection;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Endpoint, EndpointConfig, MtuDiscoveryConfig, RecvStream, SendStream, TransportConfig, VarInt};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -16,7 +18,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
-use tacet_protocol::wire::{Message, STEP_OVERHEAD};
+use tacet_protocol::wire::{Message, STEP_HEADER, step_header};
+use zeroize::Zeroizing;
 
 /// ALPN of connections between parties, and of clients.
 pub const ALPN_MESH: &[u8] = b"tacet-mesh/1";
@@ -174,15 +177,19 @@ impl ClientCertVerifier for Pinned {
     }
 }
 
+/// Bytes that a connection may have in flight towards this side before it is known, and once it is a client's. Links
+/// between parties hold every stream's window.
+const STRANGER: u32 = 64 << 10;
+const KNOWN: u32 = 8 << 20;
+
 /// Packets of 6500 bytes where the path carries them, windows of 16 MB: a factor of five over quinn's defaults on loopback.
-fn transport() -> Arc<TransportConfig> {
+fn transport(receive_window: u32) -> Arc<TransportConfig> {
     let mut t = TransportConfig::default();
     let window = VarInt::from_u32(16 << 20);
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(6500);
-    // A stranger's connection may hold 8 MB here; links between parties are widened once they are known.
     t.stream_receive_window(window)
-        .receive_window(VarInt::from_u32(8 << 20))
+        .receive_window(VarInt::from_u32(receive_window))
         .send_window(64 << 20)
         .mtu_discovery_config(Some(mtu))
         .max_concurrent_bidi_streams(VarInt::from_u32(256))
@@ -213,7 +220,7 @@ pub fn dial_config(
     };
     tls.alpn_protocols = vec![if identity.is_some() { ALPN_MESH } else { ALPN_CLIENT }.to_vec()];
     let mut c = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).map_err(setup)?));
-    c.transport_config(transport());
+    c.transport_config(transport(KNOWN));
     Ok(c)
 }
 
@@ -231,7 +238,7 @@ pub fn accept_config(
         .map_err(setup)?;
     tls.alpn_protocols = vec![ALPN_MESH.to_vec(), ALPN_CLIENT.to_vec()];
     let mut c = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).map_err(setup)?));
-    c.transport_config(transport());
+    c.transport_config(transport(STRANGER));
     Ok(c)
 }
 
@@ -252,15 +259,26 @@ fn lost(e: impl std::error::Error) -> TransportError {
     TransportError::Connection(e.source().map_or_else(|| e.to_string(), |reason| format!("{e}: {reason}")))
 }
 
+/// Lets a client's connection hold a request's worth, once its token is known.
+pub fn admit(c: &quinn::Connection) {
+    c.set_receive_window(VarInt::from_u32(KNOWN));
+}
+
 /// Lets a connection hold every stream's window, so that sessions that share a link between parties cannot starve one
 /// another.
 pub fn widen(c: &quinn::Connection) {
     c.set_receive_window(VarInt::from_u32(1 << 30));
 }
 
-/// Writes one frame.
+/// Writes one frame; its bytes are wiped once they are acknowledged.
 pub async fn send(s: &mut SendStream, m: &Message) -> Result<(), TransportError> {
-    s.write_chunk(m.encode().into()).await.map_err(lost)
+    s.write_chunk(Bytes::from_owner(Zeroizing::new(m.encode()))).await.map_err(lost)
+}
+
+/// Writes the frame of one step without copying its payload, which is wiped once it is acknowledged.
+pub async fn send_step(s: &mut SendStream, step: u32, bytes: Zeroizing<Vec<u8>>) -> Result<(), TransportError> {
+    let header = Bytes::copy_from_slice(&step_header(step, bytes.len()));
+    s.write_all_chunks(&mut [header, Bytes::from_owner(bytes)]).await.map_err(lost)
 }
 
 /// Reads one frame of at most `limit` bytes after its length.
@@ -271,24 +289,32 @@ pub async fn receive(r: &mut RecvStream, limit: usize) -> Result<Message, Transp
     if len > limit {
         return Err(TransportError::Frame(format!("a frame of {len} bytes where at most {limit} are allowed")));
     }
-    let mut body = Vec::with_capacity(len.min(1 << 20));
+    Message::decode(&read(r, len).await?).map_err(|e| TransportError::Frame(e.to_string()))
+}
+
+/// Reads the frame of one step, whose payload length is known; the payload is copied once, and never moved while it grows.
+pub async fn receive_step(r: &mut RecvStream, step: u32, len: usize) -> Result<Zeroizing<Vec<u8>>, TransportError> {
+    let due = step_header(step, len);
+    let mut header = [0; STEP_HEADER];
+    // A frame of another length may be shorter than a step's header: the length decides before more is read.
+    let (length, rest) = header.split_at_mut(4);
+    r.read_exact(length).await.map_err(lost)?;
+    if length == &due[..4] {
+        r.read_exact(rest).await.map_err(lost)?;
+    }
+    if header != due {
+        return Err(TransportError::Frame(format!("another frame where step {step} with {len} bytes was due")));
+    }
+    read(r, len).await
+}
+
+async fn read(r: &mut RecvStream, len: usize) -> Result<Zeroizing<Vec<u8>>, TransportError> {
+    let mut body = Zeroizing::new(Vec::with_capacity(len));
     while body.len() < len {
         match r.read_chunk(len - body.len(), true).await.map_err(lost)? {
             Some(c) => body.extend_from_slice(&c.bytes),
             None => return Err(TransportError::Connection("the stream ended within a frame".into())),
         }
     }
-    Message::decode(&body).map_err(|e| TransportError::Frame(e.to_string()))
-}
-
-/// Reads the frame of one step, whose payload length is known.
-pub async fn receive_step(r: &mut RecvStream, step: u32, len: usize) -> Result<Vec<u8>, TransportError> {
-    match receive(r, len + STEP_OVERHEAD + 2).await? {
-        Message::Step { step: s, bytes } if s == step && bytes.len() == len => Ok(bytes),
-        Message::Step { step: s, bytes } => Err(TransportError::Frame(format!(
-            "step {s} with {} bytes where step {step} with {len} was due",
-            bytes.len()
-        ))),
-        m => Err(TransportError::Frame(format!("{m:?} where step {step} was due"))),
-    }
+    Ok(body)
 }

@@ -1,0 +1,256 @@
+//! Between streams and the protocol's interpreters: each run has a thread of its own, fed through channels.
+//!
+//! An engine takes dealt steps from a channel and cannot tell whether they were dealt ahead or are on their way. Dropping
+//! a future of this module closes its channels: the thread ends at its next message, and gives its place back only then.
+//! Every party sends before it receives in each round, so a pair of evaluators cannot wait for one another.
+//!
+//! Bound on memory: a stream and its engine hold at most `limits.buffer_mb` between them, or one message if that is larger.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quinn::{RecvStream, SendStream};
+use tacet_protocol::prg::Prg;
+use tacet_protocol::program::{Kind, Program};
+use tacet_protocol::ring::pack;
+use tacet_protocol::{DealerSink, Error, EvaluatorIo, Role, run};
+use tacet_transport::{receive_step, send_step};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use zeroize::Zeroizing;
+
+use crate::fail::{Fail, code, fail};
+use crate::flow::{Held, Permit, Room, channel};
+
+/// A session's place among those that run here, held until both the session and its thread have ended.
+pub type Place = Option<Arc<OwnedSemaphorePermit>>;
+
+/// Steps with the payload lengths that one evaluator receives for them.
+pub fn dealt_steps(p: &Program, role: Role) -> Vec<(u32, usize)> {
+    let side = usize::from(role == Role::E2);
+    (0..p.ops.len()).map(|i| (i as u32, p.dealt_len(i)[side] as usize)).filter(|s| s.1 > 0).collect()
+}
+
+fn openings(p: &Program) -> Vec<(u32, usize)> {
+    let opens = p.ops.iter().enumerate().filter(|(_, o)| matches!(o.kind, Kind::Open));
+    opens.map(|(i, o)| (i as u32, p.opening_len(o))).collect()
+}
+
+fn ended() -> Error {
+    Error::Transport("the session ended".into())
+}
+
+/// Where a received message finds its room.
+pub enum Space {
+    /// Set aside beforehand, a permit a step.
+    Reserved(Vec<Permit>),
+    /// Shared, and waited for.
+    Shared(Room),
+}
+
+/// Receives the expected steps in order and hands them on.
+pub async fn collect(
+    stream: &mut RecvStream,
+    steps: Vec<(u32, usize)>,
+    space: Space,
+    to: UnboundedSender<Held>,
+) -> Result<(), Fail> {
+    let (mut reserved, shared) = match space {
+        Space::Reserved(p) => (p.into_iter(), None),
+        Space::Shared(r) => (Vec::new().into_iter(), Some(r)),
+    };
+    for (step, len) in steps {
+        let permit = match &shared {
+            Some(r) => r.wait(len).await,
+            None => reserved.next().ok_or_else(|| fail(code::PROTOCOL, "a step without room"))?,
+        };
+        let bytes = receive_step(stream, step, len).await?;
+        if to.send(Held { step, bytes, permit }).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Sends what an engine makes; a message's room is free again once the stream has taken it.
+async fn forward(mut rx: UnboundedReceiver<Held>, stream: &mut SendStream) -> Result<(), Fail> {
+    while let Some(Held { step, bytes, permit }) = rx.recv().await {
+        send_step(stream, step, bytes).await?;
+        drop(permit);
+    }
+    Ok(())
+}
+
+async fn result<T>(done: oneshot::Receiver<Result<T, Error>>) -> Result<T, Fail> {
+    Ok(done.await.map_err(|_| fail(code::PROTOCOL, "the engine stopped"))??)
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Fail> {
+    let thread = std::thread::Builder::new().name(name.into()).spawn(work);
+    thread.map(drop).map_err(|e| fail(code::PROTOCOL, format!("no thread: {e}")))
+}
+
+struct Io {
+    dealt: UnboundedReceiver<Held>,
+    out: mpsc::Sender<(u32, Vec<u8>)>,
+    back: UnboundedReceiver<Held>,
+    rounds: u32,
+    opened: u64,
+    received: u64,
+}
+
+fn next(from: &mut UnboundedReceiver<Held>) -> Result<Vec<u8>, Error> {
+    from.blocking_recv().map(|mut h| std::mem::take(&mut *h.bytes)).ok_or_else(ended)
+}
+
+impl EvaluatorIo for Io {
+    fn dealt(&mut self, _: u32, len: usize) -> Result<Vec<u8>, Error> {
+        self.received += len as u64;
+        next(&mut self.dealt)
+    }
+
+    fn exchange(&mut self, step: u32, out: Vec<u8>) -> Result<Vec<u8>, Error> {
+        self.rounds += 1;
+        self.opened += out.len() as u64;
+        self.out.blocking_send((step, out)).map_err(|_| ended())?;
+        next(&mut self.back)
+    }
+}
+
+/// What an evaluator starts from.
+pub struct Evaluation {
+    pub plan: Arc<Program>,
+    pub role: Role,
+    /// Generator of this evaluator's masks, common with the dealer.
+    pub prg: Prg,
+    /// Its share of the input.
+    pub input: Vec<Vec<u64>>,
+    /// The dealer's steps.
+    pub dealt: UnboundedReceiver<Held>,
+    /// Bound on openings that wait.
+    pub room: Room,
+    pub place: Place,
+}
+
+/// An evaluator's share of the result, and what it counted.
+pub struct Evaluated {
+    pub share: Vec<u8>,
+    pub rounds: u32,
+    pub opened: u64,
+    pub dealt: u64,
+}
+
+/// Evaluates with the other evaluator at the end of `peer`.
+pub async fn evaluate(e: Evaluation, peer: (&mut SendStream, &mut RecvStream)) -> Result<Evaluated, Fail> {
+    let openings = openings(&e.plan);
+    // One opening at most: the engine waits for the other's before it makes the next.
+    let ((out_tx, mut out_rx), (back_tx, back), (done_tx, done)) = (mpsc::channel(1), channel(), oneshot::channel());
+    let Evaluation { plan, role, prg, input, dealt, room, place } = e;
+    spawn("evaluator", move || {
+        let mut io = Io { dealt, out: out_tx, back, rounds: 0, opened: 0, received: 0 };
+        let share = run::evaluate(&plan, role, prg, input, &mut io).map(Zeroizing::new);
+        let evaluated = share.map(|s| Evaluated {
+            share: pack(&s, plan.output_bits()),
+            rounds: io.rounds,
+            opened: io.opened,
+            dealt: io.received,
+        });
+        drop((io, place));
+        let _ = done_tx.send(evaluated);
+    })?;
+    let (tx, rx) = peer;
+    let sent = async {
+        while let Some((step, bytes)) = out_rx.recv().await {
+            send_step(tx, step, Zeroizing::new(bytes)).await?;
+        }
+        Ok(())
+    };
+    let (evaluated, ..) = tokio::try_join!(result(done), sent, collect(rx, openings, Space::Shared(room), back_tx))?;
+    Ok(evaluated)
+}
+
+/// When a dealing ahead may go on: while no session runs here, or once a session waits for this very bundle.
+pub struct Pace {
+    pub sessions: watch::Receiver<usize>,
+    pub handed: watch::Receiver<bool>,
+}
+
+impl Pace {
+    async fn turn(&mut self) {
+        tokio::select! {
+            _ = self.sessions.wait_for(|n| *n == 0) => {}
+            _ = self.handed.wait_for(|h| *h) => {}
+        }
+    }
+}
+
+struct Sink {
+    to: [UnboundedSender<Held>; 2],
+    room: [Room; 2],
+    sent: [u64; 2],
+    pace: Option<Pace>,
+    paused: Duration,
+    handle: Handle,
+}
+
+impl DealerSink for Sink {
+    fn send(&mut self, to: Role, step: u32, bytes: Vec<u8>) -> Result<(), Error> {
+        let i = usize::from(to == Role::E2);
+        let bytes = Zeroizing::new(bytes);
+        let handle = self.handle.clone();
+        handle.block_on(async {
+            if let Some(pace) = &mut self.pace {
+                let since = Instant::now();
+                tokio::select! {
+                    () = pace.turn() => {}
+                    () = self.to[i].closed() => {}
+                }
+                self.paused += since.elapsed();
+            }
+            let permit = self.room[i].wait(bytes.len()).await;
+            self.sent[i] += bytes.len() as u64;
+            self.to[i].send(Held { step, bytes, permit }).map_err(|_| ended())
+        })
+    }
+}
+
+/// What a dealing came to.
+#[derive(Clone, Copy)]
+pub struct Dealt {
+    /// Payload bytes to E1 and E2.
+    pub bytes: [u64; 2],
+    /// Time it took, without pauses for sessions.
+    pub time: Duration,
+}
+
+/// Deals a whole program onto the two evaluators' streams.
+pub async fn deal(
+    plan: Arc<Program>,
+    prg: [Prg; 2],
+    streams: [&mut SendStream; 2],
+    buffer: usize,
+    pace: Option<Pace>,
+    place: Place,
+) -> Result<Dealt, Fail> {
+    let ((s1, r1), (s2, r2), (done_tx, done)) = (channel(), channel(), oneshot::channel());
+    let mut sink = Sink {
+        to: [s1, s2],
+        room: [Room::new(buffer), Room::new(buffer)],
+        sent: [0; 2],
+        pace,
+        paused: Duration::ZERO,
+        handle: Handle::current(),
+    };
+    spawn("dealer", move || {
+        let started = Instant::now();
+        let [p1, p2] = prg;
+        let dealt = run::deal(&plan, p1, p2, &mut sink);
+        let dealt = dealt.map(|()| Dealt { bytes: sink.sent, time: started.elapsed().saturating_sub(sink.paused) });
+        drop((sink, place));
+        let _ = done_tx.send(dealt);
+    })?;
+    let [tx1, tx2] = streams;
+    let (dealt, ..) = tokio::try_join!(result(done), forward(r1, tx1), forward(r2, tx2))?;
+    Ok(dealt)
+}
