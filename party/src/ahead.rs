@@ -15,6 +15,7 @@ use std::time::Duration;
 use quinn::{RecvStream, SendStream};
 use tacet_protocol::Role;
 use tacet_protocol::program::Program;
+use tacet_protocol::query::padded;
 use tacet_protocol::wire::{BundleId, CONTROL_LIMIT, Message};
 use tacet_transport::{receive, send};
 use tokio::sync::{Notify, oneshot, watch};
@@ -93,7 +94,8 @@ impl Drop for Busy<'_> {
 
 impl Stock {
     pub fn new(config: &crate::config::Pool) -> Stock {
-        let inner = Inner { wanted: config.prefill.iter().copied().take(LENGTHS).collect(), bundles: Vec::new() };
+        let lengths = config.prefill.iter().filter_map(|t| padded(*t)).take(LENGTHS);
+        let inner = Inner { wanted: lengths.collect(), bundles: Vec::new() };
         Stock {
             inner: Mutex::new(inner),
             sessions: watch::Sender::new(0),

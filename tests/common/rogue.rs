@@ -152,9 +152,15 @@ impl Rogue {
         let lost = |e: quinn::ConnectionError| TransportError::Connection(e.to_string());
         let spoil = |to: Role| if to == victim { at } else { usize::MAX };
         let mut held = Held::default();
-        let (mut tx, mut rx) = self.client.as_ref().unwrap().accept_bi().await.map_err(lost)?;
-        let request = receive(&mut rx, 1 << 20).await?;
-        let Message::Request { session, tokens, .. } = request else { panic!("{request:?} in place of a request") };
+        let (mut tx, rx, session, tokens) = loop {
+            let (tx, mut rx) = self.client.as_ref().unwrap().accept_bi().await.map_err(lost)?;
+            match receive(&mut rx, 1 << 20).await? {
+                // Shown once on every connection.
+                Message::Token { .. } => {}
+                Message::Request { session, tokens, .. } => break (tx, rx, session, tokens),
+                m => panic!("{m:?} in place of a request"),
+            }
+        };
         send(&mut tx, &Message::Accept).await?;
         held.0.push((tx, rx));
         let p = self.planner.program(tokens as usize).unwrap();
