@@ -160,9 +160,11 @@ fn start(party: Arc<Party>, from: &Link, tx: SendStream, rx: RecvStream, p: &Pre
             Ok::<(), Fail>(())
         };
         let _ = kept.await;
-        // Still here: nobody used it.
-        if lock(&here.pool.halves).remove(&bundle).is_some() {
+        let unused = lock(&here.pool.halves).remove(&bundle);
+        if let Some(half) = unused {
             here.counters.bundles_dropped.fetch_add(1, Relaxed);
+            // Wiping takes a while: beside the network's thread, and before this task and its streams end with the half.
+            let _ = tokio::task::spawn_blocking(move || drop(half)).await;
         }
     };
     // The task cannot look for its half before it is here: both happen under the lock.
