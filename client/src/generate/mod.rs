@@ -4,6 +4,8 @@
 //! here, so no sampler setting, stop string or template reaches them. What they do see is each fed length (the prompt's
 //! new part, then one token at a time) and that a later turn continues an earlier one when its cache is reused.
 //!
+//! Tokens and logits are zeroized when they are dropped; text is the caller's.
+//!
 //! [`Codec`] holds a model's tokenizer files, [`Conversation`] a cache, [`Generation`] one answer.
 
 mod codec;

@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
+use zeroize::Zeroizing;
 
 use super::{GenerateError, parameter};
 
@@ -111,7 +112,7 @@ impl Sampler {
     /// [`GenerateError::Logits`] if no logit is finite; a bias for a token that the model does not have.
     pub fn sample(&mut self, logits: &[f32], prompt: &[u32], answer: &[u32]) -> Result<u32, GenerateError> {
         let p = &self.params;
-        let mut z: Vec<f64> = logits.iter().map(|&l| number(f64::from(l))).collect();
+        let mut z: Zeroizing<Vec<f64>> = Zeroizing::new(logits.iter().map(|&l| number(f64::from(l))).collect());
         for &(token, bias) in &p.logit_bias {
             match z.get_mut(token as usize) {
                 Some(z) => *z += bias,
@@ -121,7 +122,8 @@ impl Sampler {
         penalise(p, &mut z, prompt, answer);
 
         // Candidates, most probable first; ties go to the lower id, so that greedy and drawn answers are repeatable.
-        let mut c: Vec<(u32, f64)> = (0u32..).zip(z).filter(|(_, z)| *z > f64::NEG_INFINITY).collect();
+        let finite = (0u32..).zip(z.iter().copied()).filter(|(_, z)| *z > f64::NEG_INFINITY);
+        let mut c: Zeroizing<Vec<(u32, f64)>> = Zeroizing::new(finite.collect());
         let down = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         let Some(&(best, top)) = c.iter().min_by(|a, b| down(a, b)) else {
             return Err(GenerateError::Logits(format!("none of {} is finite", logits.len())));
@@ -152,7 +154,7 @@ impl Sampler {
         }
         // 53 uniform bits: every f64 in [0, 1) of that spacing.
         let mut left = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * total;
-        for (token, z) in &c {
+        for (token, z) in c.iter() {
             left -= z.exp();
             if left < 0.0 {
                 return Ok(*token);
