@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod generate;
+pub mod serve;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -1,6 +1,9 @@
 //! A byte-level tokenizer and a plaintext toy model: what the private engine is replaced by in these tests.
 #![allow(dead_code)] // Each test file uses its own part.
 
+pub mod endpoint;
+pub mod http;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -68,10 +71,17 @@ pub fn byte_level() -> Tokenizer {
 }
 
 pub fn codec(context: usize) -> Codec {
+    codec_of(context, Some(ChatTemplate::new(CHATML, BTreeMap::new()).unwrap()))
+}
+
+pub fn codec_without_template(context: usize) -> Codec {
+    codec_of(context, None)
+}
+
+fn codec_of(context: usize, template: Option<ChatTemplate>) -> Codec {
     let t = byte_level();
     let eos = ["<|im_end|>", "<|endoftext|>"].map(|e| t.token_to_id(e).unwrap());
-    let template = ChatTemplate::new(CHATML, BTreeMap::new()).unwrap();
-    Codec::new(t, Some(template), eos.into_iter().collect(), context).unwrap()
+    Codec::new(t, template, eos.into_iter().collect(), context).unwrap()
 }
 
 /// What a test sees and steers of its decoders.
