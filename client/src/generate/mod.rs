@@ -28,6 +28,8 @@ pub use sampling::{Sampler, Sampling, TokenLogprob, logprob};
 pub use stop::StopMatcher;
 pub use template::{ChatTemplate, Message};
 
+pub(crate) use python::civil;
+
 /// Which positions of a feed come back as logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Positions {

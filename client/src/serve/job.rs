@@ -22,6 +22,7 @@ pub struct Usage {
     pub prompt: usize,
     pub reused: usize,
     pub answer: usize,
+    pub load: Duration,
     pub prefill: Duration,
     pub answering: Duration,
 }
@@ -34,6 +35,7 @@ pub struct Job {
     conversation: Conversation,
     prompt: Prompt,
     keep: Duration,
+    load: Duration,
 }
 
 /// A whole answer.
@@ -58,13 +60,14 @@ impl Job {
         prompt: Prompt,
         keep: Duration,
     ) -> Result<Job, ApiError> {
+        let started = Instant::now();
         let text = generator(model)?;
         let conversation = match endpoint.pool.take(&model.name, &prompt.tokens) {
             Some(c) => c,
             None => Conversation::new(text.open.open().await?),
         };
         let (endpoint, codec, model) = (Arc::clone(endpoint), Arc::clone(&text.codec), Arc::clone(model));
-        Ok(Job { model, codec, endpoint, conversation, prompt, keep })
+        Ok(Job { model, codec, endpoint, conversation, prompt, keep, load: started.elapsed() })
     }
 
     /// The tokens of the prompt.
@@ -83,7 +86,7 @@ impl Job {
     /// The decoder's.
     pub async fn begin(&mut self) -> Result<(Running<'_>, Vec<TokenLogprob>), ApiError> {
         let started = Instant::now();
-        let usage = Usage { prompt: self.prompt.tokens.len(), ..Usage::default() };
+        let usage = Usage { prompt: self.prompt.tokens.len(), load: self.load, ..Usage::default() };
         let request = self.prompt.request.clone();
         let mut generation = self.conversation.generate(&self.codec, &self.prompt.tokens, request)?;
         let scores = generation.prefill().await?;

@@ -1,4 +1,4 @@
-//! The local endpoint: OpenAI's HTTP interface in front of private models, on the client's own machine.
+//! The local endpoint: OpenAI's and Ollama's HTTP interfaces in front of private models, on the client's own machine.
 //!
 //! Requests and answers are plaintext here, so this is part of the client and never of a party. It listens on loopback by
 //! default; whoever listens elsewhere needs a token and puts TLS in front. Every request passes the guard (`Host` and
@@ -16,6 +16,7 @@ mod fields;
 mod guard;
 mod job;
 mod logprobs;
+mod ollama;
 mod openai;
 mod pool;
 mod registry;
@@ -40,7 +41,7 @@ use zeroize::Zeroizing;
 use error::ApiError;
 use pool::Pool;
 
-pub use registry::{About, Embedder, Model, OpenDecoder, Registry, TextModel};
+pub use registry::{About, Embedder, Model, OpenDecoder, Progress, Puller, Registry, TextModel};
 
 /// How the endpoint behaves.
 #[derive(Clone)]
@@ -168,12 +169,13 @@ impl Endpoint {
         }
     }
 
-    /// The routes behind the guard.
+    /// The routes of both dialects behind the guard.
     pub fn router(self: &Arc<Self>) -> Router {
         let refuse =
             |status, message: &'static str| move || async move { ApiError::new(status, message).into_response() };
         Router::new()
             .merge(openai::routes())
+            .merge(ollama::routes())
             .fallback(refuse(404, "there is no such route"))
             .method_not_allowed_fallback(refuse(405, "this route does not take that method"))
             .layer(axum::middleware::from_fn_with_state(Arc::clone(self), guard::guard))

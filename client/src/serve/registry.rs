@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use tokio::sync::mpsc;
+
 use crate::ClientError;
 use crate::generate::{Boxed, Codec, Decoder};
 
@@ -37,6 +39,26 @@ pub trait Embedder: Send + Sync {
     /// # Errors
     /// What the parties or the link to them said.
     fn embed<'a>(&'a self, tokens: &'a [u32]) -> Boxed<'a, Result<Vec<f64>, ClientError>>;
+}
+
+/// Fetches models by name.
+pub trait Puller: Send + Sync {
+    /// Fetches a model, telling how far it is; a receiver that is gone is no error.
+    ///
+    /// # Errors
+    /// No such model, or it cannot be fetched.
+    fn pull<'a>(&'a self, name: &'a str, progress: mpsc::Sender<Progress>) -> Boxed<'a, Result<Model, ClientError>>;
+}
+
+/// How far a file is.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// The file's digest or name.
+    pub digest: String,
+    /// Bytes in all.
+    pub total: u64,
+    /// Bytes that are there.
+    pub completed: u64,
 }
 
 /// What clients are told about a model.
@@ -80,6 +102,7 @@ pub struct Model {
 #[derive(Default)]
 pub struct Registry {
     models: RwLock<BTreeMap<String, Arc<Model>>>,
+    pub(super) puller: Option<Arc<dyn Puller>>,
 }
 
 impl Registry {
@@ -88,6 +111,11 @@ impl Registry {
         let r = Registry::default();
         models.into_iter().for_each(|m| r.insert(m));
         r
+    }
+
+    /// With somewhere to fetch more models from.
+    pub fn with_puller(self, puller: Arc<dyn Puller>) -> Registry {
+        Registry { puller: Some(puller), ..self }
     }
 
     /// Adds a model, or replaces the one of that name.

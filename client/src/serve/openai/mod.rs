@@ -21,6 +21,9 @@ use super::fields::Fields;
 use super::job::{Usage, find};
 use super::registry::Model;
 
+pub use chat::messages;
+pub use params::reason;
+
 type Answered = Result<Response<Body>, ApiError>;
 
 pub fn routes() -> Router<Arc<Endpoint>> {
