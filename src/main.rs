@@ -5,11 +5,13 @@ mod demo;
 mod doctor;
 mod embed;
 mod fetch;
+mod generate;
 mod keys;
 mod local;
 mod party;
 mod plan;
 mod rates;
+mod serve;
 
 use std::path::PathBuf;
 
@@ -42,6 +44,12 @@ enum Command {
     /// Embed texts privately
     #[command(after_help = embed::EXAMPLES)]
     Embed(embed::Args),
+    /// Continue a text privately
+    #[command(after_help = generate::EXAMPLES)]
+    Generate(generate::Args),
+    /// Serve OpenAI's and Ollama's APIs on this machine, so that existing applications become private
+    #[command(after_help = serve::EXAMPLES)]
+    Serve(serve::Args),
     /// Show what a model costs: every operation with shape, ring, rounds, bytes, and a predicted time
     #[command(after_help = plan::EXAMPLES)]
     Plan(plan::Args),
@@ -138,6 +146,8 @@ fn run(command: Command) -> Result<()> {
         Command::Demo(args) => interruptible(demo::run(args)),
         Command::Party(args) => runtime()?.block_on(party::run(args)),
         Command::Embed(args) => interruptible(embed::run(args)),
+        Command::Generate(args) => interruptible(generate::run(args)),
+        Command::Serve(args) => interruptible(serve::run(args)),
         Command::Plan(args) => plan::run(args),
         Command::Doctor(args) => interruptible(doctor::run(args)),
         Command::Keys(Keys::Party { name, dir }) => {

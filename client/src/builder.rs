@@ -12,7 +12,7 @@ use tokenizers::Tokenizer;
 use zeroize::Zeroizing;
 
 use crate::target::Target;
-use crate::{Client, ClientError, Parties};
+use crate::{Client, ClientError, Generator, Parties};
 
 /// Settings of a [`Client`]; parties and model are needed, the rest has defaults.
 #[derive(Clone, Debug)]
@@ -86,24 +86,43 @@ impl ClientBuilder {
         Ok(client)
     }
 
-    /// A client that has not dialled anyone yet.
-    pub(crate) async fn load(self) -> Result<Client, ClientError> {
+    /// Loads a decoder while all three parties are dialled at once.
+    ///
+    /// # Errors
+    /// Which setting, file or party is the trouble.
+    pub async fn generator(self) -> Result<Generator, ClientError> {
+        let deadline = self.deadline;
+        let (targets, token, dir) = self.settings()?;
+        let loaded = tokio::task::spawn_blocking(move || Generator::load(&dir, targets, token, deadline)).await;
+        let generator = loaded.map_err(|e| ClientError::Config(format!("loading: {e}")))??;
+        generator.connect().await?;
+        Ok(generator)
+    }
+
+    /// The parties, this client's token, and the model's directory.
+    fn settings(&self) -> Result<(Vec<Target>, Zeroizing<String>, PathBuf), ClientError> {
         let missing = |what: &str| ClientError::Config(format!("a client needs {what}"));
-        let parties = match (self.parties, self.parties_file) {
-            (Some(p), None) => p,
-            (None, Some(f)) => Parties::load(&f)?,
+        let parties = match (&self.parties, &self.parties_file) {
+            (Some(p), None) => p.clone(),
+            (None, Some(f)) => Parties::load(f)?,
             (None, None) => return Err(missing("its parties: ClientBuilder::parties or parties_file")),
             (Some(_), Some(_)) => return Err(missing("one source of parties, not parties and parties_file")),
         };
         parties.check()?;
-        let dir = self.model.ok_or_else(|| missing("the model's directory: ClientBuilder::model"))?;
+        let dir = self.model.clone().ok_or_else(|| missing("the model's directory: ClientBuilder::model"))?;
         let targets = parties.party.iter().map(|p| Target::new(p, &parties.token)).collect::<Result<Vec<_>, _>>()?;
+        Ok((targets, Zeroizing::new(parties.token.clone()), dir))
+    }
+
+    /// A client that has not dialled anyone yet.
+    pub(crate) async fn load(self) -> Result<Client, ClientError> {
+        let (targets, token, dir) = self.settings()?;
         // Reading and planning take a second or so; sockets go on meanwhile.
         let loaded = tokio::task::spawn_blocking(move || model(&dir)).await;
         let (model, planner, tokenizer) = loaded.map_err(|e| ClientError::Config(format!("loading: {e}")))??;
         Ok(Client {
             targets,
-            token: Zeroizing::new(parties.token.clone()),
+            token,
             model: Arc::new(model),
             planner,
             tokenizer,

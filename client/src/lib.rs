@@ -18,8 +18,12 @@
 
 mod builder;
 mod config;
+mod embedder;
 mod error;
 mod examine;
+pub mod generate;
+mod private;
+pub mod serve;
 mod session;
 mod shares;
 mod target;
@@ -41,6 +45,7 @@ pub use builder::ClientBuilder;
 pub use config::{Parties, Party};
 pub use error::ClientError;
 pub use examine::{Examined, Verdict};
+pub use private::{Generator, Sequence, Spent};
 pub use shares::Glimpse;
 use target::Target;
 

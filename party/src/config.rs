@@ -75,13 +75,24 @@ pub struct Limits {
     pub join_s: u64,
     /// Seconds a session may take.
     pub session_s: u64,
+    /// Seconds that a sequence may wait for its client's next token.
+    pub idle_s: u64,
     /// Seconds that running sessions get when the party is told to stop.
     pub drain_s: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { sessions: 16, connections: 256, tokens: 512, buffer_mb: 32, join_s: 5, session_s: 60, drain_s: 30 }
+        Limits {
+            sessions: 16,
+            connections: 256,
+            tokens: 512,
+            buffer_mb: 32,
+            join_s: 5,
+            session_s: 60,
+            idle_s: 300,
+            drain_s: 30,
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use quinn::{RecvStream, SendStream};
 use tacet_protocol::prg::Prg;
 use tacet_protocol::program::{Kind, Program};
 use tacet_protocol::ring::pack;
+use tacet_protocol::run::{DealerState, EvaluatorState};
 use tacet_protocol::{DealerSink, Error, EvaluatorIo, Role, run};
 use tacet_transport::{receive_step, send_step};
 use tokio::runtime::Handle;
@@ -126,6 +127,8 @@ pub struct Evaluation {
     pub prg: Prg,
     /// Its share of the input.
     pub input: Vec<Vec<u64>>,
+    /// What the program before this one in the session left.
+    pub state: EvaluatorState,
     /// The dealer's steps.
     pub dealt: UnboundedReceiver<Held>,
     /// Bound on openings that wait.
@@ -139,6 +142,7 @@ pub struct Evaluated {
     pub rounds: u32,
     pub opened: u64,
     pub dealt: u64,
+    pub state: EvaluatorState,
 }
 
 /// Evaluates with the other evaluator at the end of `peer`.
@@ -146,15 +150,16 @@ pub async fn evaluate(e: Evaluation, peer: (&mut SendStream, &mut RecvStream)) -
     let openings = openings(&e.plan);
     // One opening at most: the engine waits for the other's before it makes the next.
     let ((out_tx, mut out_rx), (back_tx, back), (done_tx, done)) = (mpsc::channel(1), channel(), oneshot::channel());
-    let Evaluation { plan, role, prg, input, dealt, room, place } = e;
+    let Evaluation { plan, role, prg, input, mut state, dealt, room, place } = e;
     spawn("evaluator", move || {
         let mut io = Io { dealt, out: out_tx, back, rounds: 0, opened: 0, received: 0 };
-        let share = run::evaluate(&plan, role, prg, input, &mut io).map(Zeroizing::new);
+        let share = run::evaluate_next(&plan, role, prg, input, &mut state, &mut io).map(Zeroizing::new);
         let evaluated = share.map(|s| Evaluated {
             share: pack(&s, plan.output_bits()),
             rounds: io.rounds,
             opened: io.opened,
             dealt: io.received,
+            state,
         });
         drop((io, place));
         let _ = done_tx.send(evaluated);
@@ -233,6 +238,21 @@ pub async fn deal(
     pace: Option<Pace>,
     place: Place,
 ) -> Result<Dealt, Fail> {
+    let mut one = Some((plan, prg));
+    deal_all(move || Ok(one.take()), streams, buffer, pace, place).await
+}
+
+/// A program to deal, with the generators of both evaluators' masks.
+pub type Dealable = (Arc<Program>, [Prg; 2]);
+
+/// Deals one program after another, each going on where the one before it ended, as far as the streams take it.
+pub async fn deal_all(
+    mut next: impl FnMut() -> Result<Option<Dealable>, Error> + Send + 'static,
+    streams: [&mut SendStream; 2],
+    buffer: usize,
+    pace: Option<Pace>,
+    place: Place,
+) -> Result<Dealt, Fail> {
     let ((s1, r1), (s2, r2), (done_tx, done)) = (channel(), channel(), oneshot::channel());
     let mut sink = Sink {
         to: [s1, s2],
@@ -244,8 +264,14 @@ pub async fn deal(
     };
     spawn("dealer", move || {
         let started = Instant::now();
-        let [p1, p2] = prg;
-        let dealt = run::deal(&plan, p1, p2, &mut sink);
+        let mut state = DealerState::default();
+        let mut all = || -> Result<(), Error> {
+            while let Some((plan, [p1, p2])) = next()? {
+                run::deal_next(&plan, p1, p2, &mut state, &mut sink)?;
+            }
+            Ok(())
+        };
+        let dealt = all();
         let dealt = dealt.map(|()| Dealt { bytes: sink.sent, time: started.elapsed().saturating_sub(sink.paused) });
         drop((sink, place));
         let _ = done_tx.send(dealt);

@@ -10,9 +10,11 @@ pub mod config;
 mod engine;
 mod fail;
 mod flow;
+mod generate;
 mod http;
 mod meeting;
 mod mesh;
+pub mod plans;
 mod pool;
 mod session;
 
@@ -23,8 +25,6 @@ use std::time::Duration;
 
 use quinn::Connection;
 use tacet_protocol::Role;
-use tacet_protocol::model::BertModel;
-use tacet_protocol::plan::Planner;
 use tacet_protocol::program::Program;
 use tacet_protocol::seal::SealKeyPair;
 use tacet_protocol::wire::SessionId;
@@ -33,6 +33,7 @@ use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use config::{Clients, Config};
+use plans::Plans;
 
 /// Why a party does not start or stops.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +86,7 @@ struct Party {
     clients: Clients,
     model: [u8; 32],
     plan: [u8; 32],
-    planner: Arc<Planner>,
+    plans: Plans,
     seal: SealKeyPair,
     programs: Mutex<HashMap<usize, Arc<Program>>>,
     links: Mutex<HashMap<Role, Link>>,
@@ -120,8 +121,8 @@ impl Party {
         if let Some(p) = lock(&self.programs).get(&tokens) {
             return Ok(Arc::clone(p));
         }
-        let planner = Arc::clone(&self.planner);
-        let planned = tokio::task::spawn_blocking(move || planner.program(tokens)).await;
+        let plans = self.plans.clone();
+        let planned = tokio::task::spawn_blocking(move || plans.first(tokens)).await;
         let p = Arc::new(planned.map_err(|_| fail::fail(fail::code::PROTOCOL, "planning stopped"))??);
         let mut cache = lock(&self.programs);
         if cache.len() >= 64 {
@@ -150,8 +151,7 @@ impl Party {
 /// # Errors
 /// A configuration, model or socket that cannot be used.
 pub async fn serve(config: Config) -> Result<(), PartyError> {
-    let model = BertModel::load(&config.model)?;
-    let planner = Planner::new(&model)?;
+    let (plans, model) = Plans::load(&config.model)?;
     let identity = Identity::from_pem(&config::read(&config.certificate)?, &config::read(&config.key)?)?;
     let seal = config::unhex(&config::read(&config.seal_key)?)
         .ok_or_else(|| PartyError::Config(format!("{}: 64 hex digits expected", config.seal_key.display())))?;
@@ -166,9 +166,9 @@ pub async fn serve(config: Config) -> Result<(), PartyError> {
     };
     let party = Arc::new(Party {
         clients: Clients::load(&config.clients)?,
-        model: model.digest(),
-        plan: planner.program(8)?.digest(),
-        planner: Arc::new(planner),
+        model,
+        plan: plans.first(8)?.digest(),
+        plans,
         seal: SealKeyPair::from_secret(seal),
         programs: Mutex::default(),
         links: Mutex::default(),
@@ -184,7 +184,6 @@ pub async fn serve(config: Config) -> Result<(), PartyError> {
         counters: Counters::default(),
         config,
     });
-    drop(model);
     if let Some(l) = http {
         tokio::spawn(http::serve(Arc::clone(&party), l));
     }
@@ -194,7 +193,8 @@ pub async fn serve(config: Config) -> Result<(), PartyError> {
             tokio::spawn(mesh::keep_dialling(Arc::clone(&party), quic.clone(), peer, dial));
         }
     }
-    if party.config.role == Role::Dealer {
+    // A sequence is dealt ahead of its client, not of its session.
+    if party.config.role == Role::Dealer && matches!(party.plans, Plans::Encoder(_)) {
         tokio::spawn(ahead::keep(Arc::clone(&party)));
     }
     eprintln!("listening role={:?} name={} listen={}", party.config.role, party.config.name, party.config.listen);

@@ -12,9 +12,10 @@ use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use tacet_protocol::Role;
 use tacet_protocol::prg::{Prg, SessionKey};
 use tacet_protocol::program::Program;
+use tacet_protocol::run::EvaluatorState;
 use tacet_protocol::seal::{self, SealContext};
 use tacet_protocol::wire::{CONTROL_LIMIT, Dealing, INPUT_OVERHEAD, Message, SessionId};
-use tacet_transport::{receive, send};
+use tacet_transport::{TransportError, receive, send};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{timeout, timeout_at};
 use zeroize::{Zeroize, Zeroizing};
@@ -22,6 +23,9 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::engine::{self, Evaluated, Evaluation, Place, Space, collect, dealt_steps};
 use crate::fail::{Fail, code, fail};
 use crate::flow::{self, Room};
+use crate::generate::{self, Sequence};
+use crate::meeting::Joined;
+use crate::plans::Plans;
 use crate::pool::ended;
 use crate::{Link, Party, lock};
 
@@ -153,6 +157,12 @@ async fn one(
         party.counters.failed.fetch_add(1, Relaxed);
         f
     };
+    if let Plans::Decoder(planner) = &party.plans {
+        let s = Sequence { session, planner: Arc::clone(planner), plan, place: place.clone() };
+        generate::serve(party, s, tx, rx).await.map_err(failed)?;
+        party.counters.completed.fetch_add(1, Relaxed);
+        return Ok(());
+    }
     let input = match party.config.role {
         Role::Dealer => Vec::new(),
         role => {
@@ -181,18 +191,37 @@ async fn one(
     Ok(sent?)
 }
 
+/// The frame with an evaluator's half of `len` bytes, sealed; none where the stream has ended.
+pub async fn next_frame(rx: &mut RecvStream, len: usize) -> Option<Result<Message, Fail>> {
+    match receive(rx, len + seal::OVERHEAD + INPUT_OVERHEAD).await {
+        Ok(m) => Some(Ok(m)),
+        Err(TransportError::Connection(_)) => None,
+        Err(e) => Some(Err(fail(code::REQUEST, e.to_string()))),
+    }
+}
+
+/// Opens an evaluator's half.
+pub fn opened(party: &Party, context: &SealContext, p: &Program, m: Message) -> Result<Vec<Vec<u64>>, Fail> {
+    let Message::Input { sealed } = m else {
+        return Err(fail(code::REQUEST, "a request is followed by its input"));
+    };
+    let refused = |e: tacet_protocol::Error| fail(code::REQUEST, e.to_string());
+    let plain = seal::open(&party.seal, context, &sealed).map_err(refused)?;
+    p.expand(context.role, &plain).map_err(refused)
+}
+
 /// An evaluator's share of the input, sealed, which follows the request.
-async fn input(party: &Party, rx: &mut RecvStream, context: &SealContext, p: &Program) -> Result<Vec<Vec<u64>>, Fail> {
-    let plain = p.half_len(context.role);
+pub async fn input(
+    party: &Party,
+    rx: &mut RecvStream,
+    context: &SealContext,
+    p: &Program,
+) -> Result<Vec<Vec<u64>>, Fail> {
     let limit = Duration::from_secs(party.config.limits.join_s);
-    let m = timeout(limit, receive(rx, plain + seal::OVERHEAD + INPUT_OVERHEAD)).await;
-    match m.map_err(|_| fail(code::DEADLINE, "no input followed the request"))? {
-        Ok(Message::Input { sealed }) => {
-            let plain = seal::open(&party.seal, context, &sealed).map_err(|e| fail(code::REQUEST, e.to_string()))?;
-            p.expand(context.role, &plain).map_err(|e| fail(code::REQUEST, e.to_string()))
-        }
-        Ok(_) => Err(fail(code::REQUEST, "a request is followed by its input")),
-        Err(e) => Err(fail(code::REQUEST, e.to_string())),
+    match timeout(limit, next_frame(rx, p.half_len(context.role))).await {
+        Err(_) => Err(fail(code::DEADLINE, "no input followed the request")),
+        Ok(None) => Err(fail(code::REQUEST, "the stream ended before its input")),
+        Ok(Some(m)) => opened(party, context, p, m?),
     }
 }
 
@@ -216,10 +245,17 @@ pub fn nonce() -> Result<[u8; 16], Fail> {
     Ok(n)
 }
 
-/// The generator that an evaluator and the dealer share for one session.
-fn session_prg(link: &Link, evaluator: Role, session: &SessionId, theirs: &[u8; 16], dealers: &[u8; 16]) -> Prg {
-    let label = if evaluator == Role::E1 { "dealer-e1" } else { "dealer-e2" };
-    Prg::new(&SessionKey::derive(&link.secret, label, session, theirs, dealers))
+/// The generator that an evaluator and the dealer share for program `n` of one session, each under a key of its own.
+pub fn session_prg(
+    link: &Link,
+    evaluator: Role,
+    n: usize,
+    session: &SessionId,
+    theirs: &[u8; 16],
+    dealers: &[u8; 16],
+) -> Prg {
+    let label = format!("dealer-{}/{n}", if evaluator == Role::E1 { "e1" } else { "e2" });
+    Prg::new(&SessionKey::derive(&link.secret, &label, session, theirs, dealers))
 }
 
 pub fn link(party: &Party, role: Role) -> Result<Link, Fail> {
@@ -234,23 +270,29 @@ fn not_joined(role: Role) -> Fail {
 }
 
 /// A place among the running sessions; E1 admitted this one, so it is free now or soon.
-async fn running(party: &Party, wait: Duration) -> Result<Place, Fail> {
+pub async fn running(party: &Party) -> Result<Place, Fail> {
+    let wait = Duration::from_secs(party.config.limits.join_s);
     let permit = timeout(wait, Arc::clone(&party.permits).acquire_owned()).await;
     let permit = permit.ok().and_then(Result::ok).map(Arc::new);
     permit.map(Some).ok_or_else(|| fail(code::BUSY, "all sessions are taken: try again shortly"))
 }
 
-/// An evaluator's part of a session. `gate` is its place where this party admits sessions.
-async fn evaluate(
-    party: &Party,
-    role: Role,
-    session: SessionId,
-    plan: Arc<Program>,
-    input: Vec<Vec<u64>>,
-    gate: Place,
-) -> Result<Message, Fail> {
-    let limits = &party.config.limits;
-    let wait = Duration::from_secs(limits.join_s);
+/// An evaluator's streams of one session.
+pub struct Met {
+    pub dealer: Link,
+    /// This evaluator's part of the session key's freshness.
+    pub ours: [u8; 16],
+    /// The dealer takes its end as the end of this party's part.
+    pub keep: SendStream,
+    pub from_dealer: RecvStream,
+    pub dealing: Dealing,
+    pub to_peer: SendStream,
+    pub from_peer: RecvStream,
+}
+
+/// Joins the dealer and meets the other evaluator.
+pub async fn meet(party: &Party, role: Role, session: SessionId) -> Result<Met, Fail> {
+    let wait = Duration::from_secs(party.config.limits.join_s);
     let dealer = link(party, Role::Dealer)?;
     let ours = nonce()?;
     let opened = async {
@@ -272,15 +314,36 @@ async fn evaluate(
         Ok((tx, rx))
     };
     let opened = async { timeout(wait, opened).await.unwrap_or_else(|_| Err(not_joined(Role::Dealer))) };
-    // The dealer takes the end of the first stream as the end of this party's part.
-    let ((_keep, mut from_dealer, dealing), (mut to_peer, mut from_peer)) = tokio::try_join!(opened, met)?;
-    let place = if role == Role::E1 { gate } else { running(party, wait).await? };
+    let ((keep, from_dealer, dealing), (to_peer, from_peer)) = tokio::try_join!(opened, met)?;
+    Ok(Met { dealer, ours, keep, from_dealer, dealing, to_peer, from_peer })
+}
+
+/// Both evaluators' streams at the dealer.
+pub async fn both(party: &Party, session: SessionId) -> Result<(Joined, Joined), Fail> {
+    let wait = Duration::from_secs(party.config.limits.join_s);
+    let join = |r: Role| async move { party.meeting.take((session, r), wait).await.ok_or_else(|| not_joined(r)) };
+    tokio::try_join!(join(Role::E1), join(Role::E2))
+}
+
+/// An evaluator's part of a session. `gate` is its place where this party admits sessions.
+async fn evaluate(
+    party: &Party,
+    role: Role,
+    session: SessionId,
+    plan: Arc<Program>,
+    input: Vec<Vec<u64>>,
+    gate: Place,
+) -> Result<Message, Fail> {
+    let limits = &party.config.limits;
+    let Met { dealer, ours, keep: _keep, mut from_dealer, dealing, mut to_peer, mut from_peer } =
+        meet(party, role, session).await?;
+    let place = if role == Role::E1 { gate } else { running(party).await? };
     let started = Instant::now();
     let steps = dealt_steps(&plan, role);
     let (prg, dealt, fresh, _stream) = match dealing {
         Dealing::Fresh { nonce } => {
             let (to, dealt) = flow::channel();
-            (session_prg(&dealer, role, &session, &ours, &nonce), dealt, Some(to), None)
+            (session_prg(&dealer, role, 0, &session, &ours, &nonce), dealt, Some(to), None)
         }
         Dealing::Ahead { bundle } => {
             let half = party.pool.take(&bundle, &plan)?;
@@ -295,22 +358,22 @@ async fn evaluate(
         }
     };
     let room = Room::new(limits.buffer());
-    let work =
-        engine::evaluate(Evaluation { plan, role, prg, input, dealt, room, place }, (&mut to_peer, &mut from_peer));
+    let work = engine::evaluate(
+        Evaluation { plan, role, prg, input, state: EvaluatorState::default(), dealt, room, place },
+        (&mut to_peer, &mut from_peer),
+    );
     let (done, ()) = tokio::try_join!(work, arriving)?;
     let _ = to_peer.finish();
     party.counters.opened.fetch_add(done.opened, Relaxed);
     party.counters.dealt.fetch_add(done.dealt, Relaxed);
-    let Evaluated { share, rounds, opened, dealt } = done;
+    let Evaluated { share, rounds, opened, dealt, .. } = done;
     Ok(Message::Output { share, rounds, opened, dealt, online_us: started.elapsed().as_micros() as u64 })
 }
 
 /// The dealer's part of a session: hands out a bundle or deals, and stays until both evaluators are done.
 async fn deal(party: &Party, session: SessionId, plan: Arc<Program>) -> Result<Message, Fail> {
-    let wait = Duration::from_secs(party.config.limits.join_s);
-    let join = |r: Role| async move { party.meeting.take((session, r), wait).await.ok_or_else(|| not_joined(r)) };
-    let (mut j1, mut j2) = tokio::try_join!(join(Role::E1), join(Role::E2))?;
-    let place = running(party, wait).await?;
+    let (mut j1, mut j2) = both(party, session).await?;
+    let place = running(party).await?;
     let _busy = party.stock.busy();
     let mut bundle = party.stock.take(&plan, [&j1.link, &j2.link]);
     let ours = nonce()?;
@@ -327,7 +390,7 @@ async fn deal(party: &Party, session: SessionId, plan: Arc<Program>) -> Result<M
         }
         None => {
             let prg =
-                [(Role::E1, &j1), (Role::E2, &j2)].map(|(r, j)| session_prg(&j.link, r, &session, &j.nonce, &ours));
+                [(Role::E1, &j1), (Role::E2, &j2)].map(|(r, j)| session_prg(&j.link, r, 0, &session, &j.nonce, &ours));
             let buffer = party.config.limits.buffer();
             let dealt = engine::deal(plan, prg, [&mut j1.tx, &mut j2.tx], buffer, None, place.clone()).await?;
             party.counters.dealt_fresh.fetch_add(1, Relaxed);

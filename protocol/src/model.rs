@@ -97,6 +97,15 @@ impl std::fmt::Debug for BertModel {
     }
 }
 
+/// Whether a directory's `config.json` says that it is an encoder of the BERT family; anything else is read as a decoder.
+pub fn is_encoder(dir: &Path) -> bool {
+    let kind = |bytes: Vec<u8>| serde_json::from_slice::<serde_json::Value>(&bytes).ok();
+    match config::read(&dir.join("config.json")).ok().and_then(kind) {
+        Some(c) => c.get("model_type").is_none_or(|t| t == "bert"),
+        None => false,
+    }
+}
+
 impl BertModel {
     /// Reads `config.json`, `model.safetensors` and the sentence-transformers files of a directory.
     pub fn load(dir: &Path) -> Result<BertModel, Error> {

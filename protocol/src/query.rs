@@ -9,6 +9,7 @@
 //! The first evaluator's half is the seed it expands from; the second's is the input less that expansion. Each alone is
 //! uniform, and both have a length that depends on `T` only.
 
+use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::prg::{Prg, SessionKey};
@@ -22,6 +23,16 @@ pub const LENGTHS: [usize; 12] = [8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384,
 /// The shortest of [`LENGTHS`] that holds `tokens`.
 pub fn padded(tokens: usize) -> Option<usize> {
     LENGTHS.into_iter().find(|l| tokens <= *l)
+}
+
+/// What the input of the step after `past` positions is sealed for, in place of a program's own digest: no input serves
+/// two steps.
+pub fn step_digest(first: &[u8; 32], past: usize) -> [u8; 32] {
+    let mut h = Sha256::new();
+    h.update(b"tacet step 1");
+    h.update(first);
+    h.update((past as u64).to_le_bytes());
+    h.finalize().into()
 }
 
 /// What the two evaluators are sent.

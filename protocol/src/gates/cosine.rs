@@ -3,7 +3,7 @@
 //! `cos(t (m - l)) = cos(t m) cos(t l) + sin(t m) sin(t l)`: two dealt elements a harmonic. Public factors are integer
 //! products with a table from `libm`, equal on every machine.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use super::{Deal, Dealt, Masked, Take};
 use crate::Error;
@@ -19,7 +19,7 @@ pub struct Cosine {
     /// Rows.
     pub rows: usize,
     /// Per column, the coefficients `a_0, a_1, ..`.
-    pub coef: Vec<Vec<f64>>,
+    pub coef: Arc<Vec<Vec<f64>>>,
     /// The period is `2^period` units.
     pub period: u32,
     /// Scale of the result is `2^f_out`.
@@ -58,7 +58,7 @@ impl Cosine {
         let tab: Vec<u64> = TABLE.iter().map(|v| ((v + (1 << drop >> 1)) >> drop) as i64 as u64).collect();
         let mut v = Vec::with_capacity(self.rows * self.harmonics() * 2);
         for row in lam.chunks_exact(self.coef.len()) {
-            for (&l, c) in row.iter().zip(&self.coef) {
+            for (&l, c) in row.iter().zip(self.coef.iter()) {
                 for j in 1..c.len() as u64 {
                     let (a, b) = self.phase(l, j);
                     v.extend([tab[a], tab[b]]);
@@ -92,7 +92,7 @@ impl Cosine {
         let mut pairs = dealt.chunks_exact(2);
         let mut out = Vec::with_capacity(x.m.len());
         for row in x.m.chunks_exact(self.coef.len()) {
-            for ((&m, c), a) in row.iter().zip(&int).zip(&self.coef) {
+            for ((&m, c), a) in row.iter().zip(&int).zip(self.coef.iter()) {
                 let mut y = if t.leads() { libm::round(a[0] * 2f64.powi(self.f_out as i32)) as i64 as u64 } else { 0 };
                 for (j, p) in (1..c.len()).zip(&mut pairs) {
                     let (i, k) = self.phase(m, j as u64);
@@ -182,7 +182,7 @@ mod tests {
             let (x, lam, e) = masked(&x, 31, false);
             // One column a value, so that columns of different series stand side by side.
             let coef: Vec<Vec<f64>> = (0..x.len()).map(|i| if i % 3 == 2 { vec![0.25] } else { c.clone() }).collect();
-            let g = Cosine { rows: 1, coef, period: 30, f_out: 18, f_deal: 10, k_out: 24 };
+            let g = Cosine { rows: 1, coef: Arc::new(coef), period: 30, f_out: 18, f_deal: 10, k_out: 24 };
             let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
             for (i, (x, y)) in x.iter().zip(add(&s, 24)).enumerate() {
                 let x = crate::ring::signed(*x, 31) as f64 * ulp;

@@ -9,6 +9,8 @@
 //! masks. A masked value may be read by any number of products, so nothing is opened again. Bits that say which rows of
 //! the first program are padding stay as shares; rows of later programs are never padding.
 
+use std::sync::Arc;
+
 use super::attention::{Attend, level_bits};
 use super::build::Build;
 use super::decoder::{
@@ -183,7 +185,7 @@ impl Emit<'_> {
         let linear = self.b.rescale("linear part", h, 0, width, &half, &[], k, unit, bound);
         let even = self.b.value("even part", &[rows, width], k, unit, bound);
         let f_out = m.f_activated as u32;
-        let coef = m.series.clone();
+        let coef = Arc::clone(&m.series);
         let series = Cosine { rows, coef, period: m.act.k - 1, f_out, f_deal: 12, k_out: k };
         self.b.op(Kind::Cosine(series), &[h], &[even]);
         let mut g = self.b.add("activated", linear, even);
@@ -258,5 +260,5 @@ pub fn program(p: &DecoderPlanner, marked: usize, past: usize, rows: usize, ever
         digest: [0; 32],
     };
     prove(&program)?;
-    Ok(program.seal(&p.model))
+    Ok(if first { program.seal(&p.model) } else { program })
 }

@@ -7,6 +7,8 @@
 //! convex combinations of values; `|silu(g)| <= |g|` and `|gelu(h)| <= |h|`. The residual's own bound is the embedding's
 //! plus what every block can add, and decides the ring in which its square is summed.
 
+use std::sync::Arc;
+
 use super::attention::attention_ring;
 use super::linalg::{Matrix, eigenvalue_bound, norm};
 use super::{Layer, SLACK, dot, max, pow2, quantise, refuse};
@@ -58,7 +60,7 @@ pub struct PreNorm {
 pub struct MlpPlan {
     /// What the nonlinearity is applied to; its period is `2^(k - 1)` units.
     pub act: Wide,
-    pub series: Vec<Vec<f64>>,
+    pub series: Arc<Vec<Vec<f64>>>,
     /// Scale of its result.
     pub f_activated: i32,
     /// What multiplies it, and its scale.
@@ -145,6 +147,9 @@ impl DecoderPlanner {
 
     /// The program for `rows` new positions after `past` ones, the first `marked` of all of which may be padding (none, or
     /// those of the first program): logits of the last position, or of all new ones if `every`.
+    ///
+    /// The first program of a sequence carries the digest over the model that all later ones follow from; theirs is zero,
+    /// since spelling out every parameter would take longer than to run them.
     ///
     /// # Errors
     /// [`Error::Plan`] for a sequence that is too long.
@@ -388,6 +393,7 @@ fn mlp(name: &str, c: &Config, l: &DecoderLayer, f: i32) -> Result<(MlpPlan, f64
         .or(scales.next_back())
         .unwrap_or((0, 0));
     let down = wide(&format!("{name} down"), &rows, &bias, &bounds, f_activated + f_up)?;
+    let series = Arc::new(series);
     Ok((MlpPlan { act, series, f_activated, times, f_up, down }, norm(&bounds) * SLACK))
 }
 

@@ -1,5 +1,7 @@
 //! The encoder as a list of operations; reads like the table of a transformer block.
 
+use std::sync::Arc;
+
 use super::attention::{Attend, attention_ring, level_bits};
 use super::build::{Build, log2_ceil, scales};
 use super::prove::prove;
@@ -120,7 +122,7 @@ impl Emit<'_> {
         let even = self.b.value("GELU even part", &[t, width], b.k_gelu, unit, bound);
         let series = Cosine {
             rows: t,
-            coef: b.gelu.clone(),
+            coef: Arc::clone(&b.gelu),
             period: K_GELU_IN - 1,
             f_out: F_GELU_OUT,
             f_deal: 10,
