@@ -215,6 +215,11 @@ impl Config {
         within("limits.connections", l.connections, 1..=1 << 20)?;
         within("limits.tokens", l.tokens, 1..=1 << 16)?;
         within("limits.buffer_mb", l.buffer_mb, 1..=4096)?;
+        for (name, seconds) in
+            [("limits.join_s", l.join_s), ("limits.session_s", l.session_s), ("limits.idle_s", l.idle_s)]
+        {
+            within(name, seconds as usize, 1..=1 << 20)?;
+        }
         within("pool.bundles", c.pool.bundles, 0..=4096)?;
         for tokens in &c.pool.prefill {
             within("pool.prefill", *tokens, 1..=l.tokens)?;

@@ -1,0 +1,182 @@
+//! Private generation end to end: three party processes, real QUIC, a real trained Llama, and what happens when something
+//! goes wrong. The model comes from `TACET_SHARED` or `../shared`; without it every test says that it was skipped.
+
+#[path = "../src/keys.rs"]
+#[allow(dead_code)]
+mod keys;
+#[path = "../src/local.rs"]
+#[allow(dead_code)]
+mod local;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use local::Lane;
+use tacet_client::generate::{Decoder, Positions};
+use tacet_client::{Client, ClientError, Generator};
+use tacet_party::config::Limits;
+use tacet_protocol::model::decoder::DecoderModel;
+use tacet_protocol::plan::DecoderPlanner;
+
+fn model() -> Option<PathBuf> {
+    let base = std::env::var_os("TACET_SHARED")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
+    let dir = base.join("data/stories260k-hf");
+    if dir.is_dir() {
+        return Some(dir);
+    }
+    println!("skipped: {} is absent; TACET_SHARED names the folder that holds data/", dir.display());
+    None
+}
+
+fn lane(model: &Path, limits: Limits) -> Lane {
+    Lane::start(Path::new(env!("CARGO_BIN_EXE_tacet")), model, limits).unwrap()
+}
+
+async fn generator(lane: &Lane, model: &Path) -> Generator {
+    Client::builder().parties(lane.parties.clone()).model(model).generator().await.unwrap()
+}
+
+fn on_one_thread<F: Future>(f: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(f)
+}
+
+#[test]
+fn a_trained_model_goes_on_as_in_the_clear_at_the_planned_cost() {
+    let Some(dir) = model() else { return };
+    let steps = 60;
+    let o = Command::new(env!("CARGO_BIN_EXE_tacet"))
+        .args(["generate", "--local", "--model", dir.to_str().unwrap(), "--prompt", ""])
+        .args(["--max-tokens", &steps.to_string(), "--temperature", "0", "--json"])
+        .output()
+        .unwrap();
+    assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+    let v: serde_json::Value = serde_json::from_slice(&o.stdout).unwrap();
+    let reference: Vec<u64> = serde_json::from_slice(&std::fs::read(dir.join("greedy_200_ids.json")).unwrap()).unwrap();
+    let ids = |key: &str| v[key].as_array().unwrap().iter().map(|t| t.as_u64().unwrap()).collect::<Vec<u64>>();
+    let all = [ids("prompt_tokens"), ids("tokens")].concat();
+    // The closest of the reference's first 60 choices lead by far more than what is lost in fixed point.
+    assert_eq!(all, reference[..steps + 1]);
+
+    // The last token is never fed.
+    let planner = DecoderPlanner::new(&DecoderModel::load(&dir).unwrap()).unwrap();
+    let programs = std::iter::once((0, 8)).chain((8..8 + steps - 1).map(|past| (past, 1)));
+    let costs: Vec<_> = programs.map(|(past, rows)| planner.program(8, past, rows, false).unwrap().cost()).collect();
+    let spent = |key: &str| v["spent"][key].as_u64().unwrap();
+    assert_eq!(spent("steps"), costs.len() as u64);
+    assert_eq!(spent("rounds"), costs.iter().map(|c| u64::from(c.rounds)).sum::<u64>());
+    assert_eq!(spent("opened_bytes"), costs.iter().map(|c| c.opened_bytes).sum::<u64>());
+    assert_eq!(spent("dealt_bytes"), costs.iter().flat_map(|c| c.dealt_bytes).sum::<u64>());
+    assert!(costs[1..].iter().all(|c| c.rounds == 22 * 5 + 4));
+}
+
+#[test]
+fn forgetting_tokens_and_scoring_all_positions_give_the_same_logits() {
+    let Some(dir) = model() else { return };
+    let lane = lane(&dir, Limits::default());
+    on_one_thread(async {
+        let g = generator(&lane, &dir).await;
+        let tokens = [1, 403, 407, 261, 378];
+        let plain = g.model().logits(&tokens).unwrap();
+        let vocab = g.model().config.vocab;
+        let near = |got: &[f32], at: usize| {
+            let want = &plain[at * vocab..][..vocab];
+            let spread = want.iter().fold(0f64, |m, v| m.max(v.abs()));
+            got.iter().zip(want).all(|(a, b)| (f64::from(*a) - b).abs() < 0.02 * spread)
+        };
+        let mut s = g.sequence();
+        let all = s.feed(&tokens, Positions::All).await.unwrap();
+        assert!(all.len() == 5 && all.iter().enumerate().all(|(at, row)| near(row, at)));
+        s.truncate(3);
+        assert_eq!(s.len(), 3);
+        // The parties' sequence is gone; the next feed begins another with what is kept.
+        let last = s.feed(&tokens[3..], Positions::Last).await.unwrap();
+        assert!(last.len() == 1 && near(&last[0], 4));
+    });
+}
+
+#[test]
+fn a_killed_party_ends_a_sequence_and_a_client_that_leaves_frees_it() {
+    let Some(dir) = model() else { return };
+    for victim in 0..3 {
+        let mut lane = lane(&dir, Limits { sessions: 1, ..Limits::default() });
+        on_one_thread(async {
+            let g = generator(&lane, &dir).await;
+            // One after another in the only place there is: each has to be given back.
+            for _ in 0..3 {
+                let mut s = g.sequence();
+                s.feed(&[1, 403], Positions::Last).await.unwrap();
+                s.feed(&[407], Positions::Last).await.unwrap();
+            }
+            let mut s = g.sequence();
+            s.feed(&[1, 403], Positions::Last).await.unwrap();
+            lane.kill(victim);
+            let until = Instant::now() + Duration::from_secs(40);
+            let e = loop {
+                // The dealer deals ahead, so that a few tokens may still come after its end.
+                match s.feed(&[407], Positions::Last).await {
+                    Ok(_) => assert!(Instant::now() < until, "nobody misses party {victim}"),
+                    Err(e) => break e,
+                }
+            };
+            assert!(!matches!(e, ClientError::Deadline(_)) && Instant::now() < until, "{e}");
+        });
+    }
+}
+
+fn post(at: &str, token: &str, path: &str, body: &str) -> String {
+    let mut s = TcpStream::connect(at).unwrap();
+    s.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    write!(
+        s,
+        "POST {path} HTTP/1.1\r\nhost: {at}\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut out = String::new();
+    s.read_to_string(&mut out).unwrap();
+    out
+}
+
+#[test]
+fn the_endpoint_serves_both_dialects_over_the_parties() {
+    let Some(dir) = model() else { return };
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tacet"))
+        .args(["serve", "--local", "--model", dir.to_str().unwrap(), "--listen", "127.0.0.1:0"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let (mut at, mut token) = (String::new(), String::new());
+    while token.is_empty() {
+        let line = lines.next().expect("the endpoint says where it is").unwrap();
+        if let Some(rest) = line.strip_prefix("Ollama") {
+            at = rest.trim().trim_start_matches("http://").to_string();
+        } else if let Some(rest) = line.strip_prefix("token") {
+            token = rest.trim().to_string();
+        }
+    }
+    let openai = post(
+        &at,
+        &token,
+        "/v1/completions",
+        r#"{"model":"stories260k-hf","prompt":"Once upon a time","max_tokens":8,"temperature":0}"#,
+    );
+    let ollama = post(
+        &at,
+        &token,
+        "/api/generate",
+        r#"{"model":"stories260k-hf","prompt":"Once upon a time","stream":false,"raw":true,"options":{"num_predict":8,"temperature":0}}"#,
+    );
+    let unauthorised = post(&at, "guess", "/v1/completions", r#"{"model":"stories260k-hf","prompt":"x"}"#);
+    let _ = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+    let _ = child.wait();
+    for answer in [openai, ollama] {
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("there was a"), "{answer}");
+    }
+    assert!(unauthorised.starts_with("HTTP/1.1 401"), "{unauthorised}");
+}
