@@ -121,6 +121,7 @@ impl DecoderPlanner {
         let mut last_norm = pre_norm(c, residual);
         let bounds = row_bounds(c, &rows, &bias);
         let largest = rows.iter().flatten().fold(0f64, |m, w| m.max(w.abs())).max(1e-30);
+        last_norm.spare(c, "final norm", ring_of(&bounds, &vec![largest / WEIGHT; bounds.len()], 0))?;
         let head = wide_with("head", &rows, &bias, &bounds, last_norm.f, |_| largest / WEIGHT)?;
         last_norm.k = head.k;
         let norms = blocks.iter().flat_map(|b| [&b.attention_norm, &b.mlp_norm]).chain([&last_norm]);
@@ -194,13 +195,28 @@ pub fn norm_scales(c: &Config, n: &PreNorm) -> (u32, usize) {
     super::build::scales(hi, SMALLEST * norm_unit(c), 12.0)
 }
 
+impl PreNorm {
+    /// Gives up fraction bits where what reads the rows needs `needed` bits above them: the proven norm is far above what
+    /// rows have, and twelve bits of an inverse root of one are enough.
+    fn spare(&mut self, c: &Config, op: &str, needed: u32) -> Result<(), Error> {
+        self.f = self.f.min(WIDEST as i32 - needed as i32);
+        let least = residual_bits(c) + centred_bits(c) + 12;
+        if self.f < least {
+            return Err(refuse(op, format!("{least} fraction bits and {needed} above them are more than {WIDEST}")));
+        }
+        Ok(())
+    }
+}
+
+/// Bits by which centring scales a row.
+fn centred_bits(c: &Config) -> i32 {
+    if c.norm == NormKind::Layer { libm::ceil(libm::log2(c.hidden as f64)) as i32 } else { 0 }
+}
+
 fn pre_norm(c: &Config, input: f64) -> PreNorm {
     // Sixteen bits of the inverse root for rows of an eighth of the proven norm, more for smaller ones.
     let rms = input / libm::sqrt(c.hidden as f64);
-    let mut f = residual_bits(c) + 16 + libm::ceil(libm::log2((rms / 8.0).max(1.0))) as i32;
-    if c.norm == NormKind::Layer {
-        f += libm::ceil(libm::log2(c.hidden as f64)) as i32;
-    }
+    let f = residual_bits(c) + centred_bits(c) + 16 + libm::ceil(libm::log2((rms / 8.0).max(1.0))) as i32;
     PreNorm { input, f, k: 0 }
 }
 
@@ -230,6 +246,11 @@ fn row_bounds(c: &Config, rows: &[Vec<f64>], bias: &[f64]) -> Vec<f64> {
 
 fn largest(row: &[f64]) -> f64 {
     row.iter().fold(1e-30, |m, w| m.max(w.abs()))
+}
+
+/// Units that give each row's largest weight [`WEIGHT`].
+fn finest(rows: &[Vec<f64>]) -> Vec<f64> {
+    rows.iter().map(|r| largest(r) / WEIGHT).collect()
 }
 
 /// Bits that hold accumulators of these bounds, in units of weights times `2^-f`, four times over.
@@ -281,6 +302,7 @@ fn block(name: &str, c: &Config, l: &DecoderLayer, longest: usize, residual: &mu
     let all: Vec<Vec<f64>> = [q, k, v].concat();
     let bias: Vec<f64> = [cq, ck, cv].concat();
     let bounds = row_bounds(c, &all, &bias);
+    attention_norm.spare(c, &format!("{name} attention norm"), ring_of(&bounds, &finest(&all), 0))?;
     let qkv = wide(&format!("{name} query/key/value"), &all, &bias, &bounds, attention_norm.f)?;
     attention_norm.k = qkv.k;
     let acts = acting(c, &all);
@@ -332,7 +354,7 @@ fn block(name: &str, c: &Config, l: &DecoderLayer, longest: usize, residual: &mu
     *residual += norm(&bounds) * SLACK;
 
     let mut mlp_norm = pre_norm(c, *residual);
-    let (mlp, added) = mlp(name, c, l, mlp_norm.f)?;
+    let (mlp, added) = mlp(name, c, l, &mut mlp_norm)?;
     mlp_norm.k = mlp.act.k.max(mlp.times.as_ref().map_or(0, |w| w.k));
     *residual += added;
     let k_av = attention_ring(longest, value_bound, F_EXP);
@@ -352,7 +374,7 @@ fn block(name: &str, c: &Config, l: &DecoderLayer, longest: usize, residual: &mu
 }
 
 /// The MLP, and a bound on the norm of what it adds.
-fn mlp(name: &str, c: &Config, l: &DecoderLayer, f: i32) -> Result<(MlpPlan, f64), Error> {
+fn mlp(name: &str, c: &Config, l: &DecoderLayer, n: &mut PreNorm) -> Result<(MlpPlan, f64), Error> {
     let root = libm::sqrt(c.hidden as f64);
     let (act, up, down) = match &l.mlp {
         Mlp::Gated { gate, up, down } => (gate, Some(up), down),
@@ -360,6 +382,14 @@ fn mlp(name: &str, c: &Config, l: &DecoderLayer, f: i32) -> Result<(MlpPlan, f64
     };
     let (rows, bias) = on_normalised(act, &l.mlp_norm);
     let bounds = row_bounds(c, &rows, &bias);
+    let gated = up.map(|up| {
+        let (rows, bias) = on_normalised(up, &l.mlp_norm);
+        let bounds = row_bounds(c, &rows, &bias);
+        (rows, bias, bounds)
+    });
+    let needed = gated.as_ref().map_or(0, |(rows, _, bounds)| ring_of(bounds, &finest(rows), 0));
+    n.spare(c, &format!("{name} MLP norm"), needed.max(period(&rows, &ranges(&bounds), 0)))?;
+    let f = n.f;
     let (act, series) = activation(&format!("{name} nonlinearity"), c, &rows, &bias, &bounds, f)?;
     // Norm of what a layer gives, closely where that is affordable.
     let spread = |rows: &[Vec<f64>], bias: &[f64]| {
@@ -371,11 +401,9 @@ fn mlp(name: &str, c: &Config, l: &DecoderLayer, f: i32) -> Result<(MlpPlan, f64
         };
         sigma * root + norm(bias)
     };
-    let (times, given) = match up {
+    let (times, given) = match gated {
         None => (None, spread(&rows, &bias)),
-        Some(up) => {
-            let (up_rows, up_bias) = on_normalised(up, &l.mlp_norm);
-            let up_bounds = row_bounds(c, &up_rows, &up_bias);
+        Some((up_rows, up_bias, up_bounds)) => {
             let products: Vec<f64> = bounds.iter().zip(&up_bounds).map(|(a, b)| a * b).collect();
             let given = norm(&products).min(max(&bounds) * spread(&up_rows, &up_bias));
             (Some(wide(&format!("{name} up"), &up_rows, &up_bias, &up_bounds, f)?), given)
@@ -385,7 +413,7 @@ fn mlp(name: &str, c: &Config, l: &DecoderLayer, f: i32) -> Result<(MlpPlan, f64
     let bias = super::wide(&down.bias);
     let bounds: Vec<f64> = rows.iter().zip(&bias).map(|(r, b)| norm(r) * given * SLACK + b.abs()).collect();
     // As many bits as the ring has room for, and two of either at a time fewer.
-    let units: Vec<f64> = rows.iter().map(|r| largest(r) / WEIGHT).collect();
+    let units = finest(&rows);
     let mut scales = (0..3).map(|less| (F_ACTIVATED - 2 * less, if times.is_some() { F_UP - 2 * less } else { 0 }));
     let (f_activated, f_up) = scales
         .clone()
@@ -397,6 +425,17 @@ fn mlp(name: &str, c: &Config, l: &DecoderLayer, f: i32) -> Result<(MlpPlan, f64
     Ok((MlpPlan { act, series, f_activated, times, f_up, down }, norm(&bounds) * SLACK))
 }
 
+/// Ranges of a nonlinearity's inputs, in steps of two, so that few different series are fitted.
+fn ranges(bounds: &[f64]) -> Vec<f64> {
+    bounds.iter().map(|b| 2.0 * libm::ceil(b * SLACK / 2.0).max(1.0)).collect()
+}
+
+/// Ring of a nonlinearity's input, of which a series' period is half.
+fn period(rows: &[Vec<f64>], ranges: &[f64], f: i32) -> u32 {
+    let needed = |(r, range): (&Vec<f64>, &f64)| libm::log2(2.3 * range * WEIGHT / largest(r)) + f64::from(f + 1);
+    libm::floor(rows.iter().zip(ranges).map(needed).fold(f64::INFINITY, f64::min)).max(1.0) as u32
+}
+
 /// The layer before the nonlinearity: its units make each channel's series have the period `2^(k - 1)`.
 fn activation(
     op: &str,
@@ -406,11 +445,8 @@ fn activation(
     bounds: &[f64],
     f: i32,
 ) -> Result<(Wide, Vec<Vec<f64>>), Error> {
-    // Ranges in steps of two, so that few different series are fitted.
-    let ranges: Vec<f64> = bounds.iter().map(|b| 2.0 * libm::ceil(b * SLACK / 2.0).max(1.0)).collect();
-    let needed = |(r, range): (&Vec<f64>, &f64)| libm::log2(2.3 * range * WEIGHT / largest(r)) + f64::from(f + 1);
-    let k = rows.iter().zip(&ranges).map(needed).fold(f64::INFINITY, f64::min);
-    let k = libm::floor(k) as u32;
+    let ranges = ranges(bounds);
+    let k = period(rows, &ranges, f);
     if k > WIDEST {
         return Err(refuse(op, format!("inputs proven up to {:.0} need a ring of {k} bits", max(bounds))));
     }
