@@ -116,7 +116,8 @@ impl Lane {
     }
 
     fn wait(&mut self) -> Result<()> {
-        let until = Instant::now() + Duration::from_secs(30);
+        // Planning a large model takes its time, and three do it at once.
+        let until = Instant::now() + Duration::from_secs(180);
         loop {
             if self.http.iter().all(|a| ready(*a)) {
                 return Ok(());
@@ -128,7 +129,7 @@ impl Lane {
                 }
             }
             if Instant::now() > until {
-                bail!("the parties were not linked within 30 s");
+                bail!("the parties were not linked within 180 s");
             }
             std::thread::sleep(Duration::from_millis(20));
         }

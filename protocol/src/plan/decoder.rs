@@ -35,8 +35,9 @@ const F_ACTIVATED: i32 = 24;
 const F_UP: i32 = 13;
 /// Largest ring that the kernels' rescales take.
 const WIDEST: u32 = 62;
-/// Multiply-accumulates up to which the spectral norm of the MLPs is bounded closely; above, by the Frobenius norm.
-const CLOSE: usize = 6_000_000_000;
+/// Multiply-accumulates up to which the spectral norm of the MLPs is bounded closely (some ten seconds); above, by the
+/// Frobenius norm.
+const CLOSE: usize = 25_000_000_000;
 /// Smallest mean square that a norm resolves.
 const SMALLEST: f64 = 1e-3;
 

@@ -45,9 +45,15 @@ impl Matrix {
     pub fn gram_columns(&self) -> Matrix {
         let n = self.cols;
         let mut data = vec![0.0; n * n];
+        // The upper half; the lower is its mirror.
         for r in self.data.chunks_exact(n) {
             for (i, out) in data.chunks_exact_mut(n).enumerate() {
-                out.iter_mut().zip(r).for_each(|(o, v)| *o += r[i] * v);
+                out[i..].iter_mut().zip(&r[i..]).for_each(|(o, v)| *o += r[i] * v);
+            }
+        }
+        for i in 0..n {
+            for j in 0..i {
+                data[i * n + j] = data[j * n + i];
             }
         }
         Matrix { rows: n, cols: n, data }
