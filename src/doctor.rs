@@ -9,8 +9,7 @@ use clap::Args as ClapArgs;
 use serde::Serialize;
 use tacet_client::{Client, Examined, Verdict};
 use tacet_party::config::hex;
-use tacet_protocol::model::BertModel;
-use tacet_protocol::plan::Planner;
+use tacet_party::plans::Plans;
 use tacet_protocol::wire;
 
 use crate::fetch;
@@ -151,9 +150,9 @@ fn utc(s: u64) -> String {
 fn model(r: &mut Report, name: Option<&str>) -> Option<PathBuf> {
     let load = || -> Result<(PathBuf, String, String)> {
         let dir = fetch::model_dir(name)?;
-        let model = BertModel::load(&dir)?;
-        let plan = Planner::new(&model)?.program(8)?.digest();
-        Ok((dir, hex(&model.digest()), hex(&plan)))
+        let (plans, model) = Plans::load(&dir)?;
+        let plan = plans.first(8)?.digest();
+        Ok((dir, hex(&model), hex(&plan)))
     };
     match load() {
         Ok((dir, model, plan)) => {

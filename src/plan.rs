@@ -2,8 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
-use tacet_protocol::model::BertModel;
-use tacet_protocol::plan::Planner;
+use tacet_party::plans::Plans;
 use tacet_protocol::query::padded;
 
 use crate::fetch;
@@ -12,6 +11,7 @@ use crate::rates::Rates;
 pub const EXAMPLES: &str = "\
 Examples:
   tacet plan --tokens 128 --rtt 1ms --bandwidth 1Gbit
+  tacet plan models/SmolLM2-135M --tokens 64 --step
   tacet plan sentence-transformers/all-MiniLM-L6-v2 --tokens 32 --gmacs 40 --json
 
 Rounds and bytes are exact. Seconds are predicted: rounds times the round trip, bytes over the bandwidth, and the work at rates
@@ -24,6 +24,9 @@ pub struct Args {
     /// Tokens of a text; padded to the next of the lengths that parties see
     #[arg(long, default_value_t = 128)]
     tokens: usize,
+    /// Of a decoder, the step that adds one token after so many, in place of the prompt
+    #[arg(long)]
+    step: bool,
     /// Round-trip time between parties, such as 1ms or 200us
     #[arg(long, default_value = "100us")]
     rtt: String,
@@ -58,11 +61,14 @@ pub fn run(args: Args) -> Result<()> {
     if args.gmacs.is_some_and(|g| !(g.is_finite() && g > 0.0)) {
         bail!("--gmacs is not positive");
     }
-    let model = BertModel::load(&fetch::model_dir(args.model.as_deref())?)?;
-    let planner = Planner::new(&model)?;
-    let program = planner.program(padded(args.tokens).unwrap_or(args.tokens))?;
+    let (plans, _) = Plans::load(&fetch::model_dir(args.model.as_deref())?)?;
+    let program = match (&plans, args.step) {
+        (Plans::Decoder(p), true) => p.program(args.tokens, args.tokens, 1, false)?,
+        (Plans::Encoder(_), true) => bail!("--step is for decoders: an encoder takes a text at once"),
+        (_, false) => plans.first(padded(args.tokens).unwrap_or(args.tokens))?,
+    };
     let (cost, lines) = (program.cost(), program.describe());
-    let rates = Rates::measure(&planner.program(8)?, args.gmacs.map(|g| g * 1e9))?;
+    let rates = Rates::measure(&plans.first(8)?, args.gmacs.map(|g| g * 1e9))?;
     let times = rates.predict(&cost, rtt, bandwidth);
     if args.json {
         let v = serde_json::json!({
