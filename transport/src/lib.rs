@@ -299,11 +299,23 @@ pub async fn receive_step(r: &mut RecvStream, step: u32, len: usize) -> Result<Z
     // A frame of another length may be shorter than a step's header: the length decides before more is read.
     let (length, rest) = header.split_at_mut(4);
     r.read_exact(length).await.map_err(lost)?;
-    if length == &due[..4] {
-        r.read_exact(rest).await.map_err(lost)?;
+    let frame = |what: String| TransportError::Frame(format!("{what} where step {step} with {len} bytes was due"));
+    if length != &due[..4] {
+        let n = u32::from_le_bytes([length[0], length[1], length[2], length[3]]);
+        return Err(frame(format!("a frame of {n} bytes")));
+    }
+    r.read_exact(rest).await.map_err(lost)?;
+    let [version, kind] = [header[4], header[5]];
+    if version != due[4] {
+        let ours = due[4];
+        let text = format!("protocol version {version}; this side speaks {ours}: run the same release everywhere");
+        return Err(TransportError::Frame(text));
+    }
+    if kind != due[5] {
+        return Err(frame(format!("a frame of kind {kind}")));
     }
     if header != due {
-        return Err(TransportError::Frame(format!("another frame where step {step} with {len} bytes was due")));
+        return Err(frame("another step".into()));
     }
     read(r, len).await
 }
