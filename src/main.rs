@@ -123,6 +123,14 @@ fn main() {
     }
 }
 
+/// Prints a table; a reader that has seen enough of it is no failure.
+fn print(text: &str) -> Result<()> {
+    match std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
 /// One thread for all network work: a round is a few tens of microseconds there, a millisecond on a pool.
 fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)

@@ -1,5 +1,7 @@
 //! `tacet plan`: what a model costs before anything runs.
 
+use std::fmt::Write;
+
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
 use tacet_party::plans::Plans;
@@ -77,13 +79,16 @@ pub fn run(args: Args) -> Result<()> {
         println!("{}", serde_json::to_string(&v)?);
         return Ok(());
     }
-    println!(
+    let mut out = String::new();
+    writeln!(
+        out,
         "{:>4}  {:<14}{:>12}{:>5}{:>10}{:>9}{:>7}{:>11}{:>12}  makes",
         "step", "operation", "shape", "ring", "unit", "bound", "rounds", "opened", "dealt"
-    );
+    )?;
     for l in lines {
         let show = |v: f64| if v == 0.0 { "-".to_string() } else { format!("{v:.1e}") };
-        println!(
+        writeln!(
+            out,
             "{:>4}  {:<14}{:>12}{:>5}{:>10}{:>9}{:>7}{:>11}{:>12}  {}",
             l.index,
             l.op,
@@ -95,28 +100,34 @@ pub fn run(args: Args) -> Result<()> {
             l.opened_bytes,
             l.dealt_bytes,
             l.detail
-        );
+        )?;
     }
     let dealt: u64 = cost.dealt_bytes.iter().sum();
-    println!(
+    writeln!(
+        out,
         "\n{} rounds, {:.1} MB opened each way, {:.1} MB dealt, {:.2} G multiply-accumulates an evaluator",
         cost.rounds,
         cost.opened_bytes as f64 / 1e6,
         dealt as f64 / 1e6,
         cost.multiplications as f64 / 1e9,
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "rates of one thread: linear layers {:.1} GMAC/s ({}); dealing {:.0} MB/s, gates {:.0} MB/s dealt (measured on 8 tokens)",
         rates.macs / 1e9,
         if args.gmacs.is_some() { "as given" } else { "measured here" },
         rates.dealing / 1e6,
         rates.gates / 1e6
-    );
-    println!("predicted at {} and {}, each party on a machine like this one:", args.rtt, args.bandwidth);
-    println!("  evaluators {:.3} s, their network {:.3} s", times.compute_s, times.online_network_s);
-    println!("  dealer {:.3} s, its network {:.3} s", times.dealing_s, times.dealing_network_s);
-    println!("  a query: {:.3} s dealt ahead, {:.3} s dealt while it runs", times.dealt_ahead_s, times.dealt_beside_s);
-    Ok(())
+    )?;
+    writeln!(out, "predicted at {} and {}, each party on a machine like this one:", args.rtt, args.bandwidth)?;
+    writeln!(out, "  evaluators {:.3} s, their network {:.3} s", times.compute_s, times.online_network_s)?;
+    writeln!(out, "  dealer {:.3} s, its network {:.3} s", times.dealing_s, times.dealing_network_s)?;
+    writeln!(
+        out,
+        "  a query: {:.3} s dealt ahead, {:.3} s dealt while it runs",
+        times.dealt_ahead_s, times.dealt_beside_s
+    )?;
+    crate::print(&out)
 }
 
 #[cfg(test)]

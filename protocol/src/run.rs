@@ -88,7 +88,9 @@ pub fn deal_next(
 ) -> Result<(), Error> {
     let mut prg = [e1, e2];
     let last = last_use(p);
-    let mut lam: Vec<Vec<u64>> = vec![Vec::new(); p.values.len()];
+    // Wiped when dropped, also where the sink fails.
+    let mut masks_of = DealerState(vec![Vec::new(); p.values.len()]);
+    let lam = &mut masks_of.0;
     let kept = std::mem::take(&mut state.0);
     // A share that is kept has no mask.
     let fits = |v: usize, l: &Vec<u64>| l.is_empty() || l.len() == p.values[v].len();
@@ -148,7 +150,6 @@ pub fn deal_next(
         }
     }
     state.0 = p.carried[1].iter().map(|v| std::mem::take(&mut lam[*v])).collect();
-    lam.iter_mut().for_each(Zeroize::zeroize);
     Ok(())
 }
 
@@ -258,7 +259,7 @@ fn open(p: &Program, op: &Op, step: u32, prg: &mut Prg, st: &mut State, io: &mut
         sent.push(m);
     }
     let len = msg.len();
-    let got = io.exchange(step, msg)?;
+    let got = Zeroizing::new(io.exchange(step, msg)?);
     if got.len() != len {
         return Err(Error::Malformed {
             what: "opening",
@@ -270,8 +271,8 @@ fn open(p: &Program, op: &Op, step: u32, prg: &mut Prg, st: &mut State, io: &mut
         let f = &p.values[*v];
         let (head, tail) = rest.split_at(packed_len(f.len(), f.bits));
         rest = tail;
-        let theirs = unpack(head, f.len(), f.bits)?;
-        m.iter_mut().zip(theirs).for_each(|(a, b)| *a = combine(f.xor, *a, b) & mask(f.bits));
+        let theirs = Zeroizing::new(unpack(head, f.len(), f.bits)?);
+        m.iter_mut().zip(theirs.iter()).for_each(|(a, b)| *a = combine(f.xor, *a, *b) & mask(f.bits));
         st.masked[*out] = Masked { m, l };
     }
     Ok(())
