@@ -24,7 +24,7 @@ and the number of tokens that follow.";
 
 #[derive(ClapArgs)]
 pub struct Args {
-    /// Directory of a decoder model: Llama, Mistral, SmolLM2, Qwen2 or GPT-2, or a Llama GGUF file
+    /// Directory of a decoder model: Llama, Mistral, SmolLM2, Qwen2, Qwen3 or GPT-2, or a Llama GGUF file
     #[arg(long)]
     model: String,
     /// Text to continue; the model's begin token is put before it where the tokenizer has one

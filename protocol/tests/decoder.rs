@@ -106,7 +106,7 @@ struct Expected {
 #[test]
 fn every_family_agrees_with_transformers_in_prefill_and_in_steps() {
     let vectors = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
-    for name in ["llama", "llama3", "smollm2", "mistral", "qwen2", "gpt2", "gguf-q8_0"] {
+    for name in ["llama", "llama3", "smollm2", "mistral", "qwen2", "qwen3", "gpt2", "gguf-q8_0"] {
         let dir = vectors.join(name);
         let want: Expected = serde_json::from_slice(&std::fs::read(dir.join("expected.json")).unwrap()).unwrap();
         let model = DecoderModel::load(&dir).unwrap();
@@ -138,6 +138,7 @@ fn every_family_agrees_with_transformers_in_prefill_and_in_steps() {
             assert_eq!(top(got), top(want), "{name} steps");
         }
         assert!(worst(&prefill) <= 0.01 && worst(&decoded) <= 0.01, "{name}");
-        assert!(rounds <= 22 * layers + 4, "{name}");
+        let extra = if name == "qwen3" { 5 } else { 0 };
+        assert!(rounds <= (22 + extra) * layers + 4, "{name}");
     }
 }

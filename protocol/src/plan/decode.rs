@@ -1,6 +1,6 @@
 //! A decoder as a list of operations, for some new rows after some past ones: prefill and single steps alike.
 //!
-//! 22 rounds a block with a gated MLP, 21 without, and 4 at the end: a linear layer reads the product of the residual and
+//! 22 rounds a block with a gated MLP, 21 without, five more where heads have norms of their own, and 4 at the end: a linear layer reads the product of the residual and
 //! its norm's inverse root directly, in a ring wide enough for both scales, so neither normalised rows nor attention's
 //! outputs nor the MLP's products are opened for a rescale of their own. Programs of few rows spend dealt bytes to count
 //! the maximum's levels in one round less.
@@ -14,7 +14,8 @@ use std::sync::Arc;
 use super::attention::{Attend, level_bits};
 use super::build::Build;
 use super::decoder::{
-    BlockPlan, DecoderPlanner, F_EXP, F_OUT, F_RECIP, K_SCORE, MlpPlan, PreNorm, Wide, hidden_levels, residual_bits,
+    BlockPlan, DecoderPlanner, F_EXP, F_HEAD, F_HEAD_NORMED, F_OUT, F_RECIP, HeadNorm, K_SCORE, MlpPlan, PreNorm, Wide,
+    hidden_levels, residual_bits,
 };
 use super::prove::prove;
 use super::{F_VALUE, SLACK, pow2};
@@ -78,11 +79,33 @@ impl Emit<'_> {
         all
     }
 
-    /// Columns of masked accumulators to heads of queries or keys, rotated where the model rotates.
-    fn heads(&mut self, name: &str, acc: Id, first: usize, scale: &[f64], b: &BlockPlan) -> Id {
-        let stride = b.qkv.layer.ulp.len();
-        let s: Vec<f64> = b.qkv.layer.ulp[first..].iter().zip(scale).map(|(u, s)| u * s).collect();
-        let bound = s.iter().fold(0f64, |m, s| m.max(*s)) * b.qkv.layer.units * 2.0;
+    /// Queries and keys with each head normalised: masked, at `2^-F_HEAD_NORMED`, before gains. Five rounds.
+    fn normalised_heads(&mut self, acc: Id, n: &HeadNorm, b: &BlockPlan) -> Id {
+        let c = &self.p.config;
+        let (dim, heads, stride) = (c.head_dim, c.heads + c.kv_heads, b.qkv.layer.ulp.len());
+        let (rows, width, k, eps) = (self.rows * heads, heads * dim, n.ring(dim), c.eps);
+        let s: Vec<f64> = b.qkv.layer.ulp[..width].iter().map(|u| u * pow2(F_HEAD)).collect();
+        let bound = n.input * pow2(F_HEAD);
+        let x = self.b.rescale("heads", acc, 0, stride, &s, &[], k, pow2(-F_HEAD), bound);
+        let [x] = self.b.open([x]);
+        let v = self.b.value("head squares", &[self.rows, heads], k, pow2(-2 * F_HEAD), bound * bound);
+        self.b.op(Kind::Variance(Variance { rows, cols: dim, centre: false, k }), &[x], &[v]);
+        let [v] = self.b.open([v]);
+        let (drop, scales) = n.scales(dim);
+        let (floor, one) = (pow2(drop as i32 - 1), pow2(F_HEAD_NORMED) * libm::sqrt(dim as f64));
+        let f = move |v: f64| one / libm::sqrt(v.max(floor) + dim as f64 * eps * pow2(2 * F_HEAD));
+        let (r, _) = self.b.row_function("heads' inverse root", v, drop, scales, k, 6, f, None);
+        let [r] = self.b.open([r]);
+        let bound = libm::sqrt(dim as f64) * SLACK * pow2(F_HEAD_NORMED);
+        let y = self.b.value("normalised heads", &[self.rows, width], k, pow2(-F_HEAD_NORMED), bound);
+        self.b.op(Kind::Broadcast(Broadcast { rows, cols: dim, dim, centre: false, k }), &[x, r], &[y]);
+        self.b.open([y])[0]
+    }
+
+    /// Columns of a masked value, times their scales, to heads of queries or keys, rotated where the model rotates.
+    fn heads(&mut self, name: &str, acc: Id, first: usize, s: Vec<f64>) -> Id {
+        let (stride, k_in) = (self.b.values[acc].len() / self.rows, self.b.values[acc].bits);
+        let bound = s.iter().fold(0f64, |m, s| m.max(s.abs())) * self.b.values[acc].bound * 2.0;
         let Some(rope) = &self.p.config.rope else {
             return self.b.rescale(name, acc, first, stride, &s, &[], K_SCORE, 0.0, bound);
         };
@@ -95,7 +118,7 @@ impl Emit<'_> {
             dim: self.p.config.head_dim,
             frequencies: rope.inverse_frequencies.clone(),
             scale: s,
-            k_in: b.qkv.k,
+            k_in,
             k_out: K_SCORE,
         };
         self.b.op(Kind::Rotate(rotate), &[acc], &[out]);
@@ -111,8 +134,14 @@ impl Emit<'_> {
         let acc = self.linear("query, key, value accumulators", y, &b.qkv);
         let [acc] = self.b.open([acc]);
         let (k_at, v_at, stride) = (heads * dim, (heads + kv_heads) * dim, (heads + 2 * kv_heads) * dim);
-        let q = self.heads("query", acc, 0, &b.q_scale, b);
-        let k = self.heads("key", acc, k_at, &b.k_scale, b);
+        // The scale of each query and key column, in units of what is read.
+        let (from, unit): (Id, Vec<f64>) = match &b.head_norm {
+            None => (acc, b.qkv.layer.ulp.clone()),
+            Some(n) => (self.normalised_heads(acc, n, b), n.gain.iter().map(|g| g * pow2(-F_HEAD_NORMED)).collect()),
+        };
+        let scaled = |at: usize, scale: &[f64]| unit[at..].iter().zip(scale).map(|(u, s)| u * s).collect::<Vec<f64>>();
+        let q = self.heads("query", from, 0, scaled(0, &b.q_scale));
+        let k = self.heads("key", from, k_at, scaled(k_at, &b.k_scale));
         let sv: Vec<f64> = b.qkv.layer.ulp[v_at..].iter().map(|u| u * pow2(F_VALUE)).collect();
         let bound = b.value_bound * pow2(F_VALUE);
         let v = self.b.rescale("value", acc, v_at, stride, &sv, &[], b.k_av, pow2(-F_VALUE), bound);

@@ -22,6 +22,9 @@ use crate::model::decoder::{Activation, Config, DecoderLayer, DecoderModel, Mlp,
 use crate::model::{Dense, Norm};
 use crate::program::Program;
 
+/// Scales of heads before and after a norm of their own.
+pub const F_HEAD: i32 = 14;
+pub const F_HEAD_NORMED: i32 = 32;
 /// Ring of scores: wide, since proven ranges are far wider than what real texts use.
 pub const K_SCORE: u32 = 36;
 /// Largest magnitude of a quantised weight.
@@ -70,10 +73,19 @@ pub struct MlpPlan {
     pub down: Wide,
 }
 
+/// Norms of each head of queries and keys, before rotation.
+pub struct HeadNorm {
+    /// Bound on the norm of a head's row.
+    pub input: f64,
+    /// Gain of every column, queries then keys.
+    pub gain: Vec<f64>,
+}
+
 /// One block.
 pub struct BlockPlan {
     pub attention_norm: PreNorm,
     pub qkv: Wide,
+    pub head_norm: Option<HeadNorm>,
     /// Factor from real query channels, and from real key channels, to units whose product is a score's.
     pub q_scale: Vec<f64>,
     pub k_scale: Vec<f64>,
@@ -190,6 +202,21 @@ pub fn norm_unit(c: &Config) -> f64 {
     pow2(2 * residual_bits(c)) * if c.norm == NormKind::Layer { d * d } else { d }
 }
 
+impl HeadNorm {
+    /// Widest window and number of scales of the inverse root of a head's sum of squares at `2^-2 F_HEAD`.
+    pub fn scales(&self, dim: usize) -> (u32, usize) {
+        let unit = pow2(2 * F_HEAD);
+        super::build::scales(self.input * self.input * unit, SMALLEST * dim as f64 * unit, 12.0)
+    }
+
+    /// Ring of heads, their sums of squares and their normalised values.
+    pub fn ring(&self, dim: usize) -> u32 {
+        let (drop, scales) = self.scales(dim);
+        let normed = libm::ceil(libm::log2(dim as f64) / 2.0) as u32 + F_HEAD_NORMED as u32 + 3;
+        normed.max(drop + STRIDE * (scales as u32 - 1) + 7)
+    }
+}
+
 /// Widest window and number of scales of a norm's inverse root.
 pub fn norm_scales(c: &Config, n: &PreNorm) -> (u32, usize) {
     let hi = n.input * n.input * norm_unit(c) / c.hidden as f64;
@@ -287,9 +314,6 @@ fn plain_rows(d: &Dense) -> Vec<Vec<f64>> {
 }
 
 fn block(name: &str, c: &Config, l: &DecoderLayer, longest: usize, residual: &mut f64) -> Result<BlockPlan, Error> {
-    if l.query_key_norm.is_some() {
-        return Err(refuse(&format!("{name} query and key norms"), "not planned yet".into()));
-    }
     let (dim, root) = (c.head_dim, libm::sqrt(c.hidden as f64));
     let group = c.heads / c.kv_heads;
     let mut attention_norm = pre_norm(c, *residual);
@@ -318,11 +342,25 @@ fn block(name: &str, c: &Config, l: &DecoderLayer, longest: usize, residual: &mu
 
     let (mut heads, mut score_units) = (Vec::new(), Vec::new());
     let (mut q_scale, mut k_scale) = (Vec::new(), Vec::new());
+    // A head that is normalised has the norm sqrt(dim) before its gain.
+    let head_norm = l.query_key_norm.as_ref().map(|(q, k)| {
+        let gain = |n: &Norm, heads: usize| super::wide(&n.weight).repeat(heads);
+        let input = (0..c.heads + c.kv_heads).map(|h| reach(h * dim)).fold(0.0, f64::max) * SLACK;
+        HeadNorm { input, gain: [gain(q, c.heads), gain(k, c.kv_heads)].concat() }
+    });
+    let normed = |n: &Norm| libm::sqrt(dim as f64) * largest(&super::wide(&n.weight)) * SLACK;
     for g in 0..c.kv_heads {
-        let (key, key_norm) = (reach(keys_at + g * dim), norm(&head(keys_at + g * dim).0.data));
+        let (key, key_norm) = match &l.query_key_norm {
+            Some((_, k)) => (normed(k), normed(k)),
+            None => (reach(keys_at + g * dim), norm(&head(keys_at + g * dim).0.data)),
+        };
         let mut key_scale = 0.0;
         for h in g * group..(g + 1) * group {
-            let bound = reach(h * dim) * key * per_log2 * SLACK;
+            let (query, query_norm) = match &l.query_key_norm {
+                Some((q, _)) => (normed(q), normed(q)),
+                None => (reach(h * dim), norm(&head(h * dim).0.data)),
+            };
+            let bound = query * key * per_log2 * SLACK;
             // Scores take a half of the ring, padded keys the other, whatever their content is; eight levels of headroom.
             let levels = |b: u32| f64::from(hidden_levels(b) - pad::LEVELS) / 2.0;
             let level_bits = (7..=12).find(|b| bound / levels(*b) <= 3.0).ok_or_else(|| {
@@ -334,7 +372,6 @@ fn block(name: &str, c: &Config, l: &DecoderLayer, longest: usize, residual: &mu
             heads.push(Head { level_bits, ulp });
             score_units.push(bound / ulp);
             if h == g * group {
-                let query_norm = norm(&head(h * dim).0.data);
                 key_scale = libm::sqrt(per_log2 / ulp * query_norm / key_norm.max(1e-30));
             }
             q_scale.extend(std::iter::repeat_n(per_log2 / ulp / key_scale, dim));
@@ -362,6 +399,7 @@ fn block(name: &str, c: &Config, l: &DecoderLayer, longest: usize, residual: &mu
     Ok(BlockPlan {
         attention_norm,
         qkv,
+        head_norm,
         q_scale,
         k_scale,
         heads,
