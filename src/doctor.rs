@@ -122,7 +122,35 @@ fn machine(r: &mut Report) {
         ),
         Err(e) => r.add("UDP buffer", Status::Failed, format!("no UDP socket: {e}")),
     }
-    r.add("GPU", Status::Note, "this build has no GPU backend");
+    let seen = adapters(Path::new("/sys/class/drm"), Path::new("/proc/driver/nvidia/gpus"));
+    let seen = if seen.is_empty() { "none seen".to_string() } else { seen.join(", ") };
+    r.add("GPU", Status::Note, format!("{seen}; this build computes on the CPU"));
+}
+
+/// Graphics adapters that the kernel lists: NVIDIA's by their driver's name, others by driver, vendor and device numbers.
+fn adapters(drm: &Path, nvidia: &Path) -> Vec<String> {
+    let entries = |dir: &Path| {
+        let mut all: Vec<PathBuf> = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect();
+        all.sort();
+        all
+    };
+    let mut seen = Vec::new();
+    for gpu in entries(nvidia) {
+        let text = std::fs::read_to_string(gpu.join("information")).unwrap_or_default();
+        let model = text.lines().find_map(|l| l.strip_prefix("Model:")).unwrap_or("NVIDIA adapter");
+        seen.push(model.trim().to_string());
+    }
+    for card in entries(drm) {
+        let name = card.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let number = name.strip_prefix("card").filter(|n| n.bytes().all(|b| b.is_ascii_digit()));
+        let read = |file: &str| std::fs::read_to_string(card.join("device").join(file)).ok();
+        let (Some(_), Some(vendor)) = (number, read("vendor")) else { continue };
+        if vendor.trim() != "0x10de" || seen.is_empty() {
+            let device = read("device").unwrap_or_default();
+            seen.push(format!("{name} ({}:{})", vendor.trim(), device.trim()));
+        }
+    }
+    seen
 }
 
 /// Receive buffer that the system grants of the 8 MB asked for; Linux counts its own bookkeeping, half of it.
@@ -199,6 +227,25 @@ async fn parties(r: &mut Report, file: &Path, model: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn adapters_are_named_from_what_the_kernel_lists() {
+        let dir = std::env::temp_dir().join(format!("tacet-doctor-{}", std::process::id()));
+        let (drm, nvidia) = (dir.join("drm"), dir.join("nvidia"));
+        for (file, text) in [
+            ("drm/card0/device/vendor", "0x1002\n"),
+            ("drm/card0/device/device", "0x744c\n"),
+            ("drm/card1/device/vendor", "0x10de\n"),
+            ("drm/card0-DP-1/status", "connected\n"),
+            ("nvidia/0000:01:00.0/information", "Model: \t\t NVIDIA H100\nIRQ: 5\n"),
+        ] {
+            std::fs::create_dir_all(dir.join(file).parent().unwrap()).unwrap();
+            std::fs::write(dir.join(file), text).unwrap();
+        }
+        assert_eq!(adapters(&drm, &nvidia), ["NVIDIA H100", "card0 (0x1002:0x744c)"]);
+        assert!(adapters(&dir.join("no"), &dir.join("such")).is_empty());
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[test]
     fn dates() {
