@@ -15,7 +15,7 @@ use std::path::Path;
 use common::raw::Raw;
 use common::rogue::{Fault, Rogue};
 use common::tiny::{self, Random};
-use common::{NAMES, World, embed, join_all, on_one_thread, until, until_async};
+use common::{NAMES, World, embed, in_time, join_all, on_one_thread, until, until_async};
 use tacet_client::ClientError;
 use tacet_party::config::Limits;
 use tacet_protocol::Role;
@@ -258,7 +258,7 @@ fn a_client_that_is_killed_frees_its_session() {
     world.end(2, "TERM");
     on_one_thread(async {
         let mut dealer = Rogue::new(&world, 2);
-        dealer.link().await;
+        in_time("linking", dealer.link()).await;
         let mut client = std::process::Command::new(env!("CARGO_BIN_EXE_tacet"))
             .args(["embed", "--text", "w1 w2 w3", "--model"])
             .arg(&world.model.dir)
@@ -268,9 +268,9 @@ fn a_client_that_is_killed_frees_its_session() {
             .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        dealer.meet_client().await;
+        in_time("the client", dealer.meet_client()).await;
         // The dealer greets the session and then says nothing: it runs until the evaluators miss the client.
-        let _held = dealer.session(Role::E1, 1, Fault::Silent).await.unwrap();
+        let _held = in_time("joining", dealer.session(Role::E1, 1, Fault::Silent)).await.unwrap();
         until_async("the session to run", || world.metric(0, "tacet_sessions ") == Some(1)).await;
         client.kill().unwrap();
         client.wait().unwrap();

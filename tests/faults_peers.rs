@@ -11,7 +11,7 @@ mod keys;
 mod local;
 
 use common::rogue::{Fault, Rogue};
-use common::{NAMES, World, embed, on_one_thread, until_async};
+use common::{NAMES, World, embed, in_time, on_one_thread, until_async};
 use tacet_party::config::Limits;
 use tacet_protocol::Role;
 use tacet_protocol::wire::Message;
@@ -34,7 +34,8 @@ const FAULTS: [Case; 11] = [
     (Fault::Version, &["protocol version 9; this side speaks"]),
     (Fault::Unknown, &["kind 200"]),
     (Fault::OtherKind, &["was due"]),
-    (Fault::Silent, &["longer than 3 s"]),
+    // Both evaluators wait equally long; the loser sees the winner or the client leave.
+    (Fault::Silent, &["longer than 3 s", "the client left", "stream finished early"]),
     // A reset may overtake the message that opens the stream.
     (Fault::Reset, &["reset by peer", "did not join the session in time"]),
 ];
@@ -45,14 +46,19 @@ fn misbehave(rogue: usize, victims: &[(usize, usize, &[Case])]) {
     world.end(rogue, "TERM");
     on_one_thread(async {
         let mut played = Rogue::new(&world, rogue);
-        played.link().await;
-        let (client, ()) = tokio::join!(world.client(), played.meet_client());
+        in_time("linking", played.link()).await;
+        let (client, ()) = in_time("connecting", async { tokio::join!(world.client(), played.meet_client()) }).await;
         for &(victim, at, faults) in victims {
             for (fault, says) in faults {
                 let role = [Role::E1, Role::E2, Role::Dealer][victim];
                 let before = world.log(victim).len();
-                // What the rogue holds open stays open until the client has its error.
-                let (e, _held) = tokio::join!(embed(&client), played.session(role, at, *fault));
+                // What the rogue holds open stays open until the client has its error. A party that hears of the end
+                // before it has begun never turns to the rogue.
+                let e = tokio::select! {
+                    biased;
+                    e = embed(&client) => e,
+                    never = async { let _held = played.session(role, at, *fault).await; std::future::pending().await } => never,
+                };
                 let e = e.expect_err("the session must not succeed");
                 let at = format!("{} to {}, message {at}, {fault:?}", NAMES[rogue], NAMES[victim]);
                 let named = e.party().is_some();
@@ -81,14 +87,15 @@ fn a_dealer_that_misbehaves() {
         (Fault::Truncated, &["ended within a frame"]),
         (Fault::Trailing, &["1 trailing bytes"]),
         (Fault::OtherKind, &["in place of its start"]),
-        (Fault::Silent, &["did not join the session in time"]),
+        (Fault::Silent, &["did not join the session in time", "the client left", "stream finished early"]),
     ];
     misbehave(2, &[(0, 5, &FAULTS), (1, 9, &FAULTS), (0, 0, &opening)]);
 }
 
 #[test]
 fn a_first_evaluator_that_misbehaves() {
-    let not_joined: &[&str] = &["did not join the session in time"];
+    // The dealer and the other evaluator wait equally long; whoever loses hears of it from the client.
+    let not_joined: &[&str] = &["did not join the session in time", "the client left"];
     let opening = [Fault::Truncated, Fault::Trailing].map(|f| (f, not_joined));
     misbehave(0, &[(1, 7, &FAULTS), (1, 0, &opening), (2, 0, &opening)]);
 }

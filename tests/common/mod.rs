@@ -188,7 +188,12 @@ pub const IDS: [u32; 3] = [7, 3, 12];
 
 /// One session with it.
 pub async fn embed(c: &Client) -> Result<Embedding, ClientError> {
-    tokio::time::timeout(Duration::from_secs(60), c.embed_ids(&IDS)).await.expect("a session ends within its deadline")
+    in_time("a session", c.embed_ids(&IDS)).await
+}
+
+/// Fails the test where it would hang.
+pub async fn in_time<F: Future>(what: &str, f: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(60), f).await.unwrap_or_else(|_| panic!("{what} takes too long"))
 }
 
 pub fn signal(pid: u32, name: &str) {

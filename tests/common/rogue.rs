@@ -9,7 +9,7 @@ use tacet_protocol::model::BertModel;
 use tacet_protocol::plan::Planner;
 use tacet_protocol::prg::Ephemeral;
 use tacet_protocol::program::{Kind, Program};
-use tacet_protocol::wire::{CONTROL_LIMIT, Dealing, Message};
+use tacet_protocol::wire::{CONTROL_LIMIT, Dealing, Message, SessionId};
 use tacet_transport::{
     Identity, TransportError, accept_config, certificate_from_pem, dial_config, endpoint, receive, send,
 };
@@ -166,10 +166,9 @@ impl Rogue {
         let p = self.planner.program(tokens as usize).unwrap();
         if self.role == Role::Dealer {
             for e in [Role::E1, Role::E2] {
-                let (mut tx, mut rx) = self.links[&e].accept_bi().await.map_err(lost)?;
-                receive(&mut rx, CONTROL_LIMIT).await?;
-                let frames =
-                    [vec![Message::Start { dealing: Dealing::Fresh { nonce: [1; 16] } }], steps(&p, e, true)].concat();
+                let (mut tx, rx) = self.stream_of(e, session).await?;
+                let start = Message::Start { dealing: Dealing::Fresh { nonce: [1; 16] } };
+                let frames = [vec![start], steps(&p, e, true)].concat();
                 write(&mut tx, &frames, spoil(e), fault).await?;
                 held.0.push((tx, rx));
             }
@@ -182,17 +181,28 @@ impl Rogue {
             Role::E1 => (Role::E2, vec![Message::Peer { session }]),
             _ => (Role::E1, Vec::new()),
         };
-        let (mut tx, mut rx) = match self.role {
+        let (mut tx, rx) = match self.role {
             Role::E1 => self.links[&other].open_bi().await.map_err(lost)?,
-            _ => self.links[&other].accept_bi().await.map_err(lost)?,
+            _ => self.stream_of(other, session).await?,
         };
-        if self.role == Role::E2 {
-            receive(&mut rx, CONTROL_LIMIT).await?;
-        }
         frames.extend(steps(&p, other, false));
         write(&mut tx, &frames, spoil(other), fault).await?;
         held.0.push((tx, rx));
         Ok(held)
+    }
+
+    /// The stream that a peer opens for a session; what is left of an earlier one is dropped.
+    async fn stream_of(&self, peer: Role, session: SessionId) -> Result<(SendStream, RecvStream), TransportError> {
+        loop {
+            let streams = self.links[&peer].accept_bi().await;
+            let (tx, mut rx) = streams.map_err(|e| TransportError::Connection(e.to_string()))?;
+            match receive(&mut rx, CONTROL_LIMIT).await {
+                Ok(Message::Join { session: s, .. } | Message::Peer { session: s }) if s == session => {
+                    return Ok((tx, rx));
+                }
+                _ => {}
+            }
+        }
     }
 }
 
