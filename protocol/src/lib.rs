@@ -16,6 +16,8 @@ pub mod ring;
 pub mod run;
 pub mod seal;
 pub mod twin;
+#[allow(unsafe_code)]
+mod vector;
 pub mod wire;
 
 pub use error::Error;

@@ -218,6 +218,18 @@ impl NormPlan {
     }
 }
 
+/// Channels in the order of their series' lengths.
+fn sorted_by_length(series: &[Vec<f64>]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..series.len()).collect();
+    order.sort_by_key(|i| series[*i].len());
+    order
+}
+
+/// What stands at each of these places.
+fn permuted<T: Clone>(v: &[T], order: &[usize]) -> Vec<T> {
+    order.iter().map(|i| v[*i].clone()).collect()
+}
+
 fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Result<Block, Error> {
     let (gain, beta) = (wide(&before.weight), wide(&before.bias));
     let d = gain.len();
@@ -323,13 +335,16 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
         gelu.push(series);
         unit.push(unit_of(range));
     }
+    // Channels side by side share a number of harmonics: those of like series stand together.
+    let order = sorted_by_length(&gelu);
+    let gelu = permuted(&gelu, &order);
     let up = quantise(
         &format!("{name} intermediate"),
-        &slices(&wide_rows(&up_rows)),
-        &wide(&l.intermediate.bias),
-        unit,
+        &slices(&permuted(&wide_rows(&up_rows), &order)),
+        &permuted(&wide(&l.intermediate.bias), &order),
+        permuted(&unit, &order),
         F,
-        &up_bounds,
+        &permuted(&up_bounds, &order),
     )?;
     let k_gelu = F_GELU_OUT + 2 + libm::ceil(libm::log2(up.bound.max(1.0))) as u32;
     let gelu_norm = libm::sqrt(eigenvalue_bound(&up_m.gram_columns(), 4)) * root + norm(&c1);
@@ -342,7 +357,7 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
     let unit = units(&down_rows, &down_bounds, F_GELU, 32);
     let down = quantise(
         &format!("{name} output"),
-        &slices(&wide_rows(&down_rows)),
+        &slices(&wide_rows(&down_rows).iter().map(|r| permuted(r, &order)).collect::<Vec<_>>()),
         &wide(&l.output.bias),
         unit,
         F_GELU,

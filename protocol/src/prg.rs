@@ -7,7 +7,7 @@ use std::fmt;
 
 use aes::Aes128;
 use ctr::Ctr64BE;
-use ctr::cipher::{KeyIvInit, StreamCipher};
+use ctr::cipher::{KeyIvInit, StreamCipher, StreamCipherSeek};
 use hkdf::Hkdf;
 use sha2::Sha256;
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -15,9 +15,10 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::Error;
 use crate::ring::mask;
+use crate::vector::{self, Kernel};
 
 /// Keystream bytes made at a time: small enough to stay in the first-level cache while they are widened.
-const CHUNK: usize = 8192;
+const CHUNK: usize = 4096;
 
 /// A secret that two parties share for one session.
 #[derive(Zeroize, ZeroizeOnDrop)]
@@ -63,8 +64,6 @@ fn expand(salt: Option<&[u8]>, secret: &[u8], info: &[&[u8]], out: &mut [u8]) {
 pub struct Prg {
     key: Zeroizing<[u8; 16]>,
     last: Option<(u32, u32)>,
-    /// Kept between calls, since wiping it costs more than a short draw.
-    keystream: Zeroizing<Vec<u8>>,
 }
 
 impl Prg {
@@ -72,11 +71,11 @@ impl Prg {
     pub fn new(key: &SessionKey) -> Prg {
         let mut aes_key = Zeroizing::new([0; 16]);
         expand(None, &key.0, &[b"tacet prg v1"], aes_key.as_mut());
-        Prg { key: aes_key, last: None, keystream: Zeroizing::new(vec![0; CHUNK]) }
+        Prg { key: aes_key, last: None }
     }
 
-    /// Fills `out` with uniform words mod `2^bits`. Each `(step, slot)` must be greater than the one before.
-    pub fn fill(&mut self, step: u32, slot: u32, bits: u32, out: &mut [u64]) -> Result<(), Error> {
+    /// The words of one index, uniform mod `2^bits`. Each `(step, slot)` must be greater than the one before.
+    pub fn words(&mut self, step: u32, slot: u32, bits: u32) -> Result<Words, Error> {
         assert!((1..=64).contains(&bits), "a ring has 1 to 64 bits");
         if self.last.is_some_and(|last| last >= (step, slot)) {
             return Err(Error::MaskReuse { step, slot });
@@ -85,13 +84,12 @@ impl Prg {
         let mut iv = [0; 16];
         iv[..4].copy_from_slice(&step.to_be_bytes());
         iv[4..8].copy_from_slice(&slot.to_be_bytes());
-        let mut stream = Ctr64BE::<Aes128>::new(self.key.as_ref().into(), &iv.into());
-        match bits {
-            1..=8 => widen::<1>(&mut stream, bits, out, &mut self.keystream),
-            9..=16 => widen::<2>(&mut stream, bits, out, &mut self.keystream),
-            17..=32 => widen::<4>(&mut stream, bits, out, &mut self.keystream),
-            _ => widen::<8>(&mut stream, bits, out, &mut self.keystream),
-        }
+        Ok(Words { stream: Ctr64BE::<Aes128>::new(self.key.as_ref().into(), &iv.into()), bits })
+    }
+
+    /// Fills `out` with the first words of an index; see [`Self::words`].
+    pub fn fill(&mut self, step: u32, slot: u32, bits: u32, out: &mut [u64]) -> Result<(), Error> {
+        self.words(step, slot, bits)?.next(out);
         Ok(())
     }
 }
@@ -102,13 +100,53 @@ impl fmt::Debug for Prg {
     }
 }
 
-fn widen<const B: usize>(stream: &mut impl StreamCipher, bits: u32, out: &mut [u64], buffer: &mut [u8]) {
-    let keep = mask(bits);
-    for words in out.chunks_mut(CHUNK / B) {
-        let bytes = &mut buffer[..words.len() * B];
-        bytes.fill(0);
-        stream.apply_keystream(bytes);
-        for (word, from) in words.iter_mut().zip(bytes.chunks_exact(B)) {
+/// The words of one index of a [`Prg`].
+pub struct Words {
+    stream: Ctr64BE<Aes128>,
+    bits: u32,
+}
+
+impl Words {
+    /// The next words, in order.
+    pub fn next(&mut self, out: &mut [u64]) {
+        match self.bits {
+            1..=8 => self.widen::<1>(out),
+            9..=16 => self.widen::<2>(out),
+            17..=32 => self.widen::<4>(out),
+            _ => self.widen::<8>(out),
+        }
+    }
+
+    /// Goes to word `at`.
+    pub fn seek(&mut self, at: usize) {
+        let width = [1u64, 2, 4, 8][(self.bits.div_ceil(8).next_power_of_two().trailing_zeros()) as usize];
+        self.stream.seek(at as u64 * width);
+    }
+
+    fn widen<const B: usize>(&mut self, out: &mut [u64]) {
+        let mut keystream = [0; CHUNK];
+        for words in out.chunks_mut(CHUNK / B) {
+            let bytes = &mut keystream[..words.len() * B];
+            bytes.fill(0);
+            self.stream.apply_keystream(bytes);
+            vector::run(Widen::<B> { bytes, bits: self.bits, words });
+        }
+        let used = (out.len() * B).min(CHUNK);
+        keystream[..used].zeroize();
+    }
+}
+
+struct Widen<'a, const B: usize> {
+    bytes: &'a [u8],
+    bits: u32,
+    words: &'a mut [u64],
+}
+
+impl<const B: usize> Kernel for Widen<'_, B> {
+    #[inline(always)]
+    fn run(self) {
+        let keep = mask(self.bits);
+        for (word, from) in self.words.iter_mut().zip(self.bytes.as_chunks::<B>().0) {
             let mut le = [0; 8];
             le[..B].copy_from_slice(from);
             *word = u64::from_le_bytes(le) & keep;
@@ -253,6 +291,23 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn words_come_in_order_from_anywhere(bits in 1u32..=64, parts in prop::collection::vec(0usize..3000, 1..6), at in 0usize..3000) {
+            let mut stream = prg().words(1, 2, bits).unwrap();
+            let mut got = vec![0; parts.iter().sum()];
+            let mut rest = got.as_mut_slice();
+            for n in parts {
+                let (head, tail) = rest.split_at_mut(n);
+                stream.next(head);
+                rest = tail;
+            }
+            prop_assert_eq!(&words(1, 2, bits, got.len()), &got);
+            let mut there = [0; 5];
+            stream.seek(at);
+            stream.next(&mut there);
+            prop_assert_eq!(&words(1, 2, bits, at + 5)[at..], &there);
+        }
+
         #[test]
         fn a_longer_draw_starts_with_a_shorter_one(bits in 1u32..=64, long in 0usize..9000, cut in 0usize..9000) {
             let all = words(1, 2, bits, long);

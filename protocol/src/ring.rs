@@ -1,6 +1,7 @@
 //! Arithmetic in Z_2^bits: words are `u64` holding a value mod `2^bits`, and travel packed at `bits` bits each.
 
 use crate::Error;
+use crate::vector::{self, Kernel};
 
 /// All-ones over the low `bits` bits, `1 <= bits <= 64`.
 #[inline]
@@ -24,20 +25,28 @@ pub const fn packed_len(n: usize, bits: u32) -> usize {
 
 /// Packs words little-endian, bit by bit; bits above `bits` in a word are dropped and the padding is zero.
 pub fn pack(words: &[u64], bits: u32) -> Vec<u8> {
+    let mut out = vec![0; packed_len(words.len(), bits)];
+    pack_to(words, bits, &mut out);
+    out
+}
+
+/// [`pack`] into exactly `packed_len(words.len(), bits)` bytes.
+pub fn pack_to(words: &[u64], bits: u32, out: &mut [u8]) {
     assert!((1..=64).contains(&bits), "a ring has 1 to 64 bits");
-    match bits {
-        1 => pack_bits(words),
-        8 => words.iter().map(|&w| w as u8).collect(),
-        16 => pack_bytes::<2>(words),
-        24 => pack_bytes::<3>(words),
-        32 => pack_bytes::<4>(words),
-        64 => pack_bytes::<8>(words),
-        _ => pack_any(words, bits),
-    }
+    assert_eq!(out.len(), packed_len(words.len(), bits), "the packed length of {} words", words.len());
+    vector::run(Pack { words, bits, out });
 }
 
 /// Inverse of [`pack`]: exactly `packed_len(n, bits)` bytes, and zero padding, or an error.
 pub fn unpack(bytes: &[u8], n: usize, bits: u32) -> Result<Vec<u64>, Error> {
+    check_packed(bytes, n, bits)?;
+    let mut words = vec![0; n];
+    unpack_to(bytes, bits, &mut words);
+    Ok(words)
+}
+
+/// Whether these are the packed bytes of `n` words.
+pub fn check_packed(bytes: &[u8], n: usize, bits: u32) -> Result<(), Error> {
     let malformed = |reason| Error::Malformed { what: "packed words", reason };
     if !(1..=64).contains(&bits) {
         return Err(malformed(format!("a ring of {bits} bits")));
@@ -51,87 +60,132 @@ pub fn unpack(bytes: &[u8], n: usize, bits: u32) -> Result<Vec<u64>, Error> {
     if used != 0 && bytes.last().is_some_and(|&last| last >> used != 0) {
         return Err(malformed("padding bits are set".into()));
     }
-    Ok(match bits {
-        1 => unpack_bits(bytes, n),
-        8 => bytes.iter().map(|&b| u64::from(b)).collect(),
-        16 => unpack_bytes::<2>(bytes),
-        24 => unpack_bytes::<3>(bytes),
-        32 => unpack_bytes::<4>(bytes),
-        64 => unpack_bytes::<8>(bytes),
-        _ => unpack_any(bytes, n, bits),
-    })
+    Ok(())
 }
 
-fn pack_bits(words: &[u64]) -> Vec<u8> {
-    let byte = |group: &[u64]| group.iter().enumerate().fold(0, |b, (i, &w)| b | ((w & 1) as u8) << i);
-    words.chunks(8).map(byte).collect()
+/// The first words of packed bytes; bytes that are missing count as zero.
+pub fn unpack_to(bytes: &[u8], bits: u32, words: &mut [u64]) {
+    assert!((1..=64).contains(&bits), "a ring has 1 to 64 bits");
+    vector::run(Unpack { bytes, bits, words });
 }
 
-fn unpack_bits(bytes: &[u8], n: usize) -> Vec<u64> {
-    let mut words = Vec::with_capacity(bytes.len() * 8);
-    for &byte in bytes {
-        words.extend((0..8).map(|i| u64::from(byte >> i & 1)));
+/// Word `i` of packed bytes; bytes that are missing count as zero.
+pub fn word_at(bytes: &[u8], bits: u32, i: usize) -> u64 {
+    let at = i * bits as usize;
+    let mut le = [0; 16];
+    let from = &bytes[(at / 8).min(bytes.len())..];
+    let n = from.len().min(16);
+    le[..n].copy_from_slice(&from[..n]);
+    (u128::from_le_bytes(le) >> (at % 8)) as u64 & mask(bits)
+}
+
+struct Pack<'a> {
+    words: &'a [u64],
+    bits: u32,
+    out: &'a mut [u8],
+}
+
+impl Kernel for Pack<'_> {
+    #[inline(always)]
+    fn run(self) {
+        match self.bits {
+            1..=8 => pack_groups::<8>(self.words, self.bits, self.out),
+            9..=16 => pack_groups::<4>(self.words, self.bits, self.out),
+            17..=32 => pack_groups::<2>(self.words, self.bits, self.out),
+            _ => pack_groups::<1>(self.words, self.bits, self.out),
+        }
     }
-    words.truncate(n);
-    words
 }
 
-fn pack_bytes<const B: usize>(words: &[u64]) -> Vec<u8> {
-    let mut out = vec![0; words.len() * B];
-    for (to, word) in out.chunks_exact_mut(B).zip(words) {
-        to.copy_from_slice(&word.to_le_bytes()[..B]);
-    }
-    out
-}
-
-fn unpack_bytes<const B: usize>(bytes: &[u8]) -> Vec<u64> {
-    let word = |from: &[u8]| {
-        let mut le = [0; 8];
-        le[..B].copy_from_slice(from);
-        u64::from_le_bytes(le)
-    };
-    bytes.chunks_exact(B).map(word).collect()
-}
-
-fn pack_any(words: &[u64], bits: u32) -> Vec<u8> {
-    let keep = mask(bits);
-    let len = packed_len(words.len(), bits);
-    let mut out = Vec::with_capacity(len + 8);
-    // Between words fewer than 64 bits wait here, so that 64 more always fit.
-    let (mut waiting, mut held) = (0u128, 0u32);
-    for &word in words {
-        waiting |= u128::from(word & keep) << held;
-        held += bits;
+/// `G` words at a time, whose bits fit a word.
+#[inline(always)]
+fn pack_groups<const G: usize>(words: &[u64], bits: u32, out: &mut [u8]) {
+    let (keep, wide) = (mask(bits), bits * G as u32);
+    let (to, rest) = out.as_chunks_mut::<8>();
+    let mut to = to.iter_mut();
+    // Fewer than 64 bits wait between groups.
+    let (mut waiting, mut held) = (0u64, 0u32);
+    let mut put = |group: u64, wide: u32| {
+        waiting |= group << held;
+        held += wide;
         if held >= 64 {
-            out.extend_from_slice(&(waiting as u64).to_le_bytes());
-            waiting >>= 64;
+            if let Some(to) = to.next() {
+                *to = waiting.to_le_bytes();
+            }
             held -= 64;
+            // Without a shift by 64, where nothing is left.
+            waiting = group >> 1 >> (wide - held - 1);
         }
+    };
+    let (groups, last) = words.as_chunks::<G>();
+    for group in groups {
+        let mut all = 0;
+        for (i, w) in group.iter().enumerate() {
+            all |= (w & keep) << (i as u32 * bits);
+        }
+        put(all, wide);
     }
-    out.extend_from_slice(&(waiting as u64).to_le_bytes());
-    out.truncate(len);
-    out
+    for w in last {
+        put(w & keep, bits);
+    }
+    let tail = waiting.to_le_bytes();
+    match to.next() {
+        Some(to) => *to = tail,
+        None => rest.copy_from_slice(&tail[..rest.len()]),
+    }
 }
 
-fn unpack_any(bytes: &[u8], n: usize, bits: u32) -> Vec<u64> {
-    let keep = mask(bits);
-    let mut words = Vec::with_capacity(n);
-    let mut chunks = bytes.chunks_exact(8);
-    let (mut waiting, mut held) = (0u128, 0u32);
-    let mut tail = [0; 8];
-    let rest = chunks.remainder();
-    tail[..rest.len()].copy_from_slice(rest);
-    for _ in 0..n {
-        if held < bits {
-            let chunk = chunks.next().and_then(|c| c.try_into().ok()).unwrap_or(tail);
-            waiting |= u128::from(u64::from_le_bytes(chunk)) << held;
-            held += 64;
+struct Unpack<'a> {
+    bytes: &'a [u8],
+    bits: u32,
+    words: &'a mut [u64],
+}
+
+/// Bytes that hold eight words at any width, with what loads of whole words read past them.
+const WINDOW: usize = 72;
+
+impl Kernel for Unpack<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Unpack { mut bytes, bits, words } = self;
+        let (blocks, last) = words.as_chunks_mut::<8>();
+        for block in blocks {
+            match bytes.first_chunk::<WINDOW>() {
+                Some(window) => unpack_block(window, bits, block),
+                None => unpack_block(&padded(bytes), bits, block),
+            }
+            bytes = &bytes[bytes.len().min(bits as usize)..];
         }
-        words.push(waiting as u64 & keep);
-        waiting >>= bits;
-        held -= bits;
+        let mut block = [0; 8];
+        unpack_block(&padded(bytes), bits, &mut block);
+        last.copy_from_slice(&block[..last.len()]);
     }
-    words
+}
+
+#[inline(always)]
+fn padded(bytes: &[u8]) -> [u8; WINDOW] {
+    let mut window = [0; WINDOW];
+    let n = bytes.len().min(WINDOW);
+    window[..n].copy_from_slice(&bytes[..n]);
+    window
+}
+
+#[inline(always)]
+fn unpack_block(window: &[u8; WINDOW], bits: u32, block: &mut [u64; 8]) {
+    let keep = mask(bits);
+    for (j, word) in block.iter_mut().enumerate() {
+        let at = j as u32 * bits;
+        // At most 56; said so that no bound has to be checked.
+        let byte = (at / 8) as usize & 63;
+        let mut le = [0; 8];
+        le.copy_from_slice(&window[byte..byte + 8]);
+        let shift = at % 8;
+        let mut v = u64::from_le_bytes(le) >> shift;
+        if bits > 57 {
+            v |= u64::from(window[byte + 8]) << 1 << (63 - shift);
+        }
+        *word = v & keep;
+    }
 }
 
 #[cfg(test)]
@@ -181,8 +235,13 @@ mod tests {
                 prop_assert_eq!(bytes.len(), packed_len(words.len(), bits));
                 let reduced: Vec<u64> = words.iter().map(|w| w & mask(bits)).collect();
                 prop_assert_eq!(&unpack(&bytes, words.len(), bits).unwrap(), &reduced);
-                prop_assert_eq!(&pack_any(&words, bits), &bytes, "the general path agrees");
-                prop_assert_eq!(&unpack_any(&bytes, words.len(), bits), &reduced);
+                for (i, w) in reduced.iter().enumerate() {
+                    prop_assert_eq!(word_at(&bytes, bits, i), *w);
+                }
+                // Against a reference, bit by bit.
+                let bit = |i: usize| words.get(i / bits as usize).map_or(0, |w| (w >> (i % bits as usize) & 1) as u8);
+                let plain: Vec<u8> = (0..bytes.len()).map(|b| (0..8).fold(0, |v, i| v | bit(8 * b + i) << i)).collect();
+                prop_assert_eq!(plain, bytes);
             }
         }
 

@@ -1,17 +1,24 @@
 //! Cosine series: `sum_j a_j cos(2 pi j x / 2^p)` per channel, the even part of GELU and SiLU.
 //!
-//! `cos(t (m - l)) = cos(t m) cos(t l) + sin(t m) sin(t l)`: two dealt elements a harmonic. Public factors are integer
-//! products with a table from `libm`, equal on every machine.
+//! `cos(t (m - l)) = cos(t m) cos(t l) + sin(t m) sin(t l)`: two dealt elements a harmonic. Public factors are IEEE products
+//! of tables from `libm`, equal on every machine; harmonics follow from the first by the addition theorem.
+//!
+//! [`LANES`] columns stand side by side and have as many harmonics as the longest series among them needs, so a planner
+//! that sorts channels by the length of their series deals least.
 
 use std::sync::{Arc, LazyLock};
 
-use super::{Deal, Dealt, Masked, Take};
+use super::{Deal, Dealt, Masked, Take, rounded};
 use crate::Error;
 use crate::ring::mask;
+use crate::vector::{self, Kernel};
 
-/// Bits of an angle, and of a cosine, in the table that both sides read.
-const PHASE: u32 = 16;
-const UNIT: u32 = 20;
+/// Columns that share a number of harmonics.
+pub const LANES: usize = 16;
+
+/// Bits of an angle, and of each half of it, in the tables that both sides read.
+const PHASE: u32 = 20;
+const HALF: u32 = PHASE / 2;
 
 /// A series per column of a `rows x coef.len()` masked tensor.
 #[derive(Clone, Debug)]
@@ -30,42 +37,85 @@ pub struct Cosine {
     pub k_out: u32,
 }
 
-/// `2^UNIT cos(2 pi i / 2^PHASE)`.
-static TABLE: LazyLock<Vec<i32>> = LazyLock::new(|| {
-    let (n, unit) = (1 << PHASE, f64::from(1 << UNIT));
-    (0..n).map(|i| libm::round(libm::cos(i as f64 * std::f64::consts::TAU / n as f64) * unit) as i32).collect()
+/// Cosine and sine of every coarse and of every fine angle.
+static TABLES: LazyLock<[Vec<[f64; 2]>; 2]> = LazyLock::new(|| {
+    let table = |unit: f64| {
+        let angle = |i: i32| libm::sincos(f64::from(i) * std::f64::consts::TAU * unit);
+        (0..1 << HALF).map(|i| [angle(i).1, angle(i).0]).collect()
+    };
+    [table(libm::exp2(-f64::from(HALF))), table(libm::exp2(-f64::from(PHASE)))]
 });
 
+type Lanes = [f64; LANES];
+
+/// Cosines and sines of one harmonic after another, of as many angles as there are lanes.
+struct Harmonics {
+    first: [Lanes; 2],
+    now: [Lanes; 2],
+}
+
+impl Harmonics {
+    #[inline(always)]
+    fn new(tables: &[Vec<[f64; 2]>; 2], x: &[u64; LANES], period: u32) -> Harmonics {
+        let mut first = [[0.0; LANES]; 2];
+        for (lane, x) in x.iter().enumerate() {
+            let at = (x & mask(period)) << PHASE.saturating_sub(period) >> period.saturating_sub(PHASE);
+            let [c, s] = tables[0][(at >> HALF) as usize];
+            let [d, t] = tables[1][(at & mask(HALF)) as usize];
+            (first[0][lane], first[1][lane]) = (c * d - s * t, s * d + c * t);
+        }
+        Harmonics { first, now: [[1.0; LANES], [0.0; LANES]] }
+    }
+
+    #[inline(always)]
+    fn next(&mut self) -> &[Lanes; 2] {
+        let [c, s] = &mut self.now;
+        let [d, t] = &self.first;
+        for lane in 0..LANES {
+            let cosine = c[lane] * d[lane] - s[lane] * t[lane];
+            s[lane] = s[lane] * d[lane] + c[lane] * t[lane];
+            c[lane] = cosine;
+        }
+        &self.now
+    }
+}
+
+/// The lanes of a block of columns; those past the last column are zero.
+fn lanes(row: &[u64]) -> [u64; LANES] {
+    let mut x = [0; LANES];
+    x[..row.len()].copy_from_slice(row);
+    x
+}
+
 impl Cosine {
-    fn harmonics(&self) -> usize {
-        self.coef.iter().map(|c| c.len() - 1).sum()
+    /// Harmonics of each block of columns.
+    fn harmonics(&self) -> Vec<usize> {
+        let longest = |block: &[Vec<f64>]| block.iter().map(|c| c.len() - 1).max().unwrap_or(0);
+        self.coef.chunks(LANES).map(longest).collect()
+    }
+
+    fn words(&self) -> usize {
+        self.rows * self.harmonics().iter().sum::<usize>() * 2 * LANES
     }
 
     /// What is dealt.
     pub fn dealt(&self) -> Vec<Dealt> {
-        vec![(self.rows * self.harmonics() * 2, self.k_out)]
-    }
-
-    /// Table positions of `cos` and `sin` of harmonic `j`.
-    fn phase(&self, x: u64, j: u64) -> (usize, usize) {
-        let i = ((x & mask(self.period)).wrapping_mul(j) & mask(self.period)) >> (self.period - PHASE);
-        (i as usize, (i as usize + 3 * (1 << PHASE) / 4) & ((1 << PHASE) - 1))
+        vec![(self.words(), self.k_out)]
     }
 
     /// Dealer.
     pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
-        let drop = UNIT - self.f_deal;
-        let tab: Vec<u64> = TABLE.iter().map(|v| ((v + (1 << drop >> 1)) >> drop) as i64 as u64).collect();
-        let mut v = Vec::with_capacity(self.rows * self.harmonics() * 2);
+        let harmonics = self.harmonics();
+        let unit = libm::exp2(f64::from(self.f_deal));
+        let mut t = d.tensor(self.words(), self.k_out)?;
         for row in lam.chunks_exact(self.coef.len()) {
-            for (&l, c) in row.iter().zip(self.coef.iter()) {
-                for j in 1..c.len() as u64 {
-                    let (a, b) = self.phase(l, j);
-                    v.extend([tab[a], tab[b]]);
-                }
+            for (l, n) in row.chunks(LANES).zip(&harmonics) {
+                let out = t.room(d, n * 2 * LANES).as_chunks_mut().0;
+                vector::run(Factors { tables: &TABLES, l: lanes(l), period: self.period, unit, out });
             }
         }
-        d.share(self.k_out, v)
+        t.end(d);
+        Ok(())
     }
 
     /// Meaning in the clear, in units.
@@ -81,29 +131,85 @@ impl Cosine {
 
     /// Evaluator: share of the series.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
-        let dealt = t.next(self.rows * self.harmonics() * 2, self.k_out)?;
-        let tab = &TABLE;
-        let f_pub = self.f_out - self.f_deal;
-        // Coefficients at 2^20; with the table's unit a product drops to f_pub.
-        let int: Vec<Vec<i64>> =
-            self.coef.iter().map(|c| c.iter().map(|a| libm::round(a * 1048576.0) as i64).collect()).collect();
-        let drop = 20 + UNIT - f_pub;
-        let factor = |a: i64, i: usize| ((a * tab[i] as i64 + (1 << (drop - 1))) >> drop) as u64;
-        let mut pairs = dealt.chunks_exact(2);
+        let harmonics = self.harmonics();
+        let mut dealt = t.half(self.words(), self.k_out)?;
+        let unit = libm::exp2(f64::from(self.f_out - self.f_deal));
+        // Per block of columns and harmonic, the coefficients of the lanes.
+        let mut coef = Vec::with_capacity(harmonics.iter().sum());
+        for (block, n) in self.coef.chunks(LANES).zip(&harmonics) {
+            for j in 1..=*n {
+                coef.push(std::array::from_fn(|lane| {
+                    unit * block.get(lane).and_then(|c| c.get(j)).copied().unwrap_or(0.0)
+                }));
+            }
+        }
+        let first = |a: &Vec<f64>| {
+            if t.leads() { libm::round(a[0] * 2f64.powi(self.f_out as i32)) as i64 as u64 } else { 0 }
+        };
+        let constant: Vec<u64> = self.coef.iter().map(first).collect();
         let mut out = Vec::with_capacity(x.m.len());
         for row in x.m.chunks_exact(self.coef.len()) {
-            for ((&m, c), a) in row.iter().zip(&int).zip(self.coef.iter()) {
-                let mut y = if t.leads() { libm::round(a[0] * 2f64.powi(self.f_out as i32)) as i64 as u64 } else { 0 };
-                for (j, p) in (1..c.len()).zip(&mut pairs) {
-                    let (i, k) = self.phase(m, j as u64);
-                    y = y
-                        .wrapping_add(factor(c[j], i).wrapping_mul(p[0]))
-                        .wrapping_add(factor(c[j], k).wrapping_mul(p[1]));
-                }
-                out.push(y & mask(self.k_out));
+            let mut rest = coef.as_slice();
+            for ((m, c), n) in row.chunks(LANES).zip(constant.chunks(LANES)).zip(&harmonics) {
+                let (coef, tail) = rest.split_at(*n);
+                rest = tail;
+                let dealt = dealt.next(n * 2 * LANES).as_chunks().0;
+                let mut sum = lanes(c);
+                vector::run(Sums { tables: &TABLES, m: lanes(m), period: self.period, coef, dealt, sum: &mut sum });
+                out.extend(sum[..m.len()].iter().map(|y| y & mask(self.k_out)));
             }
         }
         Ok(out)
+    }
+}
+
+/// The dealer's factors of one block of columns.
+struct Factors<'a> {
+    tables: &'a [Vec<[f64; 2]>; 2],
+    l: [u64; LANES],
+    period: u32,
+    unit: f64,
+    out: &'a mut [[u64; LANES]],
+}
+
+impl Kernel for Factors<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let mut harmonics = Harmonics::new(self.tables, &self.l, self.period);
+        for [c, s] in self.out.as_chunks_mut::<2>().0 {
+            let [cosine, sine] = harmonics.next();
+            for lane in 0..LANES {
+                c[lane] = rounded(cosine[lane] * self.unit);
+                s[lane] = rounded(sine[lane] * self.unit);
+            }
+        }
+    }
+}
+
+/// The evaluator's sums of one block of columns.
+struct Sums<'a> {
+    tables: &'a [Vec<[f64; 2]>; 2],
+    m: [u64; LANES],
+    period: u32,
+    coef: &'a [Lanes],
+    dealt: &'a [[u64; LANES]],
+    sum: &'a mut [u64; LANES],
+}
+
+impl Kernel for Sums<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let mut harmonics = Harmonics::new(self.tables, &self.m, self.period);
+        let mut sum = *self.sum;
+        for (a, [c, s]) in self.coef.iter().zip(self.dealt.as_chunks::<2>().0) {
+            let [cosine, sine] = harmonics.next();
+            for lane in 0..LANES {
+                sum[lane] = sum[lane]
+                    .wrapping_add(rounded(a[lane] * cosine[lane]).wrapping_mul(c[lane]))
+                    .wrapping_add(rounded(a[lane] * sine[lane]).wrapping_mul(s[lane]));
+            }
+        }
+        *self.sum = sum;
     }
 }
 

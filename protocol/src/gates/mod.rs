@@ -22,10 +22,11 @@ pub mod rescale;
 pub mod rotate;
 pub mod rowmax;
 
-use crate::prg::Prg;
-use crate::ring::{mask, pack, packed_len, unpack};
+use crate::prg::{Prg, Words};
+use crate::ring::{check_packed, pack_to, packed_len, unpack_to, word_at};
+use crate::vector::{self, Kernel};
 use crate::{Error, Role};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 /// A value known to both evaluators as `m = x + l` mod 2^bits, with this evaluator's half of `l`.
 #[derive(Default)]
@@ -62,6 +63,9 @@ pub fn dealt_bytes(step: u32, tensors: &[Dealt]) -> [u64; 2] {
     out
 }
 
+/// Words that dealt tensors are drawn, packed and unpacked at a time, a multiple of eight.
+const BLOCK: usize = 1024;
+
 /// The dealer's side of one step.
 pub struct Deal<'a> {
     prg: &'a mut [Prg; 2],
@@ -71,33 +75,115 @@ pub struct Deal<'a> {
     pub out: [Vec<u8>; 2],
 }
 
+/// A tensor that is being dealt: one half is drawn, the other written into the message at its own place.
+pub struct Dealing {
+    side: usize,
+    at: usize,
+    bits: u32,
+    xor: bool,
+    drawn: Words,
+    words: Zeroizing<Vec<u64>>,
+    half: Zeroizing<Vec<u64>>,
+    len: usize,
+}
+
+impl Dealing {
+    /// Room for the next `n` words of the tensor; all earlier ones have been written.
+    pub fn room(&mut self, d: &mut Deal, n: usize) -> &mut [u64] {
+        if self.len >= BLOCK {
+            let whole = self.len / 8 * 8;
+            self.flush(d, whole);
+        }
+        if self.words.len() < self.len + n {
+            self.words.resize((self.len + n).next_multiple_of(BLOCK), 0);
+        }
+        self.len += n;
+        &mut self.words[self.len - n..self.len]
+    }
+
+    fn flush(&mut self, d: &mut Deal, n: usize) {
+        self.half.resize(n, 0);
+        self.drawn.next(&mut self.half);
+        vector::run(Subtract { words: &mut self.words[..n], half: &self.half, xor: self.xor });
+        let len = packed_len(n, self.bits);
+        pack_to(&self.words[..n], self.bits, &mut d.out[self.side][self.at..][..len]);
+        self.at += len;
+        self.words.copy_within(n..self.len, 0);
+        self.len -= n;
+    }
+
+    /// Writes the last words.
+    pub fn end(mut self, d: &mut Deal) {
+        let n = self.len;
+        self.flush(d, n);
+    }
+}
+
+struct Subtract<'a> {
+    words: &'a mut [u64],
+    half: &'a [u64],
+    xor: bool,
+}
+
+impl Kernel for Subtract<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let pairs = self.words.iter_mut().zip(self.half);
+        if self.xor {
+            pairs.for_each(|(w, h)| *w ^= h);
+        } else {
+            pairs.for_each(|(w, h)| *w = w.wrapping_sub(*h));
+        }
+    }
+}
+
 impl<'a> Deal<'a> {
     /// Starts dealing for `step`.
     pub fn new(prg: &'a mut [Prg; 2], step: u32) -> Self {
         Deal { prg, step, slot: 0, out: [Vec::new(), Vec::new()] }
     }
 
-    fn split(&mut self, bits: u32, mut v: Vec<u64>, sub: impl Fn(u64, u64) -> u64) -> Result<(), Error> {
-        let side = seeded(self.step, self.slot);
-        let mut r = vec![0; v.len()];
-        self.prg[side].fill(self.step, self.slot, bits, &mut r)?;
-        let mk = mask(bits);
-        for (v, r) in v.iter_mut().zip(&r) {
-            *v = sub(*v, *r) & mk;
-        }
-        self.out[1 - side].extend_from_slice(&pack(&v, bits));
+    /// Begins additive shares mod `2^bits` of a tensor of `n` words.
+    pub fn tensor(&mut self, n: usize, bits: u32) -> Result<Dealing, Error> {
+        self.begin(n, bits, false)
+    }
+
+    /// Begins XOR shares of `n` whole words.
+    pub fn bits(&mut self, n: usize) -> Result<Dealing, Error> {
+        self.begin(n, 64, true)
+    }
+
+    fn begin(&mut self, n: usize, bits: u32, xor: bool) -> Result<Dealing, Error> {
+        let seeded = seeded(self.step, self.slot);
+        let drawn = self.prg[seeded].words(self.step, self.slot, bits)?;
         self.slot += 1;
-        Ok(())
+        let out = &mut self.out[1 - seeded];
+        let at = out.len();
+        out.resize(at + packed_len(n, bits), 0);
+        let empty = || Zeroizing::new(Vec::new());
+        Ok(Dealing { side: 1 - seeded, at, bits, xor, drawn, words: empty(), half: empty(), len: 0 })
+    }
+
+    fn whole(&mut self, mut t: Dealing, v: Vec<u64>) {
+        let v = Zeroizing::new(v);
+        for part in v.chunks(BLOCK) {
+            t.room(self, part.len()).copy_from_slice(part);
+        }
+        t.end(self);
     }
 
     /// Deals additive shares of `v` mod 2^bits.
     pub fn share(&mut self, bits: u32, v: Vec<u64>) -> Result<(), Error> {
-        self.split(bits, v, u64::wrapping_sub)
+        let t = self.tensor(v.len(), bits)?;
+        self.whole(t, v);
+        Ok(())
     }
 
     /// Deals XOR shares of whole words.
     pub fn xor(&mut self, v: Vec<u64>) -> Result<(), Error> {
-        self.split(64, v, |a, b| a ^ b)
+        let t = self.bits(v.len())?;
+        self.whole(t, v);
+        Ok(())
     }
 }
 
@@ -110,31 +196,108 @@ pub struct Take<'a> {
     rest: &'a [u8],
 }
 
+/// An evaluator's half of a dealt tensor, drawn or unpacked as it is read: either in order, or entry by entry.
+pub struct Half<'a> {
+    source: Source<'a>,
+    bits: u32,
+    len: usize,
+    /// Words that have entered the buffer.
+    read: usize,
+    buffer: Zeroizing<Vec<u64>>,
+    /// The buffer's words that wait.
+    waiting: std::ops::Range<usize>,
+}
+
+enum Source<'a> {
+    Drawn(Words),
+    Sent(&'a [u8]),
+}
+
+impl Half<'_> {
+    /// The next `n` words.
+    ///
+    /// # Panics
+    /// If the tensor has fewer.
+    pub fn next(&mut self, n: usize) -> &[u64] {
+        if self.waiting.len() < n {
+            self.buffer.copy_within(self.waiting.clone(), 0);
+            let have = self.waiting.len();
+            let more = (n - have).next_multiple_of(BLOCK).min(self.len - self.read);
+            if self.buffer.len() < have + more {
+                self.buffer.resize(have + more, 0);
+            }
+            let to = &mut self.buffer[have..have + more];
+            match &mut self.source {
+                Source::Drawn(w) => w.next(to),
+                // A multiple of eight words ends at a byte.
+                Source::Sent(bytes) => unpack_to(&bytes[self.read / 8 * self.bits as usize..], self.bits, to),
+            }
+            self.read += more;
+            self.waiting = 0..have + more;
+        }
+        let from = self.waiting.start;
+        self.waiting.start += n;
+        &self.buffer[from..from + n]
+    }
+
+    /// Entry `i` of table `t`, where every table has `n` entries; tables are asked for in order.
+    pub fn pick(&mut self, t: usize, n: usize, i: usize) -> u64 {
+        match self.source {
+            Source::Drawn(_) => self.next(n)[i],
+            Source::Sent(bytes) => word_at(bytes, self.bits, t * n + i),
+        }
+    }
+
+    /// Words from `at` on, out of order.
+    pub fn at(&mut self, at: usize, out: &mut [u64]) {
+        match &mut self.source {
+            Source::Drawn(w) => {
+                w.seek(at);
+                w.next(out);
+            }
+            Source::Sent(bytes) => {
+                out.iter_mut().enumerate().for_each(|(i, o)| *o = word_at(bytes, self.bits, at + i));
+            }
+        }
+    }
+}
+
 impl<'a> Take<'a> {
     /// `msg` is the dealer's whole message for `step`.
     pub fn new(prg: &'a mut Prg, role: Role, step: u32, msg: &'a [u8]) -> Self {
         Take { prg, role, step, slot: 0, rest: msg }
     }
 
-    /// This evaluator's half of the next tensor.
-    pub fn next(&mut self, n: usize, bits: u32) -> Result<Vec<u64>, Error> {
+    /// This evaluator's half of the next tensor, of `len` words.
+    pub fn half(&mut self, len: usize, bits: u32) -> Result<Half<'a>, Error> {
         let slot = self.slot;
         self.slot += 1;
-        if seeded(self.step, slot) == index(self.role) {
-            let mut out = vec![0; n];
-            self.prg.fill(self.step, slot, bits, &mut out)?;
-            return Ok(out);
+        let source = if seeded(self.step, slot) == index(self.role) {
+            Source::Drawn(self.prg.words(self.step, slot, bits)?)
+        } else {
+            let bytes = packed_len(len, bits);
+            let Some((head, tail)) = self.rest.split_at_checked(bytes) else {
+                return Err(Error::Malformed {
+                    what: "dealt message",
+                    reason: format!("step {}: {} bytes missing", self.step, bytes - self.rest.len()),
+                });
+            };
+            self.rest = tail;
+            check_packed(head, len, bits)?;
+            Source::Sent(head)
+        };
+        Ok(Half { source, bits, len, read: 0, buffer: Zeroizing::new(Vec::new()), waiting: 0..0 })
+    }
+
+    /// All of this evaluator's half of the next tensor.
+    pub fn next(&mut self, n: usize, bits: u32) -> Result<Vec<u64>, Error> {
+        let mut half = self.half(n, bits)?;
+        let mut out = vec![0; n];
+        match &mut half.source {
+            Source::Drawn(w) => w.next(&mut out),
+            Source::Sent(bytes) => unpack_to(bytes, bits, &mut out),
         }
-        let len = packed_len(n, bits);
-        if self.rest.len() < len {
-            return Err(Error::Malformed {
-                what: "dealt message",
-                reason: format!("step {}: {} bytes missing", self.step, len - self.rest.len()),
-            });
-        }
-        let (head, tail) = self.rest.split_at(len);
-        self.rest = tail;
-        unpack(head, n, bits)
+        Ok(out)
     }
 
     /// Whether this evaluator adds the public part of a result.
@@ -148,10 +311,55 @@ pub fn index(role: Role) -> usize {
     usize::from(role != Role::E1)
 }
 
+/// The nearest integer as a word, for magnitudes below 2^51.
+#[inline(always)]
+pub fn rounded(v: f64) -> u64 {
+    // The integer stands in the low bits of the sum.
+    const MAGIC: f64 = 1.5 * (1u64 << 52) as f64;
+    (v + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits())
+}
+
 /// `round(v * mult / 2^shift)` mod 2^64, half up; `v` unsigned below 2^63.
 pub fn scaled(v: u64, mult: i64, shift: u32) -> u64 {
     let p = v as i128 * mult as i128;
     if shift == 0 { p as u64 } else { ((p + (1i128 << (shift - 1))) >> shift) as u64 }
+}
+
+/// How [`scaled`] is computed for values of so many bits: the products fit a word, or two whose sum is easy to shift, or
+/// need 128 bits. All three give the same words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    One,
+    Two,
+    Wide,
+}
+
+impl Width {
+    /// For values below `2^bits` and these multipliers.
+    pub fn of(bits: u32, mult: &[i64], shift: u32) -> Width {
+        let top = mult.iter().map(|m| 64 - m.unsigned_abs().leading_zeros()).max().unwrap_or(0);
+        if shift <= 61 && bits + top <= 61 {
+            Width::One
+        } else if (33..=90).contains(&shift) && bits <= 63 && top <= 29 {
+            Width::Two
+        } else {
+            Width::Wide
+        }
+    }
+}
+
+/// [`scaled`] by one of the ways of [`Width`].
+#[inline(always)]
+pub fn scaled_as(width: Width, v: u64, mult: i64, shift: u32) -> u64 {
+    match width {
+        Width::One => (((v as i64).wrapping_mul(mult)).wrapping_add(1 << shift >> 1) >> shift) as u64,
+        Width::Two => {
+            let (hi, lo) = ((v >> 32) as i64, (v & 0xffff_ffff) as i64);
+            let carry = lo.wrapping_mul(mult) >> 32;
+            (hi.wrapping_mul(mult).wrapping_add(1 << (shift - 33)).wrapping_add(carry) >> (shift - 32)) as u64
+        }
+        Width::Wide => scaled(v, mult, shift),
+    }
 }
 
 #[cfg(test)]
@@ -159,6 +367,7 @@ pub(crate) mod testing {
     //! Both evaluators and the dealer side by side, for gate tests.
     use super::*;
     use crate::prg::SessionKey;
+    use crate::ring::mask;
 
     /// The words of [`World::edges`], their masks, and both evaluators' views.
     pub fn masked(x: &[[u64; 3]], bits: u32, xor: bool) -> (Vec<u64>, Vec<u64>, [Masked; 2]) {
@@ -257,6 +466,18 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #[test]
+        fn scaling_is_the_same_however_it_is_computed(
+            (bits, shift) in (1u32..=63, 0u32..=100),
+            mult in -(1i64 << 28)..=1 << 28,
+            v in any::<u64>(),
+        ) {
+            for v in [v, u64::MAX, 0, 1 << (bits - 1)] {
+                let v = v & crate::ring::mask(bits);
+                prop_assert_eq!(scaled_as(Width::of(bits, &[mult], shift), v, mult, shift), scaled(v, mult, shift));
+            }
+        }
+
         #[test]
         fn dealt_halves_add_up_and_alternate(n in 0usize..20, bits in 1u32..=64, step in 1u32..4, seed in any::<u64>()) {
             let mut w = World::seeded(seed);

@@ -5,9 +5,10 @@
 //! each of the four terms is rounded once.
 //! Dealt: `R(c l)` and the bit `msb(l)`; the bit's ring is as narrow as the power of two in `R(c 2^k)` allows.
 
-use super::{Deal, Dealt, Masked, Take, scaled};
+use super::{Deal, Dealt, Masked, Take, Width, scaled, scaled_as};
 use crate::Error;
 use crate::ring::mask;
+use crate::vector::{self, Kernel};
 
 /// Rescales columns `first .. first + mult.len()` of a `rows x stride` masked tensor.
 #[derive(Clone, Debug)]
@@ -61,15 +62,21 @@ impl Rescale {
 
     /// Dealer: `lam` is the whole input's mask.
     pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
-        let (mut a, mut b) = (Vec::with_capacity(self.len()), Vec::with_capacity(self.len()));
+        let n = self.mult.len();
+        let mut a = d.tensor(self.len(), self.k_out)?;
+        let mut b = d.tensor(self.len(), self.k_bit())?;
         for row in lam.chunks_exact(self.stride) {
-            for (&l, &mu) in row[self.first..].iter().zip(&self.mult) {
-                a.push(scaled(l, mu, self.shift));
-                b.push(l >> (self.k_in - 1));
-            }
+            let l = &row[self.first..][..n];
+            vector::run(Scale { width: self.width(), x: l, mult: &self.mult, shift: self.shift, y: a.room(d, n) });
+            b.room(d, n).iter_mut().zip(l).for_each(|(b, l)| *b = l >> (self.k_in - 1));
         }
-        d.share(self.k_out, a)?;
-        d.share(self.k_bit(), b)
+        a.end(d);
+        b.end(d);
+        Ok(())
+    }
+
+    fn width(&self) -> Width {
+        Width::of(self.k_in, &self.mult, self.shift)
     }
 
     /// Meaning in the clear, in units.
@@ -86,31 +93,97 @@ impl Rescale {
 
     /// Evaluator: share of the rescaled columns.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
-        let a = t.next(self.len(), self.k_out)?;
-        let b = t.next(self.len(), self.k_bit())?;
-        let (mk_in, mk) = (mask(self.k_in), mask(self.k_out));
-        let quarter = 1u64 << (self.k_in - 2);
+        let mut a = t.half(self.len(), self.k_out)?;
+        let mut b = t.half(self.len(), self.k_bit())?;
         let n = self.mult.len();
-        let consts: Vec<(u64, u64)> = (0..n)
-            .map(|c| {
-                let bias = self.bias.get(c).copied().unwrap_or(0) as u64;
-                (self.wrap(c), bias.wrapping_sub(scaled(quarter, self.mult[c], self.shift)))
-            })
-            .collect();
-        let leads = t.leads();
-        let mut y = Vec::with_capacity(self.len());
-        for (row, (a, b)) in x.m.chunks_exact(self.stride).zip(a.chunks_exact(n).zip(b.chunks_exact(n))) {
-            for (c, &m) in row[self.first..self.first + n].iter().enumerate() {
-                let m = m.wrapping_add(quarter) & mk_in;
-                let u = 1 - (m >> (self.k_in - 1));
-                let mut v = (u * b[c]).wrapping_mul(consts[c].0).wrapping_sub(a[c]);
-                if leads {
-                    v = v.wrapping_add(scaled(m, self.mult[c], self.shift)).wrapping_add(consts[c].1);
-                }
-                y.push(v & mk);
+        let wrap: Vec<u64> = (0..n).map(|c| self.wrap(c)).collect();
+        let quarter = scaled_quarter(self);
+        let mut y = vec![0; self.len()];
+        for (row, y) in x.m.chunks_exact(self.stride).zip(y.chunks_exact_mut(n)) {
+            let m = &row[self.first..][..n];
+            if t.leads() {
+                vector::run(Public { g: self, width: self.width(), m, constant: &quarter, y });
             }
+            vector::run(Private { g: self, m, a: a.next(n), b: b.next(n), wrap: &wrap, y });
         }
         Ok(y)
+    }
+}
+
+/// What offsets the quarter of the ring that is added before scaling, and the bias.
+fn scaled_quarter(g: &Rescale) -> Vec<u64> {
+    let quarter = 1u64 << (g.k_in - 2);
+    let bias = |c: usize| g.bias.get(c).copied().unwrap_or(0) as u64;
+    (0..g.mult.len()).map(|c| bias(c).wrapping_sub(scaled(quarter, g.mult[c], g.shift))).collect()
+}
+
+/// `y = scaled(x)`, column by column.
+struct Scale<'a> {
+    width: Width,
+    x: &'a [u64],
+    mult: &'a [i64],
+    shift: u32,
+    y: &'a mut [u64],
+}
+
+impl Kernel for Scale<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Scale { width, x, mult, shift, y } = self;
+        // A loop for each width, so that none is chosen within.
+        let each = y.iter_mut().zip(x).zip(mult);
+        match width {
+            Width::One => each.for_each(|((y, x), mu)| *y = scaled_as(Width::One, *x, *mu, shift)),
+            Width::Two => each.for_each(|((y, x), mu)| *y = scaled_as(Width::Two, *x, *mu, shift)),
+            Width::Wide => each.for_each(|((y, x), mu)| *y = scaled_as(Width::Wide, *x, *mu, shift)),
+        }
+    }
+}
+
+/// The part of a row that both evaluators could compute.
+struct Public<'a> {
+    g: &'a Rescale,
+    width: Width,
+    m: &'a [u64],
+    constant: &'a [u64],
+    y: &'a mut [u64],
+}
+
+impl Kernel for Public<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Public { g, width, m, constant, y } = self;
+        let (keep, quarter) = (mask(g.k_in), 1u64 << (g.k_in - 2));
+        y.iter_mut().zip(m).for_each(|(y, m)| *y = m.wrapping_add(quarter) & keep);
+        let each = y.iter_mut().zip(&g.mult).zip(constant);
+        let shift = g.shift;
+        match width {
+            Width::One => each.for_each(|((y, mu), c)| *y = scaled_as(Width::One, *y, *mu, shift).wrapping_add(*c)),
+            Width::Two => each.for_each(|((y, mu), c)| *y = scaled_as(Width::Two, *y, *mu, shift).wrapping_add(*c)),
+            Width::Wide => each.for_each(|((y, mu), c)| *y = scaled_as(Width::Wide, *y, *mu, shift).wrapping_add(*c)),
+        }
+    }
+}
+
+/// Adds the dealt part of a row.
+struct Private<'a> {
+    g: &'a Rescale,
+    m: &'a [u64],
+    a: &'a [u64],
+    b: &'a [u64],
+    wrap: &'a [u64],
+    y: &'a mut [u64],
+}
+
+impl Kernel for Private<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let (top, quarter, keep) = (self.g.k_in - 1, 1u64 << (self.g.k_in - 2), mask(self.g.k_out));
+        let dealt = self.a.iter().zip(self.b).zip(self.wrap);
+        for ((y, m), ((a, b), wrap)) in self.y.iter_mut().zip(self.m).zip(dealt) {
+            let u = !(m.wrapping_add(quarter) >> top) & 1;
+            *y = y.wrapping_add((u * b).wrapping_mul(*wrap)).wrapping_sub(*a) & keep;
+        }
     }
 }
 

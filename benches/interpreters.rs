@@ -1,0 +1,120 @@
+//! CPU time of every kind of operation, at the dealer and at an evaluator, in one process without a network:
+//! `cargo bench -p tacet-protocol --bench interpreters -- --model DIR --tokens 128`.
+//!
+//! The time is what the thread ran, so that it is meaningful while others share the machine (Linux only).
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use tacet_protocol::model::BertModel;
+use tacet_protocol::plan::Planner;
+use tacet_protocol::prg::{Prg, SessionKey};
+use tacet_protocol::program::Program;
+use tacet_protocol::{DealerSink, Error, EvaluatorIo, Role, run};
+
+/// Nanoseconds that this thread has run.
+fn ran() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    text.split_whitespace().next().and_then(|v| v.parse().ok()).unwrap_or(0)
+}
+
+/// Attributes time to operations by when they ask for something.
+struct Clock<'a> {
+    program: &'a Program,
+    since: u64,
+    step: usize,
+    spent: BTreeMap<&'static str, u64>,
+}
+
+impl<'a> Clock<'a> {
+    fn new(program: &'a Program) -> Self {
+        Clock { program, since: ran(), step: 0, spent: BTreeMap::new() }
+    }
+
+    /// Ends what ran since the last call; it belonged to `step`.
+    fn end(&mut self, step: usize) {
+        let now = ran();
+        *self.spent.entry(self.program.ops[step].kind.name()).or_default() += now - self.since;
+        self.since = ran();
+        self.step = step;
+    }
+}
+
+struct Sink<'a> {
+    clock: Clock<'a>,
+    dealt: [Vec<Vec<u8>>; 2],
+}
+
+impl DealerSink for Sink<'_> {
+    fn send(&mut self, to: Role, step: u32, bytes: Vec<u8>) -> Result<(), Error> {
+        self.clock.end(step as usize);
+        self.dealt[usize::from(to == Role::E2)].push(bytes);
+        Ok(())
+    }
+}
+
+struct Io<'a> {
+    clock: Clock<'a>,
+    dealt: std::vec::IntoIter<Vec<u8>>,
+    to: Sender<Vec<u8>>,
+    from: Receiver<Vec<u8>>,
+}
+
+impl EvaluatorIo for Io<'_> {
+    fn dealt(&mut self, step: u32, _: usize) -> Result<Vec<u8>, Error> {
+        self.clock.end(self.clock.step);
+        self.clock.step = step as usize;
+        self.dealt.next().ok_or_else(|| Error::Transport("nothing dealt".into()))
+    }
+
+    fn exchange(&mut self, step: u32, out: Vec<u8>) -> Result<Vec<u8>, Error> {
+        self.clock.end(self.clock.step);
+        self.clock.step = step as usize;
+        let gone = |_| Error::Transport("gone".into());
+        self.to.send(out).map_err(gone)?;
+        let got = self.from.recv().map_err(|_| Error::Transport("gone".into()));
+        self.clock.since = ran();
+        got
+    }
+}
+
+fn show(who: &str, spent: &BTreeMap<&'static str, u64>) {
+    let mut all: Vec<_> = spent.iter().collect();
+    all.sort_by_key(|(_, ns)| std::cmp::Reverse(**ns));
+    println!("{who}: {:.0} ms", spent.values().sum::<u64>() as f64 / 1e6);
+    for (name, ns) in all.into_iter().filter(|(_, ns)| **ns > 500_000) {
+        println!("  {name:16} {:7.1} ms", *ns as f64 / 1e6);
+    }
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    let value = |name: &str| args.iter().position(|a| a == name).and_then(|i| args.get(i + 1)).cloned();
+    let Some(dir) = value("--model").or_else(|| std::env::var("TACET_MODEL_DIR").ok()) else {
+        println!("skipped: neither --model nor TACET_MODEL_DIR names a model's directory");
+        return;
+    };
+    let tokens = value("--tokens").map_or(128, |t| t.parse().expect("--tokens takes a number"));
+    let planner = Planner::new(&BertModel::load(dir.as_ref()).expect("a model")).expect("a plan");
+    let p = planner.program(tokens).expect("a program");
+    let prg = |i: u8| Prg::new(&SessionKey::from_seed([i; 32]));
+    for _ in 0..2 {
+        let mut sink = Sink { clock: Clock::new(&p), dealt: [Vec::new(), Vec::new()] };
+        run::deal(&p, prg(1), prg(2), &mut sink).expect("dealing");
+        show("dealer", &sink.clock.spent);
+        let ((to1, from2), (to2, from1)) = (channel(), channel());
+        let [d1, d2] = sink.dealt;
+        let evaluate = |role, prg, dealt: Vec<Vec<u8>>, to, from| {
+            let input: Vec<Vec<u64>> = p.inputs().map(|v| vec![0; p.values[v].len()]).collect();
+            let mut io = Io { clock: Clock::new(&p), dealt: dealt.into_iter(), to, from };
+            run::evaluate(&p, role, prg, input, &mut io).expect("evaluation");
+            io.clock.spent
+        };
+        let (a, b) = std::thread::scope(|s| {
+            let other = s.spawn(|| evaluate(Role::E2, prg(2), d2, to2, from2));
+            (evaluate(Role::E1, prg(1), d1, to1, from1), other.join().expect("evaluation"))
+        });
+        show("E1", &a);
+        show("E2", &b);
+    }
+}
