@@ -9,7 +9,8 @@ use crate::gates::{Deal, Masked, Take};
 use crate::gemm::linear;
 use crate::prg::Prg;
 use crate::program::{Kind, Op, Program};
-use crate::ring::{mask, pack, packed_len, unpack};
+use crate::ring::{mask, pack_to, packed_len, unpack};
+use crate::vector::{self, Kernel};
 use crate::{DealerSink, Error, EvaluatorIo, Role};
 
 /// The last step that reads each value.
@@ -20,10 +21,6 @@ fn last_use(p: &Program) -> Vec<usize> {
     }
     p.carried[1].iter().for_each(|v| last[*v] = usize::MAX);
     last
-}
-
-fn combine(xor: bool, a: u64, b: u64) -> u64 {
-    if xor { a ^ b } else { a.wrapping_add(b) }
 }
 
 /// Expands one half of the masks of an opening's values.
@@ -107,11 +104,11 @@ pub fn deal_next(
             let (a, b) = (masks(p, op, step, a)?, masks(p, op, step, b)?);
             for ((out, mut a), b) in op.outputs.iter().zip(a).zip(b) {
                 let v = &p.values[*out];
-                a.iter_mut().zip(b).for_each(|(a, b)| *a = combine(v.xor, *a, b) & mask(v.bits));
+                vector::run(Combine { to: &mut a, with: &b, xor: v.xor, keep: mask(v.bits) });
                 lam[*out] = a;
             }
         }
-        let mut d = Deal::new(&mut prg, step);
+        let mut d = Deal::new(&mut prg, step, p.dealt_len(i));
         let l = |n: usize| lam[op.inputs[n]].as_slice();
         match &op.kind {
             Kind::Rescale(g) => g.deal(&mut d, l(0))?,
@@ -250,12 +247,16 @@ pub fn evaluate_next(
 fn open(p: &Program, op: &Op, step: u32, prg: &mut Prg, st: &mut State, io: &mut dyn EvaluatorIo) -> Result<(), Error> {
     let own = masks(p, op, step, prg)?;
     let mut sent = Vec::with_capacity(op.inputs.len());
-    let mut msg = Vec::with_capacity(p.opening_len(op));
+    let mut msg = vec![0; p.opening_len(op)];
+    let mut rest = msg.as_mut_slice();
     for (v, l) in op.inputs.iter().zip(&own) {
         let (x, f) = (&st.share[*v], &p.values[*v]);
         // A share may live in a wider ring than the one it is opened in: reduction is a homomorphism.
-        let m: Vec<u64> = x.iter().zip(l).map(|(x, l)| combine(f.xor, *x, *l) & mask(f.bits)).collect();
-        msg.extend_from_slice(&pack(&m, f.bits));
+        let mut m = l.clone();
+        vector::run(Combine { to: &mut m, with: x, xor: f.xor, keep: mask(f.bits) });
+        let head;
+        (head, rest) = rest.split_at_mut(packed_len(f.len(), f.bits));
+        pack_to(&m, f.bits, head);
         sent.push(m);
     }
     let len = msg.len();
@@ -272,10 +273,31 @@ fn open(p: &Program, op: &Op, step: u32, prg: &mut Prg, st: &mut State, io: &mut
         let (head, tail) = rest.split_at(packed_len(f.len(), f.bits));
         rest = tail;
         let theirs = Zeroizing::new(unpack(head, f.len(), f.bits)?);
-        m.iter_mut().zip(theirs.iter()).for_each(|(a, b)| *a = combine(f.xor, *a, *b) & mask(f.bits));
+        vector::run(Combine { to: &mut m, with: &theirs, xor: f.xor, keep: mask(f.bits) });
         st.masked[*out] = Masked { m, l };
     }
     Ok(())
+}
+
+/// Adds words in their ring, or bits.
+struct Combine<'a> {
+    to: &'a mut [u64],
+    with: &'a [u64],
+    xor: bool,
+    keep: u64,
+}
+
+impl Kernel for Combine<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let keep = self.keep;
+        let pairs = self.to.iter_mut().zip(self.with);
+        if self.xor {
+            pairs.for_each(|(a, b)| *a = (*a ^ b) & keep);
+        } else {
+            pairs.for_each(|(a, b)| *a = a.wrapping_add(*b) & keep);
+        }
+    }
 }
 
 fn gate(p: &Program, op: &Op, t: &mut Take, st: &State, role: Role) -> Result<Vec<Vec<u64>>, Error> {

@@ -3,13 +3,18 @@
 use super::{Deal, Dealt, Masked, Take};
 use crate::Error;
 use crate::ring::mask;
+use crate::vector::{self, Kernel};
 
 /// Rotates a bit vector left by `by`.
 pub(super) fn rotate(x: &[u64], by: usize, out: &mut [u64]) {
     let n = x.len();
-    let (w, b) = (by / 64 % n, by % 64);
-    for (i, o) in out.iter_mut().enumerate() {
-        *o = x[(i + n - w) % n] << b | (x[(i + 2 * n - w - 1) % n] >> 1) >> (63 - b);
+    let (w, b) = (by / 64, by % 64);
+    // The words that word 0 is made of.
+    let mut high = if w % n == 0 { 0 } else { n - w % n };
+    let mut low = if high == 0 { n - 1 } else { high - 1 };
+    for o in out {
+        *o = x[high] << b | (x[low] >> 1) >> (63 - b);
+        (low, high) = (high, if high + 1 == n { 0 } else { high + 1 });
     }
 }
 
@@ -135,7 +140,12 @@ impl CountClear {
 
     /// Dealer.
     pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
-        d.share(self.k, lam.iter().flat_map(|w| (0..64).map(move |j| w >> j & 1)).collect())
+        let mut t = d.tensor(self.bits(), self.k)?;
+        for w in lam {
+            t.room(d, 64).iter_mut().enumerate().for_each(|(j, b)| *b = w >> j & 1);
+        }
+        t.end(d);
+        Ok(())
     }
 
     /// Meaning in the clear, in units.
@@ -151,27 +161,42 @@ impl CountClear {
 
     /// Evaluator: one share per row.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
-        let rho = t.next(self.bits(), self.k)?;
+        let mut rho = t.half(self.bits(), self.k)?;
+        let mut words = x.m.iter();
         let mut out = Vec::new();
-        let mut at = 0;
         for s in &self.segments {
             for _ in 0..s.rows {
                 let mut y = 0u64;
-                for w in at..at + s.words {
-                    for (j, r) in rho[w * 64..][..64].iter().enumerate() {
-                        let c = x.m[w] >> j & 1;
-                        // (1 - 2c) r, without a branch; the count of clear bits is 1 - z.
-                        y = y.wrapping_sub((r ^ c.wrapping_neg()).wrapping_add(c));
-                        if t.leads() {
-                            y = y.wrapping_add(1 - c);
-                        }
+                for m in words.by_ref().take(s.words) {
+                    vector::run(Count { m: *m, rho: rho.next(64), sum: &mut y });
+                    if t.leads() {
+                        y = y.wrapping_add(u64::from(m.count_zeros()));
                     }
                 }
-                at += s.words;
                 out.push(y & mask(self.k));
             }
         }
         Ok(out)
+    }
+}
+
+/// Subtracts what is dealt of 64 bits; see [`CountClear`].
+struct Count<'a> {
+    m: u64,
+    rho: &'a [u64],
+    sum: &'a mut u64,
+}
+
+impl Kernel for Count<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let mut y = *self.sum;
+        for (j, r) in self.rho.iter().enumerate() {
+            let c = self.m >> j & 1;
+            // (1 - 2c) r, without a branch; the count of clear bits is 1 - z.
+            y = y.wrapping_sub((r ^ c.wrapping_neg()).wrapping_add(c));
+        }
+        *self.sum = y;
     }
 }
 

@@ -8,9 +8,10 @@
 
 use super::bits::rotate;
 use super::grid::Grid;
-use super::{Deal, Dealt, Masked, Take};
+use super::{Deal, Dealt, Masked, Take, rounded};
 use crate::Error;
 use crate::ring::mask;
+use crate::vector::{self, Kernel};
 
 const WINDOWS: usize = 8;
 
@@ -60,41 +61,51 @@ impl Exp {
         self.heads.iter().flat_map(|h| [(n * WINDOWS, self.k_out), (n * Self::flag_bits(*h) / 64, 64)]).collect()
     }
 
-    /// Mask or opened word of `x - bound`, with one step of headroom above the level count.
-    fn below(&self, s: u64, level: u64, h: Head) -> u64 {
-        s.wrapping_sub(level << (self.k - h.level_bits)) & mask(self.k)
+    fn window_bits(&self, h: Head) -> u32 {
+        self.k - h.level_bits + 1
     }
 
-    fn offset(&self, h: Head) -> u64 {
+    /// What is added to a score's word for that of `x - bound`, given the word of the bound's level.
+    fn offset(&self, constant: u64, level: u64, h: Head) -> u64 {
+        constant.wrapping_sub(level << (self.k - h.level_bits))
+    }
+
+    /// The public part of the difference: one step of headroom above the level count.
+    fn headroom(&self, h: Head) -> u64 {
         (1u64 << (self.k - 1)).wrapping_sub(1 << (self.k - h.level_bits))
     }
 
     /// Dealer.
     pub fn deal(&self, d: &mut Deal, ls: &[u64], ll: &[u64]) -> Result<(), Error> {
         let n = self.grid.len();
-        let rows = self.grid.row_of();
         for (i, &h) in self.heads.iter().enumerate() {
-            let wb = self.k - h.level_bits + 1;
-            let hi: [f64; WINDOWS] = std::array::from_fn(|i| {
+            let wb = self.window_bits(h);
+            // Twice, so that every rotation is a slice.
+            let hi: [f64; 2 * WINDOWS] = std::array::from_fn(|i| {
+                let i = i % WINDOWS;
                 let e = if i == 0 { 0.0 } else { (i as f64 - WINDOWS as f64) * 2f64.powi(wb as i32) * h.ulp };
                 libm::exp2(e + self.f_deal as f64)
             });
+            let low = Powers::new(wb, -h.ulp, 0);
             // Flags by window of the whole ring: set where x is certainly or possibly below the exp table's range.
             let nf = Self::flag_bits(h);
             let mut pattern = vec![0u64; nf / 64];
             (1..nf - WINDOWS + 2).for_each(|i| pattern[i / 64] |= 1 << (i % 64));
-            let mut flags = vec![0; n * nf / 64];
-            let mut tab = Vec::with_capacity(n * WINDOWS);
-            for (e, &s) in ls[i * n..][..n].iter().enumerate() {
-                let l = self.below(s, ll[i * self.grid.rows + rows[e]], h);
-                let (lh, low) = ((l >> wb) as usize, libm::exp2(-((l & mask(wb)) as f64) * h.ulp));
-                for j in 0..WINDOWS {
-                    tab.push((hi[j.wrapping_sub(lh) % WINDOWS] * low).round() as u64);
+            let mut tables = d.tensor(n * WINDOWS, self.k_out)?;
+            let mut flags = d.bits(n * nf / 64)?;
+            for (row, l) in self.grid.split(&ls[i * n..][..n]) {
+                let offset = self.offset(0, ll[i * self.grid.rows + row], h);
+                for l in l {
+                    let l = l.wrapping_add(offset) & mask(self.k);
+                    let (lh, low) = ((l >> wb) as usize, low.of(l));
+                    let at = WINDOWS - lh % WINDOWS;
+                    let to = tables.room(d, WINDOWS);
+                    to.iter_mut().zip(&hi[at..at + WINDOWS]).for_each(|(to, hi)| *to = rounded(hi * low));
+                    rotate(&pattern, lh, flags.room(d, nf / 64));
                 }
-                rotate(&pattern, lh, &mut flags[e * nf / 64..][..nf / 64]);
             }
-            d.share(self.k_out, tab)?;
-            d.xor(flags)?;
+            tables.end(d);
+            flags.end(d);
         }
         Ok(())
     }
@@ -119,29 +130,53 @@ impl Exp {
     /// Evaluator: share of the exponentials, and XOR share of the packed flags.
     pub fn eval(&self, t: &mut Take, s: &Masked, level: &Masked) -> Result<(Vec<u64>, Vec<u64>), Error> {
         let n = self.grid.len();
-        let rows = self.grid.row_of();
-        let mut out = Vec::with_capacity(self.len());
+        let mut out = vec![0; self.len()];
         let mut flags = vec![0u64; self.flag_len()];
+        let mut at = 0;
         for (i, &h) in self.heads.iter().enumerate() {
-            let wb = self.k - h.level_bits + 1;
-            let nf = Self::flag_bits(h);
-            let tab = t.next(n * WINDOWS, self.k_out)?;
-            let fl = t.next(n * nf / 64, 64)?;
-            let unit = 2f64.powi(wb as i32 - 8) * h.ulp;
-            let coarse: Vec<f64> = (0..256).map(|a| libm::exp2(a as f64 * unit + self.f_pub as f64)).collect();
-            let fine: Vec<f64> = (0..256).map(|a| libm::exp2((a as f64 + 0.5) * unit / 256.0)).collect();
-            for e in 0..n {
-                let m =
-                    self.below(s.m[i * n + e], level.m[i * self.grid.rows + rows[e]], h).wrapping_add(self.offset(h))
-                        & mask(self.k);
-                let (mh, low) = ((m >> wb) as usize, (m & mask(wb)) >> (wb - 16));
-                let public = (coarse[(low >> 8) as usize] * fine[(low & 255) as usize]).round() as u64;
-                out.push(tab[e * WINDOWS + mh % WINDOWS].wrapping_mul(public) & mask(self.k_out));
-                let bit = fl[e * nf / 64 + mh / 64] >> (mh % 64) & 1;
-                flags[(i * n + e) / 64] |= bit << ((i * n + e) % 64);
+            let wb = self.window_bits(h);
+            let words = Self::flag_bits(h) / 64;
+            let mut tables = t.half(n * WINDOWS, self.k_out)?;
+            let mut dealt_flags = t.half(n * words, 64)?;
+            let low = Powers::new(wb, h.ulp, self.f_pub);
+            let mut e = 0;
+            for (row, m) in self.grid.split(&s.m[i * n..][..n]) {
+                let offset = self.offset(self.headroom(h), level.m[i * self.grid.rows + row], h);
+                for m in m {
+                    let m = m.wrapping_add(offset) & mask(self.k);
+                    let window = (m >> wb) as usize;
+                    let entry = tables.pick(e, WINDOWS, window % WINDOWS);
+                    out[at] = entry.wrapping_mul(rounded(low.of(m))) & mask(self.k_out);
+                    let bit = dealt_flags.pick(e, words, window / 64) >> (window % 64) & 1;
+                    flags[at / 64] |= bit << (at % 64);
+                    (at, e) = (at + 1, e + 1);
+                }
             }
         }
         Ok((out, flags))
+    }
+}
+
+/// `2^(unit low(x) + f)` for the low bits of a word, of which sixteen count.
+struct Powers {
+    bits: u32,
+    coarse: [f64; 256],
+    fine: [f64; 256],
+}
+
+impl Powers {
+    fn new(bits: u32, unit: f64, f: i32) -> Powers {
+        let unit = 2f64.powi(bits as i32 - 8) * unit;
+        Powers {
+            bits,
+            coarse: std::array::from_fn(|a| libm::exp2(a as f64 * unit + f as f64)),
+            fine: std::array::from_fn(|a| libm::exp2((a as f64 + 0.5) * unit / 256.0)),
+        }
+    }
+
+    fn of(&self, x: u64) -> f64 {
+        let low = (x & mask(self.bits)) >> (self.bits - 16);
+        self.coarse[(low >> 8) as usize] * self.fine[(low & 255) as usize]
     }
 }
 
@@ -177,16 +212,24 @@ impl FlagRescale {
 
     /// Dealer.
     pub fn deal(&self, d: &mut Deal, lx: &[u64], lf: &[u64]) -> Result<(), Error> {
-        let a: Vec<u64> = lx.iter().map(|l| self.round(*l)).collect();
-        let b: Vec<u64> = lx.iter().map(|l| l >> (self.k_in - 1)).collect();
-        let r: Vec<u64> = (0..self.len).map(|i| lf[i / 64] >> (i % 64) & 1).collect();
-        let times = |x: &[u64]| x.iter().zip(&r).map(|(x, r)| x * r).collect::<Vec<_>>();
-        let (ra, rb) = (times(&a), times(&b));
-        d.share(self.k_out, a)?;
-        d.share(self.k_bit(), b)?;
-        d.share(self.k_out, r)?;
-        d.share(self.k_out, ra)?;
-        d.share(self.k_bit(), rb)
+        let (n, k, kb) = (self.len, self.k_out, self.k_bit());
+        let (mut a, mut b, mut r) = (d.tensor(n, k)?, d.tensor(n, kb)?, d.tensor(n, k)?);
+        let (mut ra, mut rb) = (d.tensor(n, k)?, d.tensor(n, kb)?);
+        for (l, f) in lx.chunks(64).zip(lf) {
+            let n = l.len();
+            let a = a.room(d, n);
+            a.iter_mut().zip(l).for_each(|(a, l)| *a = self.round(*l));
+            let b = b.room(d, n);
+            b.iter_mut().zip(l).for_each(|(b, l)| *b = l >> (self.k_in - 1));
+            let r = r.room(d, n);
+            r.iter_mut().enumerate().for_each(|(i, r)| *r = f >> i & 1);
+            ra.room(d, n).iter_mut().zip(&*a).zip(&*r).for_each(|((t, a), r)| *t = a * r);
+            rb.room(d, n).iter_mut().zip(&*b).zip(&*r).for_each(|((t, b), r)| *t = b * r);
+        }
+        for t in [a, b, r, ra, rb] {
+            t.end(d);
+        }
+        Ok(())
     }
 
     /// Meaning in the clear, in units.
@@ -199,22 +242,49 @@ impl FlagRescale {
     /// Evaluator: share of the kept values.
     pub fn eval(&self, t: &mut Take, x: &Masked, flag: &Masked) -> Result<Vec<u64>, Error> {
         let (n, k, kb) = (self.len, self.k_out, self.k_bit());
-        let (a, b, r, ra, rb) = (t.next(n, k)?, t.next(n, kb)?, t.next(n, k)?, t.next(n, k)?, t.next(n, kb)?);
-        let quarter = 1u64 << (self.k_in - 2);
-        let wrap = 1u64.checked_shl(self.k_in - self.shift).unwrap_or(0);
+        let (mut a, mut b, mut r) = (t.half(n, k)?, t.half(n, kb)?, t.half(n, k)?);
+        let (mut ra, mut rb) = (t.half(n, k)?, t.half(n, kb)?);
         let lead = u64::from(t.leads());
-        let mut y = Vec::with_capacity(n);
+        let mut y = vec![0; n];
+        for ((m, y), flags) in x.m.chunks(64).zip(y.chunks_mut(64)).zip(&flag.m) {
+            let n = m.len();
+            let dealt = [a.next(n), b.next(n), r.next(n), ra.next(n), rb.next(n)];
+            vector::run(Keep { g: self, lead, m, flags: *flags, dealt, y });
+        }
+        Ok(y)
+    }
+}
+
+/// Up to 64 elements, whose flags are one word.
+struct Keep<'a> {
+    g: &'a FlagRescale,
+    lead: u64,
+    m: &'a [u64],
+    flags: u64,
+    dealt: [&'a [u64]; 5],
+    y: &'a mut [u64],
+}
+
+impl Kernel for Keep<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Keep { g, lead, m, flags, dealt: [a, b, r, ra, rb], y } = self;
+        let quarter = 1u64 << (g.k_in - 2);
+        let wrap = 1u64.checked_shl(g.k_in - g.shift).unwrap_or(0);
+        let (keep_in, keep) = (mask(g.k_in), mask(g.k_out));
+        let (half, shift, below) = (1u64 << g.shift >> 1, g.shift, quarter >> g.shift);
+        let n = y.len();
+        let (m, a, b, r, ra, rb) = (&m[..n], &a[..n], &b[..n], &r[..n], &ra[..n], &rb[..n]);
         for i in 0..n {
-            let m = x.m[i].wrapping_add(quarter) & mask(self.k_in);
-            let uw = wrap * (1 - (m >> (self.k_in - 1)));
-            let public = self.round(m).wrapping_sub(quarter >> self.shift);
-            let c = flag.m[i / 64] >> (i % 64) & 1;
+            let m = m[i].wrapping_add(quarter) & keep_in;
+            let uw = wrap * (1 - (m >> (g.k_in - 1)));
+            let public = (m.wrapping_add(half) >> shift).wrapping_sub(below);
+            let c = flags >> i & 1;
             let kept = (public * lead).wrapping_sub(a[i]).wrapping_add(uw.wrapping_mul(b[i]));
             let gated = r[i].wrapping_mul(public).wrapping_sub(ra[i]).wrapping_add(uw.wrapping_mul(rb[i]));
             let v = (1 - c).wrapping_mul(kept).wrapping_add((2 * c).wrapping_sub(1).wrapping_mul(gated));
-            y.push(v & mask(k));
+            y[i] = v & keep;
         }
-        Ok(y)
     }
 }
 

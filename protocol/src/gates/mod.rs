@@ -138,9 +138,9 @@ impl Kernel for Subtract<'_> {
 }
 
 impl<'a> Deal<'a> {
-    /// Starts dealing for `step`.
-    pub fn new(prg: &'a mut [Prg; 2], step: u32) -> Self {
-        Deal { prg, step, slot: 0, out: [Vec::new(), Vec::new()] }
+    /// Starts dealing for `step`; `expected` bytes for E1 and E2.
+    pub fn new(prg: &'a mut [Prg; 2], step: u32, expected: [u64; 2]) -> Self {
+        Deal { prg, step, slot: 0, out: expected.map(|n| Vec::with_capacity(n as usize)) }
     }
 
     /// Begins additive shares mod `2^bits` of a tensor of `n` words.
@@ -440,7 +440,7 @@ pub(crate) mod testing {
             eval: impl Fn(&mut Take, usize) -> Result<T, Error>,
         ) -> [T; 2] {
             self.step += 1;
-            let mut d = Deal::new(&mut self.prg, self.step);
+            let mut d = Deal::new(&mut self.prg, self.step, dealt_bytes(self.step, dealt));
             deal(&mut d).unwrap();
             let out = d.out;
             assert_eq!(out.each_ref().map(|o| o.len() as u64), dealt_bytes(self.step, dealt));

@@ -9,6 +9,7 @@
 use super::{Deal, Dealt, Masked, Take};
 use crate::Error;
 use crate::ring::mask;
+use crate::vector::{self, Kernel};
 
 const WINDOWS: usize = 64;
 /// Each scale's window is this many bits wider than the one before.
@@ -68,27 +69,32 @@ impl Piecewise {
 
     /// Dealer.
     pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
-        let mut v = Vec::with_capacity(self.rows * self.scales * WINDOWS * 3);
-        let mut flags = Vec::with_capacity(self.rows * (self.scales - 1));
+        let flags = self.rows * (self.scales - 1);
         let unit = 2f64.powi(-(self.rho_bits as i32));
+        // Per scale and coefficient, twice, so that every rotation is a slice.
+        let coef: Vec<[[f64; 2 * WINDOWS]; 3]> = self
+            .coef
+            .iter()
+            .map(|c| std::array::from_fn(|i| std::array::from_fn(|j| c[j % WINDOWS][i])))
+            .collect();
+        let mut tables = d.tensor(self.rows * self.scales * WINDOWS * 3, self.k_out)?;
+        let mut words = Vec::with_capacity(flags);
         for &l in lam {
-            for s in 0..self.scales {
+            for (s, coef) in coef.iter().enumerate() {
                 let drop = self.drop_of(s);
-                let (lh, ll) = ((l >> drop) as usize, self.low(l, s) as f64 * unit);
-                for j in 0..WINDOWS {
-                    let [c0, c1, c2] = self.coef[s][j.wrapping_sub(lh) % WINDOWS];
-                    let a = [c0 - c1 * ll + c2 * ll * ll, (c1 - 2.0 * c2 * ll) * unit, c2 * unit];
-                    v.extend(a.map(|a| a.round() as i64 as u64));
-                }
+                let at = WINDOWS - (l >> drop) as usize % WINDOWS;
+                let low = self.low(l, s) as f64 * unit;
+                let out = tables.room(d, WINDOWS * 3).as_chunks_mut().0;
+                vector::run(Quadratics { coef, at, low, unit, out });
                 if s + 1 < self.scales {
                     // Set for windows 0..7 of 8h, rotated by the mask's window.
-                    flags.push(0x7fu64.rotate_left((l >> (drop + STRIDE)) as u32 % 64));
+                    words.push(0x7fu64.rotate_left((l >> (drop + STRIDE)) as u32 % 64));
                 }
             }
         }
-        d.share(self.k_out, v)?;
-        if !flags.is_empty() {
-            d.xor(flags)?;
+        tables.end(d);
+        if flags > 0 {
+            d.xor(words)?;
         }
         Ok(())
     }
@@ -113,14 +119,15 @@ impl Piecewise {
 
     /// Evaluator: shares of the value at every scale (`rows x scales`), and one word of flags a row.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<(Vec<u64>, Vec<u64>), Error> {
-        let v = t.next(self.rows * self.scales * WINDOWS * 3, self.k_out)?;
+        let mut tables = t.half(self.rows * self.scales * WINDOWS * 3, self.k_out)?;
         let f = if self.scales > 1 { t.next(self.rows * (self.scales - 1), 64)? } else { Vec::new() };
         let mut out = Vec::with_capacity(self.rows * self.scales);
         let mut flags = vec![0u64; self.rows];
         for (r, &m) in x.m.iter().enumerate() {
             for s in 0..self.scales {
                 let drop = self.drop_of(s);
-                let a = &v[((r * self.scales + s) * WINDOWS + (m >> drop) as usize % WINDOWS) * 3..][..3];
+                let mut a = [0u64; 3];
+                tables.at(((r * self.scales + s) * WINDOWS + (m >> drop) as usize % WINDOWS) * 3, &mut a);
                 let p = self.low(m, s);
                 // The square keeps as many bits as the position, so that no rounded coefficient is multiplied by more.
                 let square = (p * p) >> self.rho_bits;
@@ -133,6 +140,27 @@ impl Piecewise {
             }
         }
         Ok((out, flags))
+    }
+}
+
+/// The dealt coefficients of every window of one row and scale.
+struct Quadratics<'a> {
+    coef: &'a [[f64; 2 * WINDOWS]; 3],
+    at: usize,
+    low: f64,
+    unit: f64,
+    out: &'a mut [[u64; 3]],
+}
+
+impl Kernel for Quadratics<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Quadratics { coef, at, low, unit, out } = self;
+        let [c0, c1, c2] = coef.each_ref().map(|c| &c[at..at + WINDOWS]);
+        for (i, out) in out.iter_mut().enumerate() {
+            let a = [c0[i] - c1[i] * low + c2[i] * low * low, (c1[i] - 2.0 * c2[i] * low) * unit, c2[i] * unit];
+            *out = a.map(|a| a.round() as i64 as u64);
+        }
     }
 }
 
@@ -189,19 +217,17 @@ impl Select {
 
     /// Evaluator: one share per row.
     pub fn eval(&self, t: &mut Take, v: &Masked, flags: &Masked) -> Result<Vec<u64>, Error> {
-        let tab = t.next(self.entries(), self.k)?;
+        let mut tables = t.half(self.entries(), self.k)?;
         let w = self.scales + 1;
-        Ok((0..self.rows)
-            .map(|r| {
-                let c = (flags.m[r] & (self.cases() as u64 - 1)) as usize;
-                let e = &tab[(r * self.cases() + c) * w..][..w];
-                let y = e[..self.scales]
-                    .iter()
-                    .zip(&v.m[r * self.scales..])
-                    .fold(0u64, |y, (e, m)| y.wrapping_add(e.wrapping_mul(*m)));
-                y.wrapping_sub(e[self.scales]) & mask(self.k)
-            })
-            .collect())
+        let mut e = vec![0u64; w];
+        let row = |r: usize| {
+            let c = (flags.m[r] & (self.cases() as u64 - 1)) as usize;
+            tables.at((r * self.cases() + c) * w, &mut e);
+            let values = &v.m[r * self.scales..];
+            let y = e[..self.scales].iter().zip(values).fold(0u64, |y, (e, m)| y.wrapping_add(e.wrapping_mul(*m)));
+            y.wrapping_sub(e[self.scales]) & mask(self.k)
+        };
+        Ok((0..self.rows).map(row).collect())
     }
 }
 

@@ -12,6 +12,7 @@ use super::grid::Grid;
 use super::{Deal, Dealt, Masked, Take};
 use crate::Error;
 use crate::ring::mask;
+use crate::vector::{self, Kernel};
 
 /// Parities per level.
 pub const TESTS: usize = 20;
@@ -83,12 +84,14 @@ impl RowMax {
     pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
         for (h, l) in lam.chunks_exact(self.grid.len()).enumerate() {
             let (n, w) = (1usize << self.level_bits[h], self.words(h));
-            let mut v = vec![0; l.len() * w];
-            for (l, v) in l.iter().zip(v.chunks_exact_mut(w)) {
-                let level = n - (l >> (self.k - self.level_bits[h])) as usize;
-                v[level % n / 64] = 1 << (level % 64);
+            let mut one_hot = d.bits(l.len() * w)?;
+            for l in l {
+                let level = (n - (l >> (self.k - self.level_bits[h])) as usize) % n;
+                let to = one_hot.room(d, w);
+                to.fill(0);
+                to[level / 64] = 1 << (level % 64);
             }
-            d.xor(v)?;
+            one_hot.end(d);
         }
         Ok(())
     }
@@ -121,26 +124,26 @@ impl RowMax {
     /// Evaluator: XOR share of "this parity is zero", for every (head, row, test, level).
     pub fn eval(&self, t: &mut Take, s: &Masked) -> Result<Vec<u64>, Error> {
         let half = 1u64 << (self.k - 1);
-        let sets = subsets(self.grid.keys);
-        let mut out = Vec::with_capacity(self.out_len());
-        let mut rot = Vec::new();
+        let sets: Vec<[u64; TESTS]> = subsets(self.grid.keys)
+            .iter()
+            .map(|set| std::array::from_fn(|i| u64::from(set >> i & 1).wrapping_neg()))
+            .collect();
+        let mut out = vec![0; self.out_len()];
+        let mut rest = out.as_mut_slice();
         for (h, m) in s.m.chunks_exact(self.grid.len()).enumerate() {
             let w = self.words(h);
-            let one = t.next(m.len() * w, 64)?;
-            rot.resize(w, 0);
-            let mut ones = one.chunks_exact(w);
+            let mut one_hot = t.half(m.len() * w, 64)?;
+            let mut rotated = vec![0; self.grid.keys * w];
             for (_, m) in self.grid.split(m) {
-                let at = out.len();
-                out.resize(at + TESTS * w, 0);
-                for ((m, set), one) in m.iter().zip(&sets).zip(&mut ones) {
+                let dealt = one_hot.next(m.len() * w);
+                for ((m, one), to) in m.iter().zip(dealt.chunks_exact(w)).zip(rotated.chunks_exact_mut(w)) {
                     let level = (m.wrapping_add(half) & mask(self.k)) >> (self.k - self.level_bits[h]);
-                    rotate(one, level as usize, &mut rot);
-                    for (i, acc) in out[at..].chunks_exact_mut(w).enumerate() {
-                        let keep = u64::from(set >> i & 1).wrapping_neg();
-                        acc.iter_mut().zip(&rot).for_each(|(a, r)| *a ^= r & keep);
-                    }
+                    rotate(one, level as usize, to);
                 }
-                for acc in out[at..].chunks_exact_mut(w) {
+                let acc;
+                (acc, rest) = rest.split_at_mut(TESTS * w);
+                vector::run(Parities { words: w, sets: &sets, rotated: &rotated[..m.len() * w], acc });
+                for acc in acc.chunks_exact_mut(w) {
                     thermometer(acc);
                     if t.leads() {
                         acc.iter_mut().for_each(|v| *v = !*v);
@@ -149,6 +152,47 @@ impl RowMax {
             }
         }
         Ok(out)
+    }
+}
+
+/// Adds each score's one-hot to the tests whose subset it is in.
+struct Parities<'a> {
+    words: usize,
+    sets: &'a [[u64; TESTS]],
+    rotated: &'a [u64],
+    acc: &'a mut [u64],
+}
+
+impl Kernel for Parities<'_> {
+    #[inline(always)]
+    fn run(self) {
+        match self.words {
+            1 => self.of::<1>(),
+            2 => self.of::<2>(),
+            w if w % 8 == 0 => self.of::<8>(),
+            _ => self.of::<4>(),
+        }
+    }
+}
+
+impl Parities<'_> {
+    /// `W` words of a test at a time; they stay in registers for a whole row.
+    #[inline(always)]
+    fn of<const W: usize>(self) {
+        for part in 0..self.words / W {
+            let mut acc = [[0; W]; TESTS];
+            for (sets, r) in self.sets.iter().zip(self.rotated.chunks_exact(self.words)) {
+                let r: [u64; W] = std::array::from_fn(|j| r[part * W + j]);
+                for (acc, set) in acc.iter_mut().zip(sets) {
+                    for (a, r) in acc.iter_mut().zip(r) {
+                        *a ^= r & set;
+                    }
+                }
+            }
+            for (to, acc) in self.acc.chunks_exact_mut(self.words).zip(acc) {
+                to[part * W..][..W].copy_from_slice(&acc);
+            }
+        }
     }
 }
 
