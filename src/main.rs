@@ -18,6 +18,10 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 
+/// Tensors of megabytes come and go every round: memory that stays with the process for a second costs no page faults.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const EXAMPLES: &str = "\
 Start here:
   tacet demo                                       # fetches a small model, runs three parties on this machine

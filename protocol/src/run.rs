@@ -136,7 +136,7 @@ pub fn deal_next(
             | Kind::Last { .. }
             | Kind::PadKeys(_) => {}
         }
-        let [a, b] = d.out;
+        let [a, b] = d.end();
         for (role, bytes) in [(Role::E1, a), (Role::E2, b)] {
             if !bytes.is_empty() {
                 sink.send(role, step, bytes)?;

@@ -71,8 +71,9 @@ pub struct Deal<'a> {
     prg: &'a mut [Prg; 2],
     step: u32,
     slot: u32,
-    /// Messages for E1 and E2.
-    pub out: [Vec<u8>; 2],
+    /// Messages for E1 and E2, of which so many bytes are taken by tensors.
+    out: [Vec<u8>; 2],
+    taken: [usize; 2],
 }
 
 /// A tensor that is being dealt: one half is drawn, the other written into the message at its own place.
@@ -138,9 +139,16 @@ impl Kernel for Subtract<'_> {
 }
 
 impl<'a> Deal<'a> {
-    /// Starts dealing for `step`; `expected` bytes for E1 and E2.
-    pub fn new(prg: &'a mut [Prg; 2], step: u32, expected: [u64; 2]) -> Self {
-        Deal { prg, step, slot: 0, out: expected.map(|n| Vec::with_capacity(n as usize)) }
+    /// Starts dealing for `step`, whose tensors take `len` bytes for E1 and E2.
+    pub fn new(prg: &'a mut [Prg; 2], step: u32, len: [u64; 2]) -> Self {
+        // Zeroed by the system where it is fresh.
+        Deal { prg, step, slot: 0, out: len.map(|n| vec![0; n as usize]), taken: [0; 2] }
+    }
+
+    /// The messages, complete.
+    pub fn end(self) -> [Vec<u8>; 2] {
+        debug_assert_eq!(self.taken, self.out.each_ref().map(Vec::len), "step {}: what it declares to deal", self.step);
+        self.out
     }
 
     /// Begins additive shares mod `2^bits` of a tensor of `n` words.
@@ -157,9 +165,8 @@ impl<'a> Deal<'a> {
         let seeded = seeded(self.step, self.slot);
         let drawn = self.prg[seeded].words(self.step, self.slot, bits)?;
         self.slot += 1;
-        let out = &mut self.out[1 - seeded];
-        let at = out.len();
-        out.resize(at + packed_len(n, bits), 0);
+        let at = self.taken[1 - seeded];
+        self.taken[1 - seeded] += packed_len(n, bits);
         let empty = || Zeroizing::new(Vec::new());
         Ok(Dealing { side: 1 - seeded, at, bits, xor, drawn, words: empty(), half: empty(), len: 0 })
     }
@@ -442,8 +449,8 @@ pub(crate) mod testing {
             self.step += 1;
             let mut d = Deal::new(&mut self.prg, self.step, dealt_bytes(self.step, dealt));
             deal(&mut d).unwrap();
-            let out = d.out;
-            assert_eq!(out.each_ref().map(|o| o.len() as u64), dealt_bytes(self.step, dealt));
+            assert_eq!(d.taken.map(|n| n as u64), dealt_bytes(self.step, dealt));
+            let out = d.end();
             std::array::from_fn(|i| {
                 let role = [Role::E1, Role::E2][i];
                 let mut t = Take::new(&mut self.eval[i], role, self.step, &out[i]);
