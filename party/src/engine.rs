@@ -14,12 +14,12 @@ use tacet_protocol::prg::Prg;
 use tacet_protocol::program::{Kind, Program};
 use tacet_protocol::ring::pack;
 use tacet_protocol::run::{DealerState, EvaluatorState};
+use tacet_protocol::wipe::Wiped;
 use tacet_protocol::{DealerSink, Error, EvaluatorIo, Role, run};
 use tacet_transport::{receive_step, send_step};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
-use zeroize::Zeroizing;
 
 use crate::fail::{Fail, code, fail};
 use crate::flow::{Held, Permit, Room, channel};
@@ -102,7 +102,7 @@ struct Io {
 }
 
 fn next(from: &mut UnboundedReceiver<Held>) -> Result<Vec<u8>, Error> {
-    from.blocking_recv().map(|mut h| std::mem::take(&mut *h.bytes)).ok_or_else(ended)
+    from.blocking_recv().map(|mut h| h.bytes.take()).ok_or_else(ended)
 }
 
 impl EvaluatorIo for Io {
@@ -153,7 +153,7 @@ pub async fn evaluate(e: Evaluation, peer: (&mut SendStream, &mut RecvStream)) -
     let Evaluation { plan, role, prg, input, mut state, dealt, room, place } = e;
     spawn("evaluator", move || {
         let mut io = Io { dealt, out: out_tx, back, rounds: 0, opened: 0, received: 0 };
-        let share = run::evaluate_next(&plan, role, prg, input, &mut state, &mut io).map(Zeroizing::new);
+        let share = run::evaluate_next(&plan, role, prg, input, &mut state, &mut io).map(Wiped::new);
         let evaluated = share.map(|s| Evaluated {
             share: pack(&s, plan.output_bits()),
             rounds: io.rounds,
@@ -167,7 +167,7 @@ pub async fn evaluate(e: Evaluation, peer: (&mut SendStream, &mut RecvStream)) -
     let (tx, rx) = peer;
     let sent = async {
         while let Some((step, bytes)) = out_rx.recv().await {
-            send_step(tx, step, Zeroizing::new(bytes)).await?;
+            send_step(tx, step, Wiped::new(bytes)).await?;
         }
         Ok(())
     };
@@ -202,7 +202,7 @@ struct Sink {
 impl DealerSink for Sink {
     fn send(&mut self, to: Role, step: u32, bytes: Vec<u8>) -> Result<(), Error> {
         let i = usize::from(to == Role::E2);
-        let bytes = Zeroizing::new(bytes);
+        let bytes = Wiped::new(bytes);
         let handle = self.handle.clone();
         handle.block_on(async {
             if let Some(pace) = &mut self.pace {

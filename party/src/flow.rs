@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
+use tacet_protocol::wipe::Wiped;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use zeroize::Zeroizing;
 
 /// A bound in bytes.
 #[derive(Clone)]
@@ -46,7 +46,7 @@ impl Room {
 /// A message with its permit.
 pub struct Held {
     pub step: u32,
-    pub bytes: Zeroizing<Vec<u8>>,
+    pub bytes: Wiped<u8>,
     pub permit: Permit,
 }
 
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     fn held(len: usize, permit: Permit) -> Held {
-        Held { step: 0, bytes: Zeroizing::new(vec![1; len]), permit }
+        Held { step: 0, bytes: Wiped::new(vec![1; len]), permit }
     }
 
     #[tokio::test]

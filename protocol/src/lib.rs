@@ -18,6 +18,7 @@ pub mod seal;
 pub mod twin;
 #[allow(unsafe_code)]
 mod vector;
+pub mod wipe;
 pub mod wire;
 
 pub use error::Error;

@@ -3,14 +3,13 @@
 //! The dealer walks the program with masks only; the evaluator with shares and masked values. Both label all randomness
 //! with the step, and [`Prg`] refuses a label twice.
 
-use zeroize::{Zeroize, Zeroizing};
-
 use crate::gates::{Deal, Masked, Take};
 use crate::gemm::linear;
 use crate::prg::Prg;
 use crate::program::{Kind, Op, Program};
 use crate::ring::{mask, pack_to, packed_len, unpack};
 use crate::vector::{self, Kernel};
+use crate::wipe::{Wiped, wipe};
 use crate::{DealerSink, Error, EvaluatorIo, Role};
 
 /// The last step that reads each value.
@@ -42,7 +41,7 @@ pub struct DealerState(Vec<Vec<u64>>);
 
 impl Drop for DealerState {
     fn drop(&mut self) {
-        self.0.iter_mut().for_each(Zeroize::zeroize);
+        self.0.iter_mut().for_each(wipe);
     }
 }
 
@@ -53,7 +52,7 @@ pub struct EvaluatorState(Vec<(Vec<u64>, Masked)>);
 impl Drop for EvaluatorState {
     fn drop(&mut self) {
         for (share, masked) in &mut self.0 {
-            share.zeroize();
+            wipe(share);
             masked.wipe();
         }
     }
@@ -143,7 +142,7 @@ pub fn deal_next(
             }
         }
         for v in op.inputs.iter().filter(|v| last[**v] == i) {
-            lam[*v].zeroize();
+            wipe(&mut lam[*v]);
         }
     }
     state.0 = p.carried[1].iter().map(|v| std::mem::take(&mut lam[*v])).collect();
@@ -158,7 +157,7 @@ struct State {
 
 impl State {
     fn wipe(&mut self, v: usize) {
-        self.share[v].zeroize();
+        wipe(&mut self.share[v]);
         self.masked[v].wipe();
     }
 }
@@ -222,7 +221,7 @@ pub fn evaluate_next(
             st.masked[op.outputs[0]] = Masked { m: [&a.m[..], &b.m].concat(), l: [&a.l[..], &b.l].concat() };
         } else if !matches!(op.kind, Kind::Input) {
             let want = p.dealt_len(i)[crate::gates::index(role)] as usize;
-            let msg = Zeroizing::new(if want > 0 { io.dealt(step, want)? } else { Vec::new() });
+            let msg = Wiped::new(if want > 0 { io.dealt(step, want)? } else { Vec::new() });
             if msg.len() != want {
                 return Err(Error::Malformed {
                     what: "dealt message",
@@ -260,7 +259,7 @@ fn open(p: &Program, op: &Op, step: u32, prg: &mut Prg, st: &mut State, io: &mut
         sent.push(m);
     }
     let len = msg.len();
-    let got = Zeroizing::new(io.exchange(step, msg)?);
+    let got = Wiped::new(io.exchange(step, msg)?);
     if got.len() != len {
         return Err(Error::Malformed {
             what: "opening",
@@ -272,7 +271,7 @@ fn open(p: &Program, op: &Op, step: u32, prg: &mut Prg, st: &mut State, io: &mut
         let f = &p.values[*v];
         let (head, tail) = rest.split_at(packed_len(f.len(), f.bits));
         rest = tail;
-        let theirs = Zeroizing::new(unpack(head, f.len(), f.bits)?);
+        let theirs = Wiped::new(unpack(head, f.len(), f.bits)?);
         vector::run(Combine { to: &mut m, with: &theirs, xor: f.xor, keep: mask(f.bits) });
         st.masked[*out] = Masked { m, l };
     }

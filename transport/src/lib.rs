@@ -18,8 +18,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
+use tacet_protocol::wipe::Wiped;
 use tacet_protocol::wire::{Message, STEP_HEADER, step_header};
-use zeroize::Zeroizing;
 
 /// ALPN of connections between parties, and of clients.
 pub const ALPN_MESH: &[u8] = b"tacet-mesh/1";
@@ -272,11 +272,11 @@ pub fn widen(c: &quinn::Connection) {
 
 /// Writes one frame; its bytes are wiped once they are acknowledged.
 pub async fn send(s: &mut SendStream, m: &Message) -> Result<(), TransportError> {
-    s.write_chunk(Bytes::from_owner(Zeroizing::new(m.encode()))).await.map_err(lost)
+    s.write_chunk(Bytes::from_owner(Wiped::new(m.encode()))).await.map_err(lost)
 }
 
 /// Writes the frame of one step without copying its payload, which is wiped once it is acknowledged.
-pub async fn send_step(s: &mut SendStream, step: u32, bytes: Zeroizing<Vec<u8>>) -> Result<(), TransportError> {
+pub async fn send_step(s: &mut SendStream, step: u32, bytes: Wiped<u8>) -> Result<(), TransportError> {
     let header = Bytes::copy_from_slice(&step_header(step, bytes.len()));
     s.write_all_chunks(&mut [header, Bytes::from_owner(bytes)]).await.map_err(lost)
 }
@@ -293,7 +293,7 @@ pub async fn receive(r: &mut RecvStream, limit: usize) -> Result<Message, Transp
 }
 
 /// Reads the frame of one step, whose payload length is known; the payload is copied once, and never moved while it grows.
-pub async fn receive_step(r: &mut RecvStream, step: u32, len: usize) -> Result<Zeroizing<Vec<u8>>, TransportError> {
+pub async fn receive_step(r: &mut RecvStream, step: u32, len: usize) -> Result<Wiped<u8>, TransportError> {
     let due = step_header(step, len);
     let mut header = [0; STEP_HEADER];
     // A frame of another length may be shorter than a step's header: the length decides before more is read.
@@ -320,8 +320,8 @@ pub async fn receive_step(r: &mut RecvStream, step: u32, len: usize) -> Result<Z
     read(r, len).await
 }
 
-async fn read(r: &mut RecvStream, len: usize) -> Result<Zeroizing<Vec<u8>>, TransportError> {
-    let mut body = Zeroizing::new(Vec::with_capacity(len));
+async fn read(r: &mut RecvStream, len: usize) -> Result<Wiped<u8>, TransportError> {
+    let mut body = Wiped::new(Vec::with_capacity(len));
     while body.len() < len {
         match r.read_chunk(len - body.len(), true).await.map_err(lost)? {
             Some(c) => body.extend_from_slice(&c.bytes),

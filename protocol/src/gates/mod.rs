@@ -25,8 +25,8 @@ pub mod rowmax;
 use crate::prg::{Prg, Words};
 use crate::ring::{check_packed, pack_to, packed_len, unpack_to, word_at};
 use crate::vector::{self, Kernel};
+use crate::wipe::{Wiped, wipe};
 use crate::{Error, Role};
-use zeroize::{Zeroize, Zeroizing};
 
 /// A value known to both evaluators as `m = x + l` mod 2^bits, with this evaluator's half of `l`.
 #[derive(Default)]
@@ -40,8 +40,8 @@ pub struct Masked {
 impl Masked {
     /// Zeroes and empties both.
     pub fn wipe(&mut self) {
-        self.m.zeroize();
-        self.l.zeroize();
+        wipe(&mut self.m);
+        wipe(&mut self.l);
     }
 }
 
@@ -83,8 +83,8 @@ pub struct Dealing {
     bits: u32,
     xor: bool,
     drawn: Words,
-    words: Zeroizing<Vec<u64>>,
-    half: Zeroizing<Vec<u64>>,
+    words: Wiped<u64>,
+    half: Wiped<u64>,
     len: usize,
 }
 
@@ -167,12 +167,12 @@ impl<'a> Deal<'a> {
         self.slot += 1;
         let at = self.taken[1 - seeded];
         self.taken[1 - seeded] += packed_len(n, bits);
-        let empty = || Zeroizing::new(Vec::new());
+        let empty = || Wiped::new(Vec::new());
         Ok(Dealing { side: 1 - seeded, at, bits, xor, drawn, words: empty(), half: empty(), len: 0 })
     }
 
     fn whole(&mut self, mut t: Dealing, v: Vec<u64>) {
-        let v = Zeroizing::new(v);
+        let v = Wiped::new(v);
         for part in v.chunks(BLOCK) {
             t.room(self, part.len()).copy_from_slice(part);
         }
@@ -210,7 +210,7 @@ pub struct Half<'a> {
     len: usize,
     /// Words that have entered the buffer.
     read: usize,
-    buffer: Zeroizing<Vec<u64>>,
+    buffer: Wiped<u64>,
     /// The buffer's words that wait.
     waiting: std::ops::Range<usize>,
 }
@@ -293,7 +293,7 @@ impl<'a> Take<'a> {
             check_packed(head, len, bits)?;
             Source::Sent(head)
         };
-        Ok(Half { source, bits, len, read: 0, buffer: Zeroizing::new(Vec::new()), waiting: 0..0 })
+        Ok(Half { source, bits, len, read: 0, buffer: Wiped::new(Vec::new()), waiting: 0..0 })
     }
 
     /// All of this evaluator's half of the next tensor.

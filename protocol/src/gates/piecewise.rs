@@ -72,11 +72,8 @@ impl Piecewise {
         let flags = self.rows * (self.scales - 1);
         let unit = 2f64.powi(-(self.rho_bits as i32));
         // Per scale and coefficient, twice, so that every rotation is a slice.
-        let coef: Vec<[[f64; 2 * WINDOWS]; 3]> = self
-            .coef
-            .iter()
-            .map(|c| std::array::from_fn(|i| std::array::from_fn(|j| c[j % WINDOWS][i])))
-            .collect();
+        let coef: Vec<[[f64; 2 * WINDOWS]; 3]> =
+            self.coef.iter().map(|c| std::array::from_fn(|i| std::array::from_fn(|j| c[j % WINDOWS][i]))).collect();
         let mut tables = d.tensor(self.rows * self.scales * WINDOWS * 3, self.k_out)?;
         let mut words = Vec::with_capacity(flags);
         for &l in lam {
