@@ -63,6 +63,8 @@ struct Block {
     attention_norm: NormPlan,
     up: Layer,
     gelu: Arc<Vec<Vec<f64>>>,
+    /// Period of the series, in ranges.
+    period: f64,
     k_gelu: u32,
     down: Layer,
     output_norm: NormPlan,
@@ -218,6 +220,49 @@ impl NormPlan {
     }
 }
 
+/// Periods that are tried, in ranges: a longer one leaves room to turn around smoothly, a shorter one has fewer harmonics.
+const PERIODS: [f64; 4] = [2.1, 2.15, 2.2, 2.3];
+
+/// The period in ranges that deals least, and by it each channel's series for GELU's even part and the unit of its weights.
+fn gelu(name: &str, rows: &[&[f32]], bounds: &[f64]) -> Result<Gelu, Error> {
+    let tried = PERIODS.map(|period| gelu_of(period, name, rows, bounds));
+    let harmonics = |g: &Result<Gelu, Error>| g.as_ref().map_or(usize::MAX, |g| g.series.iter().map(Vec::len).sum());
+    tried.into_iter().min_by_key(harmonics).expect("some period is tried")
+}
+
+struct Gelu {
+    period: f64,
+    series: Vec<Vec<f64>>,
+    units: Vec<f64>,
+}
+
+fn gelu_of(period: f64, name: &str, rows: &[&[f32]], bounds: &[f64]) -> Result<Gelu, Error> {
+    let (mut series, mut units) = (Vec::new(), Vec::new());
+    let mut fits: Vec<Option<Vec<f64>>> = vec![None; 128];
+    for (r, b) in rows.iter().zip(bounds) {
+        let largest = r.iter().fold(0f64, |m, w| m.max((*w as f64).abs()));
+        // The accumulator's unit makes the series' period a power of two.
+        let unit_of = |range: f64| period * range * pow2(F + 1 - K_GELU_IN as i32);
+        let mut half = libm::ceil(b * SLACK / 2.0).max(1.0) as usize;
+        while half < fits.len() && largest / unit_of(2.0 * half as f64) > 32766.0 {
+            half += 1;
+        }
+        let range = 2.0 * half as f64;
+        let fit = fits
+            .get_mut(half)
+            .ok_or_else(|| refuse(&format!("{name} GELU"), format!("input bound {b:.0} is too wide")))?;
+        if fit.is_none() {
+            *fit = fit_even(|x| x * libm::erf(x / std::f64::consts::SQRT_2) / 2.0, range, period * range, 4e-3);
+        }
+        let fit = fit
+            .clone()
+            .ok_or_else(|| refuse(&format!("{name} GELU"), format!("no series for inputs up to {range}")))?;
+        series.push(fit);
+        units.push(unit_of(range));
+    }
+    Ok(Gelu { period, series, units })
+}
+
 /// Channels in the order of their series' lengths.
 fn sorted_by_length(series: &[Vec<f64>]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..series.len()).collect();
@@ -312,32 +357,10 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
     let c1 = add(&constant(&l.intermediate, &b1), &wide(&l.intermediate.bias));
     let up_bounds = row_bound(&up_m, &c1);
     let up_rows = rows(&l.intermediate);
-    let (mut gelu, mut unit) = (Vec::new(), Vec::new());
-    let mut fits: Vec<Option<Vec<f64>>> = vec![None; 128];
-    for (r, b) in up_rows.iter().zip(&up_bounds) {
-        let largest = r.iter().fold(0f64, |m, w| m.max((*w as f64).abs()));
-        // The accumulator's unit makes the series' period a power of two.
-        let unit_of = |range: f64| 2.3 * range * pow2(F + 1 - K_GELU_IN as i32);
-        let mut half = libm::ceil(b * SLACK / 2.0).max(1.0) as usize;
-        while half < fits.len() && largest / unit_of(2.0 * half as f64) > 32766.0 {
-            half += 1;
-        }
-        let range = 2.0 * half as f64;
-        let fit = fits
-            .get_mut(half)
-            .ok_or_else(|| refuse(&format!("{name} GELU"), format!("input bound {b:.0} is too wide")))?;
-        if fit.is_none() {
-            *fit = fit_even(|x| x * libm::erf(x / std::f64::consts::SQRT_2) / 2.0, range, 2.3 * range, 2e-3);
-        }
-        let series = fit
-            .clone()
-            .ok_or_else(|| refuse(&format!("{name} GELU"), format!("no series for inputs up to {range}")))?;
-        gelu.push(series);
-        unit.push(unit_of(range));
-    }
+    let Gelu { period, series, units: unit } = gelu(name, &up_rows, &up_bounds)?;
     // Channels side by side share a number of harmonics: those of like series stand together.
-    let order = sorted_by_length(&gelu);
-    let gelu = permuted(&gelu, &order);
+    let order = sorted_by_length(&series);
+    let gelu = permuted(&series, &order);
     let up = quantise(
         &format!("{name} intermediate"),
         &slices(&permuted(&wide_rows(&up_rows), &order)),
@@ -375,6 +398,7 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
         attention_norm,
         up,
         gelu: Arc::new(gelu),
+        period,
         k_gelu,
         down,
         output_norm,

@@ -34,7 +34,7 @@ pub struct Segment {
 pub struct And {
     /// Layout of the input: per segment, `rows x members x words`.
     pub segments: Vec<Segment>,
-    /// Bits that are combined.
+    /// Bits that are combined, at most five.
     pub members: usize,
 }
 
@@ -52,68 +52,146 @@ impl And {
         vec![(self.total() * self.products(), 64)]
     }
 
-    /// Dealer.
+    /// Dealer: per row and word, the products of two or more masks.
     pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
-        let mut out = Vec::with_capacity(self.total() * self.products());
-        self.each(lam, |l| {
-            for s in 1usize..1 << self.members {
-                if s.count_ones() > 1 {
-                    out.push((0..self.members).filter(|i| s >> i & 1 == 1).fold(!0, |a, i| a & l[i]));
-                }
-            }
-        });
-        d.xor(out)
-    }
-
-    /// Calls `f` with the members of every (group, word), in output order.
-    fn each(&self, x: &[u64], mut f: impl FnMut(&[u64; 8])) {
-        let mut at = 0;
+        let n = self.products();
+        let mut t = d.bits(self.total() * n)?;
+        let mut rest = lam;
         for s in &self.segments {
             for _ in 0..s.rows {
-                for w in 0..s.words {
-                    let mut l = [0; 8];
-                    for (i, l) in l.iter_mut().enumerate().take(self.members) {
-                        *l = x[at + i * s.words + w];
-                    }
-                    f(&l);
-                }
-                at += self.members * s.words;
+                let row;
+                (row, rest) = rest.split_at(self.members * s.words);
+                vector::run(Masks { members: self.members, row, out: t.room(d, s.words * n) });
             }
         }
+        t.end(d);
+        Ok(())
     }
 
     /// Meaning in the clear.
     pub fn plain(&self, x: &[u64]) -> Vec<u64> {
         let mut out = Vec::with_capacity(self.total());
-        self.each(x, |l| out.push(l[..self.members].iter().fold(!0, |a, b| a & b)));
+        let mut rest = x;
+        for s in &self.segments {
+            for _ in 0..s.rows {
+                let row;
+                (row, rest) = rest.split_at(self.members * s.words);
+                out.extend((0..s.words).map(|w| (0..self.members).fold(!0, |a, i| a & row[i * s.words + w])));
+            }
+        }
         out
     }
 
     /// Evaluator: XOR share of the conjunctions, per segment `rows x words`.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
-        let dealt = t.next(self.total() * self.products(), 64)?;
-        let mut own = Vec::with_capacity(self.total());
-        self.each(&x.l, |l| own.push(*l));
-        let mut out = Vec::with_capacity(self.total());
-        let (mut at, leads) = (0, t.leads());
-        self.each(&x.m, |m| {
-            let l = &own[out.len()];
-            let mut y = 0;
-            for s in 0usize..1 << self.members {
-                let public = (0..self.members).filter(|i| s >> i & 1 == 0).fold(!0, |a, i| a & m[i]);
-                let term = match s.count_ones() {
-                    0 => u64::from(leads).wrapping_neg(),
-                    1 => l[s.trailing_zeros() as usize],
-                    _ => {
-                        at += 1;
-                        dealt[at - 1]
-                    }
-                };
-                y ^= public & term;
+        let n = self.products();
+        let mut dealt = t.half(self.total() * n, 64)?;
+        let mut out = vec![0; self.total()];
+        let (mut m, mut l, mut y) = (x.m.as_slice(), x.l.as_slice(), out.as_mut_slice());
+        let lead = u64::from(t.leads()).wrapping_neg();
+        for s in &self.segments {
+            for _ in 0..s.rows {
+                let (own_m, own_l, to);
+                (own_m, m) = m.split_at(self.members * s.words);
+                (own_l, l) = l.split_at(self.members * s.words);
+                (to, y) = y.split_at_mut(s.words);
+                let dealt = dealt.next(s.words * n);
+                vector::run(Conjunction { members: self.members, m: own_m, l: own_l, lead, dealt, y: to });
             }
-            out.push(y);
-        });
+        }
         Ok(out)
+    }
+}
+
+/// Most bits that are combined.
+const MEMBERS: usize = 5;
+
+/// `AND_{i in S} x_i` for every subset `S`, where word `i` of a member stands `words` after word `i` of the one before.
+#[inline(always)]
+fn subsets<const W: usize>(members: usize, x: &[u64], words: usize, at: usize) -> [[u64; W]; 1 << MEMBERS] {
+    let mut all = [[!0; W]; 1 << MEMBERS];
+    for s in 1usize..1 << members {
+        let x = &x[s.trailing_zeros() as usize * words + at..][..W];
+        all[s] = std::array::from_fn(|w| all[s & (s - 1)][w] & x[w]);
+    }
+    all
+}
+
+/// The dealer's products of one row.
+struct Masks<'a> {
+    members: usize,
+    row: &'a [u64],
+    out: &'a mut [u64],
+}
+
+impl Masks<'_> {
+    #[inline(always)]
+    fn of<const W: usize>(self) {
+        let words = self.row.len() / self.members;
+        let mut out = self.out.chunks_exact_mut(W);
+        for at in (0..words).step_by(W) {
+            let all = subsets::<W>(self.members, self.row, words, at);
+            let products = (0usize..1 << self.members).filter(|s| s.count_ones() > 1);
+            for (s, to) in products.zip(&mut out) {
+                to.copy_from_slice(&all[s]);
+            }
+        }
+    }
+}
+
+impl Kernel for Masks<'_> {
+    #[inline(always)]
+    fn run(self) {
+        match self.row.len() / self.members % 4 {
+            0 => self.of::<4>(),
+            2 => self.of::<2>(),
+            _ => self.of::<1>(),
+        }
+    }
+}
+
+/// An evaluator's share of the conjunctions of one row.
+struct Conjunction<'a> {
+    members: usize,
+    m: &'a [u64],
+    l: &'a [u64],
+    lead: u64,
+    dealt: &'a [u64],
+    y: &'a mut [u64],
+}
+
+impl Conjunction<'_> {
+    #[inline(always)]
+    fn of<const W: usize>(self) {
+        let (words, full) = (self.y.len(), (1usize << self.members) - 1);
+        let mut dealt = self.dealt.chunks_exact(W);
+        for (at, y) in (0..words).step_by(W).zip(self.y.chunks_exact_mut(W)) {
+            let public = subsets::<W>(self.members, self.m, words, at);
+            let mut sum: [u64; W] = std::array::from_fn(|w| public[full][w] & self.lead);
+            for s in 1..=full {
+                // Of one mask an evaluator has its half; of more, what is dealt.
+                let term = if s.count_ones() == 1 {
+                    Some(&self.l[s.trailing_zeros() as usize * words + at..][..W])
+                } else {
+                    dealt.next()
+                };
+                for (sum, (p, t)) in sum.iter_mut().zip(public[full ^ s].iter().zip(term.into_iter().flatten())) {
+                    *sum ^= p & t;
+                }
+            }
+            y.copy_from_slice(&sum);
+        }
+    }
+}
+
+impl Kernel for Conjunction<'_> {
+    #[inline(always)]
+    fn run(self) {
+        match self.y.len() % 4 {
+            0 => self.of::<4>(),
+            2 => self.of::<2>(),
+            _ => self.of::<1>(),
+        }
     }
 }
 
@@ -220,8 +298,7 @@ mod tests {
             let mut w = World::seeded(seed);
             let (x, lam, e) = masked(&w.edges(64, total(&segments) * members), 64, true);
             let g = And { segments, members };
-            let mut want = vec![];
-            g.each(&x, |l| want.push(l[..members].iter().fold(!0, |a, b| a & b)));
+            let want = g.plain(&x);
             let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
             prop_assert_eq!(s[0].iter().zip(&s[1]).map(|(a, b)| a ^ b).collect::<Vec<_>>(), want);
         }

@@ -29,6 +29,8 @@ pub struct Cosine {
     pub coef: Arc<Vec<Vec<f64>>>,
     /// The period is `2^period` units.
     pub period: u32,
+    /// Largest magnitude for which the series hold, in units.
+    pub reach: f64,
     /// Scale of the result is `2^f_out`.
     pub f_out: u32,
     /// Bits of the dealt factor.
@@ -288,7 +290,8 @@ mod tests {
             let (x, lam, e) = masked(&x, 31, false);
             // One column a value, so that columns of different series stand side by side.
             let coef: Vec<Vec<f64>> = (0..x.len()).map(|i| if i % 3 == 2 { vec![0.25] } else { c.clone() }).collect();
-            let g = Cosine { rows: 1, coef: Arc::new(coef), period: 30, f_out: 18, f_deal: 10, k_out: 24 };
+            let reach = 2f64.powi(30) / 2.3;
+            let g = Cosine { rows: 1, coef: Arc::new(coef), period: 30, reach, f_out: 18, f_deal: 10, k_out: 24 };
             let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
             for (i, (x, y)) in x.iter().zip(add(&s, 24)).enumerate() {
                 let x = crate::ring::signed(*x, 31) as f64 * ulp;

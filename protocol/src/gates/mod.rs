@@ -216,7 +216,7 @@ pub struct Half<'a> {
 }
 
 enum Source<'a> {
-    Drawn(Words),
+    Drawn(Box<Words>),
     Sent(&'a [u8]),
 }
 
@@ -280,7 +280,7 @@ impl<'a> Take<'a> {
         let slot = self.slot;
         self.slot += 1;
         let source = if seeded(self.step, slot) == index(self.role) {
-            Source::Drawn(self.prg.words(self.step, slot, bits)?)
+            Source::Drawn(Box::new(self.prg.words(self.step, slot, bits)?))
         } else {
             let bytes = packed_len(len, bits);
             let Some((head, tail)) = self.rest.split_at_checked(bytes) else {

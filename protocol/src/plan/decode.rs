@@ -14,8 +14,8 @@ use std::sync::Arc;
 use super::attention::{Attend, level_bits};
 use super::build::Build;
 use super::decoder::{
-    BlockPlan, DecoderPlanner, F_EXP, F_HEAD, F_HEAD_NORMED, F_OUT, F_RECIP, HeadNorm, K_SCORE, MlpPlan, PreNorm, Wide,
-    hidden_levels, residual_bits,
+    BlockPlan, DecoderPlanner, F_EXP, F_HEAD, F_HEAD_NORMED, F_OUT, F_RECIP, HeadNorm, K_SCORE, MlpPlan, PERIOD,
+    PreNorm, Wide, hidden_levels, residual_bits,
 };
 use super::prove::prove;
 use super::{F_VALUE, SLACK, pow2};
@@ -215,7 +215,15 @@ impl Emit<'_> {
         let even = self.b.value("even part", &[rows, width], k, unit, bound);
         let f_out = m.f_activated as u32;
         let coef = Arc::clone(&m.series);
-        let series = Cosine { rows, coef, period: m.act.k - 1, f_out, f_deal: 12, k_out: k };
+        let series = Cosine {
+            rows,
+            coef,
+            period: m.act.k - 1,
+            reach: pow2(m.act.k as i32 - 1) / PERIOD,
+            f_out,
+            f_deal: 12,
+            k_out: k,
+        };
         self.b.op(Kind::Cosine(series), &[h], &[even]);
         let mut g = self.b.add("activated", linear, even);
         if let Some((u, up)) = times {

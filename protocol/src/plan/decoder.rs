@@ -41,6 +41,8 @@ const WIDEST: u32 = 62;
 /// Multiply-accumulates up to which the spectral norm of the MLPs is bounded closely (some ten seconds); above, by the
 /// Frobenius norm.
 const CLOSE: usize = 25_000_000_000;
+/// Period of a nonlinearity's series, in ranges.
+pub const PERIOD: f64 = 2.3;
 /// Smallest mean square that a norm resolves.
 const SMALLEST: f64 = 1e-3;
 
@@ -471,7 +473,7 @@ fn ranges(bounds: &[f64]) -> Vec<f64> {
 
 /// Ring of a nonlinearity's input, of which a series' period is half.
 fn period(rows: &[Vec<f64>], ranges: &[f64], f: i32) -> u32 {
-    let needed = |(r, range): (&Vec<f64>, &f64)| libm::log2(2.3 * range * WEIGHT / largest(r)) + f64::from(f + 1);
+    let needed = |(r, range): (&Vec<f64>, &f64)| libm::log2(PERIOD * range * WEIGHT / largest(r)) + f64::from(f + 1);
     libm::floor(rows.iter().zip(ranges).map(needed).fold(f64::INFINITY, f64::min)).max(1.0) as u32
 }
 
@@ -489,7 +491,7 @@ fn activation(
     if k > WIDEST {
         return Err(refuse(op, format!("inputs proven up to {:.0} need a ring of {k} bits", max(bounds))));
     }
-    let units: Vec<f64> = ranges.iter().map(|r| 2.3 * r * pow2(f + 1 - k as i32)).collect();
+    let units: Vec<f64> = ranges.iter().map(|r| PERIOD * r * pow2(f + 1 - k as i32)).collect();
     let even: fn(f64) -> f64 = match c.activation {
         Activation::Silu => |x| x * libm::tanh(x / 2.0) / 2.0,
         Activation::GeluNew => |x| {
@@ -500,7 +502,7 @@ fn activation(
     let mut fits = std::collections::BTreeMap::new();
     let mut series = Vec::with_capacity(rows.len());
     for range in &ranges {
-        let fit = fits.entry(*range as u64).or_insert_with(|| fit_even(even, *range, 2.3 * range, 1e-3));
+        let fit = fits.entry(*range as u64).or_insert_with(|| fit_even(even, *range, PERIOD * range, 1e-3));
         let fit = fit.clone().ok_or_else(|| refuse(op, format!("no series for inputs up to {range}")))?;
         series.push(fit);
     }

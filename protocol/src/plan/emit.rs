@@ -124,6 +124,7 @@ impl Emit<'_> {
             rows: t,
             coef: Arc::clone(&b.gelu),
             period: K_GELU_IN - 1,
+            reach: pow2(K_GELU_IN as i32 - 1) / b.period,
             f_out: F_GELU_OUT,
             f_deal: 10,
             k_out: b.k_gelu,

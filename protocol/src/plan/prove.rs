@@ -25,7 +25,7 @@ pub fn prove(p: &Program) -> Result<(), Error> {
             Kind::RowMax(g) => {
                 pow2(g.k - 1) - 4.0 * g.level_bits.iter().map(|b| pow2(g.k - b)).fold(f64::MAX, f64::min)
             }
-            Kind::Cosine(g) => pow2(g.period) / 2.3,
+            Kind::Cosine(g) => g.reach,
             _ => continue,
         };
         let v = &p.values[op.inputs[0]];
