@@ -8,6 +8,7 @@ mod fetch;
 mod generate;
 mod keys;
 mod local;
+mod parties;
 mod party;
 mod plan;
 mod rates;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 const EXAMPLES: &str = "\
 Start here:
@@ -136,15 +138,39 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
-/// Runs to the end or the first signal; either way what was started is ended and cleaned up on the way out.
-fn interruptible(work: impl Future<Output = Result<()>>) -> Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
+/// Runs to the end, or until it is told to end; either way what was started is ended and cleaned up on the way out.
+fn terminable(work: impl Future<Output = Result<()>>) -> Result<()> {
     runtime()?.block_on(async {
         let mut term = signal(SignalKind::terminate())?;
+        // Under nohup the end of the terminal means nothing.
+        let mut hangup = if ignored(SignalKind::hangup()) { None } else { Some(signal(SignalKind::hangup())?) };
+        let gone = async {
+            match &mut hangup {
+                Some(h) => h.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            r = work => r,
+            _ = term.recv() => bail!("terminated"),
+            _ = gone => bail!("the terminal is gone"),
+        }
+    })
+}
+
+/// Whether whoever started this process had it ignore a signal, as far as the system tells.
+fn ignored(kind: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    mask.is_some_and(|m| m >> (kind.as_raw_value() - 1) & 1 == 1)
+}
+
+/// As [`terminable`], and Ctrl-C ends it too.
+fn interruptible(work: impl Future<Output = Result<()>>) -> Result<()> {
+    terminable(async {
         tokio::select! {
             r = work => r,
             _ = tokio::signal::ctrl_c() => bail!("interrupted"),
-            _ = term.recv() => bail!("terminated"),
         }
     })
 }
