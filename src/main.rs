@@ -1,6 +1,7 @@
 //! The `tacet` command.
 #![forbid(unsafe_code)]
 
+mod chat;
 mod demo;
 mod doctor;
 mod embed;
@@ -49,6 +50,9 @@ enum Command {
     /// Continue a text privately
     #[command(after_help = generate::EXAMPLES)]
     Generate(generate::Args),
+    /// Talk to a model privately
+    #[command(after_help = chat::EXAMPLES)]
+    Chat(chat::Args),
     /// Serve OpenAI's and Ollama's APIs on this machine, so that existing applications become private
     #[command(after_help = serve::EXAMPLES)]
     Serve(serve::Args),
@@ -181,6 +185,7 @@ fn run(command: Command) -> Result<()> {
         Command::Party(args) => runtime()?.block_on(party::run(args)),
         Command::Embed(args) => interruptible(embed::run(args)),
         Command::Generate(args) => interruptible(generate::run(args)),
+        Command::Chat(args) => terminable(chat::run(args)),
         Command::Serve(args) => interruptible(serve::run(args)),
         Command::Plan(args) => plan::run(args),
         Command::Doctor(args) => interruptible(doctor::run(args)),
