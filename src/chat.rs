@@ -66,7 +66,7 @@ pub struct Args {
 pub async fn run(args: Args) -> Result<()> {
     let mut interrupts = signal(SignalKind::interrupt())?;
     let ready = async {
-        let model = decoder(&args.model)?;
+        let model = decoder(&args.model).await?;
         let codec = codec(&model, args.chat_template.as_deref())?;
         let (lane, parties) = args.asked.parties(&model).await?;
         let builder = Client::builder().parties(parties).model(&model).deadline(Duration::from_secs(300));

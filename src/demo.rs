@@ -58,7 +58,7 @@ struct Totals {
 
 /// Runs the demonstration.
 pub async fn run(args: Args) -> Result<()> {
-    let model = fetch::model_dir(args.model.as_deref())?;
+    let model = fetch::model_dir(args.model.as_deref()).await?;
     let texts: Vec<String> = if args.text.is_empty() { TEXTS.map(String::from).to_vec() } else { args.text };
     if !args.json {
         println!("Starting three party processes on loopback; each has its own identity and sees only its share.\n");

@@ -106,7 +106,7 @@ pub async fn run(args: Args) -> Result<()> {
     if texts.is_empty() {
         bail!("nothing to embed: the input has no texts, or --limit is 0");
     }
-    let model = fetch::model_dir(args.model.as_deref())?;
+    let model = fetch::model_dir(args.model.as_deref()).await?;
     let (_lane, parties) = args.asked.parties(&model).await?;
     let client = Client::builder()
         .parties(parties)

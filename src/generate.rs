@@ -77,8 +77,8 @@ impl Choice {
 }
 
 /// A decoder's directory; an encoder is told apart before anything is started.
-pub fn decoder(name: &str) -> Result<PathBuf> {
-    let dir = fetch::model_dir(Some(name))?;
+pub async fn decoder(name: &str) -> Result<PathBuf> {
+    let dir = fetch::model_dir(Some(name)).await?;
     if is_encoder(&dir) {
         bail!("{name} embeds texts and does not generate: use tacet embed, or a decoder");
     }
@@ -115,7 +115,7 @@ pub fn show(text: &str) -> std::io::Result<()> {
 
 /// Generates and prints.
 pub async fn run(args: Args) -> Result<()> {
-    let model = decoder(&args.model)?;
+    let model = decoder(&args.model).await?;
     let (lane, parties) = args.asked.parties(&model).await?;
     let codec = Codec::load(&model)?;
     let generator =

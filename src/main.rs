@@ -7,6 +7,7 @@ mod doctor;
 mod embed;
 mod fetch;
 mod generate;
+mod hub;
 mod keys;
 mod local;
 mod parties;
@@ -110,15 +111,22 @@ enum Keys {
 const MODEL_PULL: &str = "\
 Examples:
   tacet model pull
-  TACET_CACHE=/srv/tacet tacet model pull sentence-transformers/all-MiniLM-L6-v2";
+  tacet model pull HuggingFaceTB/SmolLM2-135M-Instruct
+  TACET_CACHE=/srv/tacet HF_ENDPOINT=https://hub.example tacet model pull OWNER/MODEL
+
+Models go to TACET_CACHE (~/.cache/tacet if not set), from HF_ENDPOINT (the Hugging Face hub if not set). Every command's --model
+takes the name as well. The weights' SHA-256 is checked where the hub tells it.";
 
 #[derive(Subcommand)]
 enum Model {
     /// Fetch a model into the cache and print its directory
     #[command(after_help = MODEL_PULL)]
     Pull {
-        /// Name on the hub; all-MiniLM-L6-v2 if absent
+        /// Name on the hub, OWNER/MODEL; all-MiniLM-L6-v2 if absent
         name: Option<String>,
+        /// Print the directory in a JSON object
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -187,7 +195,7 @@ fn run(command: Command) -> Result<()> {
         Command::Generate(args) => interruptible(generate::run(args)),
         Command::Chat(args) => terminable(chat::run(args)),
         Command::Serve(args) => interruptible(serve::run(args)),
-        Command::Plan(args) => plan::run(args),
+        Command::Plan(args) => interruptible(plan::run(args)),
         Command::Doctor(args) => interruptible(doctor::run(args)),
         Command::Keys(Keys::Party { name, dir }) => {
             std::fs::create_dir_all(&dir)?;
@@ -203,9 +211,13 @@ fn run(command: Command) -> Result<()> {
             println!("{}", keys::client(&clients, &name)?);
             Ok(())
         }
-        Command::Model(Model::Pull { name }) => {
-            println!("{}", fetch::model_dir(name.as_deref())?.display());
+        Command::Model(Model::Pull { name, json }) => interruptible(async {
+            let dir = fetch::model_dir(name.as_deref()).await?;
+            match json {
+                true => println!("{}", serde_json::json!({"model": name, "dir": dir})),
+                false => println!("{}", dir.display()),
+            }
             Ok(())
-        }
+        }),
     }
 }

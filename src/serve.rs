@@ -9,11 +9,12 @@ use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
 use futures_util::future::try_join_all;
 use serde_json::json;
-use tacet_client::generate::{ChatTemplate, Codec};
-use tacet_client::serve::{About, Config, Endpoint, Model, Registry, TextModel};
+use tacet_client::generate::{Boxed, ChatTemplate, Codec};
+use tacet_client::serve::{About, Config, Endpoint, Model, Progress, PullError, Puller, Registry, TextModel};
 use tacet_client::{Client, Parties};
 use tacet_party::config::hex;
 use tacet_protocol::model::is_encoder;
+use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
 use crate::{fetch, keys, parties};
@@ -111,7 +112,7 @@ fn about(dir: &Path, family: &str, digest: [u8; 32]) -> About {
 }
 
 /// The models, each under a name of its own, and what of them can be wrong before anything is started.
-fn wanted(args: &Args) -> Result<Vec<Wanted>> {
+async fn wanted(args: &Args) -> Result<Vec<Wanted>> {
     let many = args.model.len();
     for (flag, given, needed) in
         [("--parties", args.parties.len(), !args.local), ("--name", args.name.len(), !args.name.is_empty())]
@@ -122,7 +123,7 @@ fn wanted(args: &Args) -> Result<Vec<Wanted>> {
     }
     let mut all: Vec<Wanted> = Vec::new();
     for (i, model) in args.model.iter().enumerate() {
-        let dir = fetch::model_dir(Some(model))?;
+        let dir = fetch::model_dir(Some(model)).await?;
         let name = match (args.name.get(i), std::path::absolute(&dir)?.file_name()) {
             (Some(name), _) => name.clone(),
             (None, Some(n)) => n.to_string_lossy().rsplit("--").next().unwrap_or_default().to_string(),
@@ -146,9 +147,23 @@ fn wanted(args: &Args) -> Result<Vec<Wanted>> {
     Ok(all)
 }
 
+/// Fetches into the cache of `tacet model pull`.
+struct Shelf;
+
+impl Puller for Shelf {
+    fn pull<'a>(&'a self, name: &'a str, progress: mpsc::Sender<Progress>) -> Boxed<'a, Result<String, PullError>> {
+        Box::pin(async move {
+            fetch::pull(name, progress).await?;
+            Ok(format!(
+                "{name} is fetched, not served: it needs parties of its own. Start tacet serve with --model {name}"
+            ))
+        })
+    }
+}
+
 /// Serves until told to stop.
 pub async fn run(args: Args) -> Result<()> {
-    let wanted = wanted(&args)?;
+    let wanted = wanted(&args).await?;
     let listener = tokio::net::TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("cannot listen on {}", args.listen))?;
@@ -186,7 +201,7 @@ pub async fn run(args: Args) -> Result<()> {
         running: args.running,
         ..Config::default()
     };
-    let served = Endpoint::new(config, Registry::new(models)).serve(listener).await;
+    let served = Endpoint::new(config, Registry::new(models).with_puller(Arc::new(Shelf))).serve(listener).await;
     drop(lanes);
     Ok(served?)
 }

@@ -31,6 +31,7 @@ fn a_decoder_and_an_encoder_are_served_side_by_side() {
             ["--local", "--chat-template", template, "--json"],
         ]
         .concat(),
+        &[],
     );
     assert_eq!(s.head["models"], json!(["tale", "minilm"]));
 

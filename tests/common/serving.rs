@@ -1,4 +1,5 @@
 //! A `tacet serve` process and one request after another to it.
+#![allow(dead_code)] // Each test file uses its own part.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -29,11 +30,7 @@ impl Reply {
 
 impl Serving {
     /// On a port of its own; the arguments contain `--json`.
-    pub fn start(args: &[&str]) -> Serving {
-        Serving::start_with(args, &[])
-    }
-
-    pub fn start_with(args: &[&str], environment: &[(&str, &str)]) -> Serving {
+    pub fn start(args: &[&str], environment: &[(&str, &str)]) -> Serving {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tacet"));
         command.args(["serve", "--listen", "127.0.0.1:0"]).args(args).envs(environment.iter().copied());
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
@@ -53,16 +50,21 @@ impl Serving {
     }
 
     fn send(&self, request: &str, body: &str) -> Reply {
+        let mut all = String::new();
+        self.open(request, body).read_to_string(&mut all).unwrap();
+        let (head, body) = all.split_once("\r\n\r\n").expect("a complete head");
+        Reply { status: head[9..12].parse().unwrap(), body: body.to_string() }
+    }
+
+    /// A connection with one request sent.
+    pub fn open(&self, request: &str, body: &str) -> TcpStream {
         let mut s = TcpStream::connect(&self.at).unwrap();
         s.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
         // Of HTTP 1.0, so that no body comes in chunks.
         let (at, token, n) = (&self.at, &self.token, body.len());
         let head = format!("host: {at}\r\nauthorization: Bearer {token}\r\ncontent-length: {n}\r\n");
         write!(s, "{request} HTTP/1.0\r\n{head}\r\n{body}").unwrap();
-        let mut all = String::new();
-        s.read_to_string(&mut all).unwrap();
-        let (head, body) = all.split_once("\r\n\r\n").expect("a complete head");
-        Reply { status: head[9..12].parse().unwrap(), body: body.to_string() }
+        s
     }
 }
 
