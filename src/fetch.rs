@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::hub;
 
-const DEFAULT: &str = "sentence-transformers/all-MiniLM-L6-v2";
+pub const DEFAULT: &str = "sentence-transformers/all-MiniLM-L6-v2";
 /// Of the default model's `model.safetensors`: wherever it comes from, it is this file or none.
 const DEFAULT_SHA256: &str = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db";
 /// A package that carries the default model, and where in it the files lie.

@@ -214,7 +214,9 @@ fn run(command: Command) -> Result<()> {
         Command::Model(Model::Pull { name, json }) => interruptible(async {
             let dir = fetch::model_dir(name.as_deref()).await?;
             match json {
-                true => println!("{}", serde_json::json!({"model": name, "dir": dir})),
+                true => {
+                    println!("{}", serde_json::json!({"model": name.as_deref().unwrap_or(fetch::DEFAULT), "dir": dir}))
+                }
                 false => println!("{}", dir.display()),
             }
             Ok(())
