@@ -124,6 +124,7 @@ pub fn deal_next(
             Kind::Piecewise(g) => g.deal(&mut d, l(0))?,
             Kind::Select(g) => g.deal(&mut d, l(0), l(1))?,
             Kind::Variance(g) => g.deal(&mut d, l(0))?,
+            Kind::Squares(g) => g.deal(&mut d, l(0))?,
             Kind::Broadcast(g) => g.deal(&mut d, l(0), l(1))?,
             Kind::Cosine(g) => g.deal(&mut d, l(0))?,
             Kind::Rotate(g) => g.deal(&mut d, l(0))?,
@@ -296,6 +297,7 @@ fn gate(p: &Program, op: &Op, t: &mut Take, st: &State, role: Role) -> Result<Ve
         Kind::Piecewise(g) => two(g.eval(t, m(0))?),
         Kind::Select(g) => one(g.eval(t, m(0), m(1))?),
         Kind::Variance(g) => one(g.eval(t, m(0))?),
+        Kind::Squares(g) => one(g.eval(t, m(0))?),
         Kind::Broadcast(g) => one(g.eval(t, m(0), m(1))?),
         Kind::Cosine(g) => one(g.eval(t, m(0))?),
         Kind::Linear { rows, layer } => {

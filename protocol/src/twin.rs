@@ -89,6 +89,7 @@ fn operation(op: &Op, values: &[Plain]) -> Result<Vec<Plain>, Error> {
         Kind::Piecewise(g) => both(g.plain(x(0)?)),
         Kind::Select(g) => real(g.plain(x(0)?, b(1)?)),
         Kind::Variance(g) => real(g.plain(x(0)?)),
+        Kind::Squares(g) => real(g.plain(x(0)?)),
         Kind::Broadcast(g) => real(g.plain(x(0)?, x(1)?)),
         Kind::Cosine(g) => real(g.plain(x(0)?)),
         Kind::Linear { layer, .. } => {

@@ -20,6 +20,7 @@ pub fn prove(p: &Program) -> Result<(), Error> {
             Kind::Rescale(g) => pow2(g.k_in - 2),
             Kind::Rotate(g) => pow2(g.k_in - 2),
             Kind::FlagRescale(g) => pow2(g.k_in - 2),
+            Kind::Squares(g) => pow2(g.k_in - 2),
             Kind::Piecewise(g) => (63.0 * pow2(g.drop + STRIDE * (g.scales as u32 - 1))).min(pow2(g.k_in - 1)),
             // Four levels of headroom at each end, of the finest head; the planner chooses each head's unit to leave them.
             Kind::RowMax(g) => {
