@@ -106,15 +106,7 @@ impl Build {
         f: impl Fn(f64) -> f64,
         beside: Option<Id>,
     ) -> (Id, Option<Id>) {
-        let rows = self.values[x].len();
-        let coef = fit_quadratics(f, drop, scales);
-        // A scale outside its range may give anything; what is chosen is at most what the first window gives.
-        let bound = coef[0][0].iter().map(|c| c.abs()).sum::<f64>();
-        let anything = libm::exp2(f64::from(k_out - 1));
-        let gate = Piecewise { rows, k_in: self.values[x].bits, drop, scales, coef, rho_bits: rho.min(drop), k_out };
-        let v = self.value(&format!("{name} at {scales} scales"), &[rows, scales], k_out, 0.0, anything);
-        let b = self.bits(&format!("{name} flags"), &[rows]);
-        self.op(Kind::Piecewise(gate), &[x], &[v, b]);
+        let ([v, b], bound) = self.scaled(name, x, drop, scales, k_out, rho, f);
         let (v, b, beside) = match beside {
             Some(o) => {
                 let [v, b, o] = self.open([v, b, o]);
@@ -125,9 +117,40 @@ impl Build {
                 (v, b, None)
             }
         };
-        let r = self.value(name, &[rows], k_out, 0.0, bound);
-        self.op(Kind::Select(Select { rows, scales, k: k_out }), &[v, b], &[r]);
-        (r, beside)
+        (self.selected(name, [v, b], bound), beside)
+    }
+
+    /// `f` of a masked positive scalar per row at every scale, and the flags that say which to take; and the chosen's bound.
+    #[allow(clippy::too_many_arguments)]
+    pub fn scaled(
+        &mut self,
+        name: &str,
+        x: Id,
+        drop: u32,
+        scales: usize,
+        k_out: u32,
+        rho: u32,
+        f: impl Fn(f64) -> f64,
+    ) -> ([Id; 2], f64) {
+        let rows = self.values[x].len();
+        let coef = fit_quadratics(f, drop, scales);
+        // A scale outside its range may give anything; what is chosen is at most what the first window gives.
+        let bound = coef[0][0].iter().map(|c| c.abs()).sum::<f64>();
+        let anything = libm::exp2(f64::from(k_out - 1));
+        let gate = Piecewise { rows, k_in: self.values[x].bits, drop, scales, coef, rho_bits: rho.min(drop), k_out };
+        let v = self.value(&format!("{name} at {scales} scales"), &[rows, scales], k_out, 0.0, anything);
+        let b = self.bits(&format!("{name} flags"), &[rows]);
+        self.op(Kind::Piecewise(gate), &[x], &[v, b]);
+        ([v, b], bound)
+    }
+
+    /// The value at the right scale, from what [`Self::scaled`] gave, opened.
+    pub fn selected(&mut self, name: &str, opened: [Id; 2], bound: f64) -> Id {
+        let (shape, k) = (&self.values[opened[0]].shape, self.values[opened[0]].bits);
+        let (rows, scales) = (shape[0], shape[1]);
+        let r = self.value(name, &[rows], k, 0.0, bound);
+        self.op(Kind::Select(Select { rows, scales, k }), &opened, &[r]);
+        r
     }
 
     pub fn add(&mut self, name: &str, a: Id, b: Id) -> Id {

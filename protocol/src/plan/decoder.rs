@@ -22,9 +22,10 @@ use crate::model::decoder::{Activation, Config, DecoderLayer, DecoderModel, Mlp,
 use crate::model::{Dense, Norm};
 use crate::program::Program;
 
-/// Scales of heads before and after a norm of their own.
-pub const F_HEAD: i32 = 14;
-pub const F_HEAD_NORMED: i32 = 32;
+/// Ring of the sums of squares of heads with norms of their own.
+pub const K_SQUARES: u32 = 62;
+/// Largest epsilon of such norms: left out, it changes a head whose mean square is one by half of it.
+const LARGEST_EPS: f64 = 1e-3;
 /// Ring of scores: wide, since proven ranges are far wider than what real texts use.
 pub const K_SCORE: u32 = 36;
 /// Largest magnitude of a quantised weight.
@@ -73,11 +74,17 @@ pub struct MlpPlan {
     pub down: Wide,
 }
 
-/// Norms of each head of queries and keys, before rotation.
+/// Norms of each head of queries and keys, taken of the residual itself, before rotation.
 pub struct HeadNorm {
-    /// Bound on the norm of a head's row.
-    pub input: f64,
-    /// Gain of every column, queries then keys.
+    /// Queries then keys; a head's rows have one unit.
+    pub wide: Wide,
+    /// Of each head, the bits that its squares are taken without: its norm is then at most [`Self::LARGEST`]'s root.
+    pub shift: Vec<u32>,
+    /// Fraction bits of a normalised head, less its shift.
+    pub f: i32,
+    /// Smallest sum of squares that is resolved.
+    pub smallest: f64,
+    /// Gain of every column.
     pub gain: Vec<f64>,
 }
 
@@ -138,7 +145,9 @@ impl DecoderPlanner {
         let head = wide_with("head", &rows, &bias, &bounds, last_norm.f, |_| largest / WEIGHT)?;
         last_norm.k = head.k;
         let norms = blocks.iter().flat_map(|b| [&b.attention_norm, &b.mlp_norm]).chain([&last_norm]);
-        let k = norms.map(|n| n.k.max(variance_ring(c, n))).fold(0, u32::max);
+        // A share may be read in a narrower ring, never in a wider one.
+        let heads = blocks.iter().filter_map(|b| Some(b.head_norm.as_ref()?.wide.k));
+        let k = norms.map(|n| n.k.max(variance_ring(c, n))).chain(heads).fold(0, u32::max);
         if k > WIDEST {
             return Err(refuse(
                 "residual stream",
@@ -203,17 +212,22 @@ pub fn norm_unit(c: &Config) -> f64 {
 }
 
 impl HeadNorm {
-    /// Widest window and number of scales of the inverse root of a head's sum of squares at `2^-2 F_HEAD`.
-    pub fn scales(&self, dim: usize) -> (u32, usize) {
-        let unit = pow2(2 * F_HEAD);
-        super::build::scales(self.input * self.input * unit, SMALLEST * dim as f64 * unit, 12.0)
+    /// Bound on a sum of squares.
+    pub const LARGEST: f64 = (1u64 << 60) as f64;
+
+    /// Widest window and number of scales of the inverse root of a sum of squares.
+    pub fn scales(&self) -> (u32, usize) {
+        super::build::scales(Self::LARGEST, self.smallest, 12.0)
     }
 
-    /// Ring of heads, their sums of squares and their normalised values.
-    pub fn ring(&self, dim: usize) -> u32 {
-        let (drop, scales) = self.scales(dim);
-        let normed = libm::ceil(libm::log2(dim as f64) / 2.0) as u32 + F_HEAD_NORMED as u32 + 3;
-        normed.max(drop + STRIDE * (scales as u32 - 1) + 7)
+    pub fn most_shift(&self) -> i32 {
+        self.shift.iter().fold(0, |m, s| m.max(*s)) as i32
+    }
+
+    /// What a unit of every column of the normalised heads is worth, gain included.
+    pub fn unit(&self, dim: usize) -> Vec<f64> {
+        let head = |(s, gain): (&u32, &[f64])| gain.iter().map(|g| g * pow2(-self.f - *s as i32)).collect::<Vec<_>>();
+        self.shift.iter().zip(self.gain.chunks_exact(dim)).flat_map(head).collect()
     }
 }
 
@@ -327,9 +341,6 @@ fn block(name: &str, c: &Config, l: &DecoderLayer, longest: usize, residual: &mu
     let all: Vec<Vec<f64>> = [q, k, v].concat();
     let bias: Vec<f64> = [cq, ck, cv].concat();
     let bounds = row_bounds(c, &all, &bias);
-    attention_norm.spare(c, &format!("{name} attention norm"), ring_of(&bounds, &finest(&all), 0))?;
-    let qkv = wide(&format!("{name} query/key/value"), &all, &bias, &bounds, attention_norm.f)?;
-    attention_norm.k = qkv.k;
     let acts = acting(c, &all);
     let head = |at: usize| (acts.slice(at, dim), &bias[at..][..dim]);
     let (keys_at, values_at) = (c.heads * dim, (c.heads + c.kv_heads) * dim);
@@ -343,11 +354,6 @@ fn block(name: &str, c: &Config, l: &DecoderLayer, longest: usize, residual: &mu
     let (mut heads, mut score_units) = (Vec::new(), Vec::new());
     let (mut q_scale, mut k_scale) = (Vec::new(), Vec::new());
     // A head that is normalised has the norm sqrt(dim) before its gain.
-    let head_norm = l.query_key_norm.as_ref().map(|(q, k)| {
-        let gain = |n: &Norm, heads: usize| super::wide(&n.weight).repeat(heads);
-        let input = (0..c.heads + c.kv_heads).map(|h| reach(h * dim)).fold(0.0, f64::max) * SLACK;
-        HeadNorm { input, gain: [gain(q, c.heads), gain(k, c.kv_heads)].concat() }
-    });
     let normed = |n: &Norm| libm::sqrt(dim as f64) * largest(&super::wide(&n.weight)) * SLACK;
     for g in 0..c.kv_heads {
         let (key, key_norm) = match &l.query_key_norm {
@@ -378,6 +384,17 @@ fn block(name: &str, c: &Config, l: &DecoderLayer, longest: usize, residual: &mu
         }
         k_scale.extend(std::iter::repeat_n(key_scale, dim));
     }
+
+    // What is read of the normalised rows.
+    let read = if l.query_key_norm.is_some() { values_at } else { 0 };
+    let head_norm = match &l.query_key_norm {
+        Some(n) => Some(head_norm(name, c, &acts.slice(0, values_at), &bias[..values_at], n, *residual)?),
+        None => None,
+    };
+    let (rows, constants, limits) = (&all[read..], &bias[read..], &bounds[read..]);
+    attention_norm.spare(c, &format!("{name} attention norm"), ring_of(limits, &finest(rows), 0))?;
+    let qkv = wide(&format!("{name} query/key/value"), rows, constants, limits, attention_norm.f)?;
+    attention_norm.k = qkv.k;
 
     // Attention output: per head a convex combination of value rows.
     let value_bound = max(&bounds[values_at..]) * SLACK;
@@ -410,6 +427,54 @@ fn block(name: &str, c: &Config, l: &DecoderLayer, longest: usize, residual: &mu
         mlp_norm,
         mlp,
     })
+}
+
+/// Queries and keys of the residual, whose norm is at most `residual`, with norms of their own.
+fn head_norm(
+    name: &str,
+    c: &Config,
+    rows: &Matrix,
+    bias: &[f64],
+    (query, key): &(Norm, Norm),
+    residual: f64,
+) -> Result<HeadNorm, Error> {
+    let (op, dim, heads) = (format!("{name} query/key"), c.head_dim, c.heads + c.kv_heads);
+    if c.norm != NormKind::Rms || bias.iter().any(|b| *b != 0.0) {
+        return Err(refuse(&op, "heads with norms of their own are planned without biases and centring only".into()));
+    }
+    if c.eps > LARGEST_EPS {
+        let reason = format!("norms of heads leave out their epsilon, and {} is more than {LARGEST_EPS}", c.eps);
+        return Err(refuse(&op, reason));
+    }
+    let f = residual_bits(c);
+    let (mut unit, mut shift, mut smallest) = (Vec::new(), Vec::new(), HeadNorm::LARGEST);
+    for h in 0..heads {
+        let m = rows.slice(h * dim, dim);
+        // Weights of the largest magnitude at every head; what one is worth times a unit of the residual.
+        let one = largest(&m.data) / WEIGHT;
+        let sigma = libm::sqrt(eigenvalue_bound(&m.gram(), 6)) * SLACK;
+        let bits = libm::ceil(libm::log2((sigma * residual * pow2(f) / one).max(1.0))) as u32;
+        let s = bits.saturating_sub(30);
+        unit.push(one);
+        shift.push(s);
+        // Of rows with the smallest mean square that the row's norm resolves, in a direction like any other.
+        let typical = norm(&m.data) * pow2(f - s as i32) / one;
+        smallest = smallest.min(typical * typical * SMALLEST);
+    }
+    let ints: Vec<Vec<f64>> = (0..rows.rows).map(|j| rows.row(j).to_vec()).collect();
+    let bounds: Vec<f64> = ints.iter().map(|r| norm(r) * residual).collect();
+    let mut wide = wide_with(&op, &ints, bias, &bounds, f, |j| unit[j / dim])?;
+    let most = shift.iter().fold(0, |m, s| m.max(*s)) as i32;
+    let reach = libm::ceil(libm::log2(libm::sqrt(dim as f64) * SLACK)) as i32 + 2;
+    // Sixteen bits of the inverse root for heads of an eighth of the proven norm, more for smaller ones.
+    let f = (16 + 27).min(WIDEST as i32 - reach - most);
+    if f < 12 + 27 {
+        return Err(refuse(&op, format!("heads proven up to 2^{} units leave no room for their norms", most + 30)));
+    }
+    wide.k = wide.k.max((f + most + reach) as u32);
+    let gain = |n: &Norm, heads: usize| super::wide(&n.weight).repeat(heads);
+    let gain = [gain(query, c.heads), gain(key, c.kv_heads)].concat();
+    Ok(HeadNorm { wide, shift, f, smallest: smallest.max(1.0), gain })
 }
 
 /// The MLP, and a bound on the norm of what it adds.
