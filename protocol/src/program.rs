@@ -59,8 +59,8 @@ impl Value {
 
 /// A public linear layer in integers: `rows_out` accumulators and their bias.
 pub struct Linear {
-    /// Quantised weights.
-    pub weights: Weights,
+    /// Quantised weights; `None` where a role plans without them.
+    pub weights: Option<Weights>,
     /// Bias in units of each accumulator.
     pub bias: Vec<i64>,
     /// Multiply-accumulates a row.

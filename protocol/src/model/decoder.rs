@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use super::{Dense, Norm, config};
 use crate::Error;
 pub use embedding::Embedding;
+pub(crate) use embedding::centre;
 use fields::Fields;
 pub use plaintext::Cache;
 pub use rope::Rope;

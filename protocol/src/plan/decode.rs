@@ -19,11 +19,11 @@ use std::sync::Arc;
 
 use super::attention::{Attend, level_bits};
 use super::build::Build;
-use super::decoder::{
-    BlockPlan, DecoderPlanner, F_EXP, F_OUT, F_RECIP, HeadNorm, K_SCORE, K_SQUARES, MlpPlan, PreNorm, Wide,
-    hidden_levels, residual_bits,
-};
+use super::decoder::{DecoderPlanner, F_EXP, F_OUT, F_RECIP, K_SCORE, hidden_levels};
+use super::layer::{BlockPlan, MlpPlan};
+use super::norm::{F_RESIDUAL, HeadNorm, K_SQUARES, LARGEST, PreNorm};
 use super::prove::prove;
+use super::rows::Wide;
 use super::{F_VALUE, SLACK, pow2};
 use crate::Error;
 use crate::gates::broadcast::{Broadcast, Variance};
@@ -34,7 +34,6 @@ use crate::gates::pad::PadKeys;
 use crate::gates::product::{HeadProduct, Side};
 use crate::gates::rotate::Rotate;
 use crate::gates::squares::Squares;
-use crate::model::decoder::NormKind;
 use crate::program::{Id, Kind, Outcome, Program};
 
 /// Rows up to which a round is worth more than the dealt bytes of a row.
@@ -52,22 +51,27 @@ struct Emit<'a> {
 impl Emit<'_> {
     /// Sum of squares of the masked residual's rows.
     fn square(&mut self, name: &str, x: Id, n: &PreNorm) -> Id {
-        let (rows, d, k, c) = (self.rows, self.p.config.hidden, self.p.k, &self.p.config);
-        let bound = n.input * n.input * super::decoder::norm_unit(c) / d as f64;
-        let v = self.b.value(&format!("{name} square"), &[rows], k, 0.0, bound);
-        self.b.op(Kind::Variance(Variance { rows, cols: d, centre: c.norm == NormKind::Layer, k }), &[x], &[v]);
+        let (rows, d) = (self.rows, self.p.config.hidden);
+        let k = if n.shift == 0 { self.p.k } else { K_SQUARES };
+        let v = self.b.value(&format!("{name} square"), &[rows], k, 0.0, n.largest());
+        if n.shift == 0 {
+            self.b.op(Kind::Variance(Variance { rows, cols: d, centre: false, k }), &[x], &[v]);
+        } else {
+            let (shift, k_in) = (vec![n.shift], self.p.k);
+            self.b.op(Kind::Squares(Squares { rows, stride: d, dim: d, shift, k_in, k_out: k }), &[x], &[v]);
+        }
         v
     }
 
     /// The inverse root of a masked sum of squares at every scale.
     fn root(&mut self, name: &str, v: Id, n: &PreNorm) -> ([Id; 2], f64) {
         let c = &self.p.config;
-        let (drop, scales) = super::decoder::norm_scales(c, n);
-        let (floor, eps) = (pow2(drop as i32 - 1), c.eps * super::decoder::norm_unit(c));
+        let scales = n.scales(c);
+        let (floor, eps) = (pow2(scales.drop as i32 - 1), c.eps * n.unit(c));
         // In units of the residual: x times this is x / rms(x) at 2^-f.
-        let one = pow2(n.f) * libm::sqrt(if c.norm == NormKind::Layer { 1.0 } else { c.hidden as f64 });
+        let one = pow2(n.f - n.shift as i32) * libm::sqrt(c.hidden as f64);
         let f = move |v: f64| one / libm::sqrt(v.max(floor) + eps);
-        self.b.scaled(&format!("{name} inverse root"), v, drop, scales, n.k, 6, f)
+        self.b.scaled(&format!("{name} inverse root"), v, scales, n.k, 6, f)
     }
 
     /// The masked residual times the masked inverse root, as a share at `2^-n.f`.
@@ -75,8 +79,7 @@ impl Emit<'_> {
         let (rows, d) = (self.rows, self.p.config.hidden);
         let bound = libm::sqrt(d as f64) * SLACK * pow2(n.f);
         let y = self.b.value(&format!("{name} normalised"), &[rows, d], n.k, pow2(-n.f), bound);
-        let centre = self.p.config.norm == NormKind::Layer;
-        self.b.op(Kind::Broadcast(Broadcast { rows, cols: d, dim: d, centre, k: n.k }), &[x, r], &[y]);
+        self.b.op(Kind::Broadcast(Broadcast { rows, cols: d, dim: d, centre: false, k: n.k }), &[x, r], &[y]);
         y
     }
 
@@ -99,23 +102,22 @@ impl Emit<'_> {
         let acc = self.linear("head accumulators", x, &h.wide);
         let [x, acc] = self.b.open([x, acc]);
         let v = self.square(name, x, n);
-        let w = self.b.value("head squares", &[rows, heads], K_SQUARES, 0.0, HeadNorm::LARGEST);
+        let w = self.b.value("head squares", &[rows, heads], K_SQUARES, 0.0, LARGEST);
         let squares = Squares { rows, stride: width, dim, shift: h.shift.clone(), k_in: h.wide.k, k_out: K_SQUARES };
         self.b.op(Kind::Squares(squares), &[acc], &[w]);
         let [v, w] = self.b.open([v, w]);
         let ([r, flags], bound) = self.root(name, v, n);
-        let (drop, scales) = h.scales();
+        let scales = h.scales();
         // Of scaled heads; the product with a head is scaled back by its columns' gains.
-        let (floor, one) = (pow2(drop as i32 - 1), pow2(h.f) * libm::sqrt(dim as f64));
+        let (floor, one) = (pow2(scales.drop as i32 - 1), pow2(h.f) * libm::sqrt(dim as f64));
         let f = move |v: f64| one / libm::sqrt(v.max(floor));
-        let ([s, head_flags], head_bound) = self.b.scaled("heads' inverse root", w, drop, scales, h.wide.k, 6, f);
+        let ([s, head_flags], head_bound) = self.b.scaled("heads' inverse root", w, scales, h.wide.k, 6, f);
         let [r, flags, s, head_flags] = self.b.open([r, flags, s, head_flags]);
         let r = self.b.selected(&format!("{name} inverse root"), [r, flags], bound);
         let s = self.b.selected("heads' inverse root", [s, head_flags], head_bound);
         let [r, s] = self.b.open([r, s]);
         let y = self.times_root(name, x, r, n);
-        let bound = libm::sqrt(dim as f64) * SLACK * pow2(h.f + h.most_shift());
-        let heads = self.b.value("normalised heads", &[rows, width], h.wide.k, 0.0, bound);
+        let heads = self.b.value("normalised heads", &[rows, width], h.wide.k, 0.0, h.bound(dim));
         let broadcast = Broadcast { rows: rows * h.shift.len(), cols: dim, dim, centre: false, k: h.wide.k };
         self.b.op(Kind::Broadcast(broadcast), &[acc, s], &[heads]);
         [y, heads]
@@ -228,10 +230,9 @@ impl Emit<'_> {
     fn back_to_residual(&mut self, name: &str, x: Id, w: &Wide) -> Id {
         let acc = self.linear(&format!("{name} accumulators"), x, w);
         let [acc] = self.b.open([acc]);
-        let f = residual_bits(&self.p.config);
-        let s: Vec<f64> = w.layer.ulp.iter().map(|u| u * pow2(f)).collect();
-        let bound = w.layer.bound * pow2(f);
-        self.b.rescale(name, acc, 0, self.p.config.hidden, &s, &[], self.p.k, pow2(-f), bound)
+        let s: Vec<f64> = w.layer.ulp.iter().map(|u| u * pow2(F_RESIDUAL)).collect();
+        let bound = w.layer.bound * pow2(F_RESIDUAL);
+        self.b.rescale(name, acc, 0, self.p.config.hidden, &s, &[], self.p.k, pow2(-F_RESIDUAL), bound)
     }
 
     fn mlp(&mut self, x: Id, n: &PreNorm, m: &MlpPlan) -> Id {
@@ -272,9 +273,8 @@ impl Emit<'_> {
 /// See [`DecoderPlanner::program`].
 pub fn program(p: &DecoderPlanner, marked: usize, past: usize, rows: usize, every: bool) -> Result<Program, Error> {
     let c = &p.config;
-    let f = residual_bits(c);
     let mut e = Emit { p, past, rows, b: Build::default() };
-    let input = e.b.value("embedded tokens", &[rows, c.hidden], p.k, pow2(-f), p.embedded * pow2(f));
+    let input = e.b.value("embedded tokens", &[rows, c.hidden], p.k, pow2(-F_RESIDUAL), p.embedded * pow2(F_RESIDUAL));
     let first = past == 0;
     let mut inputs = vec![input];
     let mut carried = [Vec::new(), Vec::new()];

@@ -12,6 +12,12 @@ pub struct Embedding {
     pub(crate) digest: [u8; 32],
 }
 
+impl std::fmt::Debug for Embedding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Embedding").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
 impl Embedding {
     /// What a client shares: each token's row of the table, plus the row of its position where positions are learned, less
     /// the mean where norms take it out. The first token is at position `first`. `tokens x hidden`.
