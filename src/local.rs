@@ -117,7 +117,7 @@ impl Lane {
 
     fn wait(&mut self) -> Result<()> {
         // Planning a large model takes its time, and three do it at once.
-        let until = Instant::now() + Duration::from_secs(180);
+        let until = Instant::now() + Duration::from_secs(600);
         loop {
             if self.http.iter().all(|a| ready(*a)) {
                 return Ok(());
@@ -129,7 +129,7 @@ impl Lane {
                 }
             }
             if Instant::now() > until {
-                bail!("the parties were not linked within 180 s");
+                bail!("the parties were not linked within 600 s");
             }
             std::thread::sleep(Duration::from_millis(20));
         }

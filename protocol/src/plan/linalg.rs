@@ -130,6 +130,14 @@ pub fn eigenvalue_bound(m: &Matrix, squarings: u32) -> f64 {
     libm::exp(log) * (1.0 + 1e-9)
 }
 
+/// The nearest integer, ties to even, for magnitudes below `2^51`; what is larger stays out of any 16 bits.
+#[inline]
+pub fn nearest(v: f64) -> f64 {
+    // The sum has no bits below one.
+    const MAGIC: f64 = 1.5 * (1u64 << 52) as f64;
+    (v + MAGIC) - MAGIC
+}
+
 /// Largest norm of a row of integers whose Gram matrix is exact.
 const EXACT: f64 = 46_000.0;
 
@@ -153,7 +161,7 @@ pub fn spectral_bound(rows: usize, cols: usize, row: &mut dyn FnMut(usize) -> Ve
     let (mut ints, mut left) = (vec![0i16; n * len], 0.0);
     for i in 0..rows {
         for (j, v) in row(i).into_iter().enumerate() {
-            let q = libm::rint(v * scale);
+            let q = nearest(v * scale);
             left += (v * scale - q) * (v * scale - q);
             ints[if across { j * len + i } else { i * len + j }] = q as i16;
         }
@@ -181,7 +189,7 @@ fn eigenvalue(g: &[i32], n: usize, squarings: u32) -> f64 {
         .iter()
         .map(|v| {
             let v = f64::from(*v) * scale;
-            let q = libm::rint(v);
+            let q = nearest(v);
             left += (v - q) * (v - q);
             q as i16
         })

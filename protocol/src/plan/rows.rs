@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::linalg::{Matrix, norm};
+use super::linalg::{Matrix, nearest, norm};
 use super::{Layer, SLACK, dot, max, pow2, refuse};
 use crate::Error;
 use crate::gemm::Weights;
@@ -119,7 +119,7 @@ impl<'a> Rows<'a> {
         if close {
             return super::linalg::spectral_bound(self.len, self.cols, &mut row);
         }
-        libm::sqrt((0..self.len).map(|j| row(j)).map(|r| dot(&r, &r)).sum())
+        libm::sqrt((0..self.len).map(row).map(|r| dot(&r, &r)).sum())
     }
 }
 
@@ -161,7 +161,7 @@ pub fn quantise(
     for (j, unit) in range.clone().zip(units) {
         bytes.clear();
         for w in rows.row(j) {
-            let v = libm::rint(w / unit);
+            let v = nearest(w / unit);
             if !(-32768.0..=32767.0).contains(&v) {
                 return Err(refuse(op, format!("a weight needs {v} units, more than 16 bits hold")));
             }
