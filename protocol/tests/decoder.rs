@@ -202,3 +202,23 @@ fn every_family_agrees_with_transformers_in_prefill_and_in_steps() {
         assert!(error(got, one) <= 0.01, "{name}: {} between prompt and tokens", error(got, one));
     }
 }
+
+/// Any checkpoint of one's own, such as one that was trained, with what it really has of large gains and channels.
+#[test]
+fn a_named_checkpoint_agrees_with_f64() {
+    let Some(dir) = std::env::var_os("TACET_DECODER_DIR") else {
+        println!("skipped: TACET_DECODER_DIR does not name a decoder's directory");
+        return;
+    };
+    let model = DecoderModel::load(&PathBuf::from(dir)).unwrap();
+    let planner = DecoderPlanner::new(&model).unwrap();
+    let vocab = model.config.vocab as u32;
+    let tokens: Vec<u32> = (1..12u32).map(|i| i.wrapping_mul(2_654_435_761) % vocab).collect();
+    let want = model.logits(&tokens).unwrap();
+    let got = private(&model, &planner, &tokens, &[8, 1, 1, 1]);
+    for ([got, plain], want) in got.iter().zip(want.chunks_exact(vocab as usize).skip(7)) {
+        let (all, rounding, approximation) = (error(got, want), error(got, plain), error(plain, want));
+        println!("{all:.4} of the spread ({rounding:.4} to the twin, {approximation:.4} of the twin)");
+        assert!(all < 0.01);
+    }
+}
