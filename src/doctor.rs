@@ -10,6 +10,7 @@ use serde::Serialize;
 use tacet_client::{Client, Examined, Verdict};
 use tacet_party::config::hex;
 use tacet_party::plans::Plans;
+use tacet_protocol::plan::Keep;
 use tacet_protocol::wire;
 
 use crate::fetch;
@@ -178,7 +179,7 @@ fn utc(s: u64) -> String {
 async fn model(r: &mut Report, name: Option<&str>) -> Option<PathBuf> {
     let load = async || -> Result<(PathBuf, String, String)> {
         let dir = fetch::model_dir(name).await?;
-        let (plans, model) = Plans::load(&dir)?;
+        let (plans, model) = Plans::load(&dir, Keep::Shapes)?;
         let plan = plans.first(8)?.digest();
         Ok((dir, hex(&model), hex(&plan)))
     };

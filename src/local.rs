@@ -18,7 +18,7 @@ use crate::keys;
 const LANE: [(&str, Role); 3] = [("alpha", Role::E1), ("beta", Role::E2), ("gamma", Role::Dealer)];
 
 /// How long linking may take: planning a large model takes its time, and three do it at once.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A running local lane; processes are ended and the folder removed on drop.
 pub struct Lane {

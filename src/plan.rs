@@ -5,6 +5,7 @@ use std::fmt::Write;
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
 use tacet_party::plans::Plans;
+use tacet_protocol::plan::Keep;
 use tacet_protocol::query::padded;
 
 use crate::fetch;
@@ -63,7 +64,7 @@ pub async fn run(args: Args) -> Result<()> {
     if args.gmacs.is_some_and(|g| !(g.is_finite() && g > 0.0)) {
         bail!("--gmacs is not positive");
     }
-    let (plans, _) = Plans::load(&fetch::model_dir(args.model.as_deref()).await?)?;
+    let (plans, _) = Plans::load(&fetch::model_dir(args.model.as_deref()).await?, Keep::Weights)?;
     let program = match (&plans, args.step) {
         (Plans::Decoder(p), true) => p.program(args.tokens, args.tokens, 1, false)?,
         (Plans::Encoder(_), true) => bail!("--step is for decoders: an encoder takes a text at once"),

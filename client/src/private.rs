@@ -11,8 +11,8 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use quinn::{Connection, RecvStream, SendStream};
 use tacet_protocol::Role;
-use tacet_protocol::model::decoder::DecoderModel;
-use tacet_protocol::plan::DecoderPlanner;
+use tacet_protocol::model::decoder::{Checkpoint, Embedding};
+use tacet_protocol::plan::{DecoderPlanner, Keep};
 use tacet_protocol::program::Program;
 use tacet_protocol::query::{LENGTHS, padded, step_digest};
 use tacet_protocol::ring::{packed_len, unpack};
@@ -36,7 +36,7 @@ pub struct Generator {
 pub(crate) struct Lane {
     pub targets: Vec<Target>,
     pub token: Zeroizing<String>,
-    pub model: DecoderModel,
+    pub model: Embedding,
     pub planner: DecoderPlanner,
     pub deadline: Duration,
     spent: Mutex<Spent>,
@@ -91,13 +91,12 @@ impl Generator {
         token: Zeroizing<String>,
         deadline: Duration,
     ) -> Result<Generator, ClientError> {
-        let model = DecoderModel::load(dir)?;
-        let planner = DecoderPlanner::new(&model)?;
+        let (planner, model) = DecoderPlanner::read(Checkpoint::open(dir)?, Keep::Shapes)?;
         Ok(Generator { lane: Arc::new(Lane { targets, token, model, planner, deadline, spent: Mutex::default() }) })
     }
 
-    /// The model in use, for comparisons in the clear.
-    pub fn model(&self) -> &DecoderModel {
+    /// What this client holds of the model in use: its shape, and the tables that tokens are embedded with.
+    pub fn model(&self) -> &Embedding {
         &self.lane.model
     }
 

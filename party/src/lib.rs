@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use quinn::Connection;
 use tacet_protocol::Role;
+use tacet_protocol::plan::Keep;
 use tacet_protocol::program::Program;
 use tacet_protocol::seal::SealKeyPair;
 use tacet_protocol::wire::SessionId;
@@ -151,7 +152,9 @@ impl Party {
 /// # Errors
 /// A configuration, model or socket that cannot be used.
 pub async fn serve(config: Config) -> Result<(), PartyError> {
-    let (plans, model) = Plans::load(&config.model)?;
+    // The dealer makes masks and corrections of shapes and scales.
+    let keep = if config.role == Role::Dealer { Keep::Shapes } else { Keep::Weights };
+    let (plans, model) = Plans::load(&config.model, keep)?;
     let identity = Identity::from_pem(&config::read(&config.certificate)?, &config::read(&config.key)?)?;
     let seal = config::unhex(&config::read(&config.seal_key)?)
         .ok_or_else(|| PartyError::Config(format!("{}: 64 hex digits expected", config.seal_key.display())))?;

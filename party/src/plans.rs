@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tacet_protocol::Error;
-use tacet_protocol::model::decoder::DecoderModel;
+use tacet_protocol::model::decoder::Checkpoint;
 use tacet_protocol::model::{BertModel, is_encoder};
-use tacet_protocol::plan::{DecoderPlanner, Planner};
+use tacet_protocol::plan::{DecoderPlanner, Keep, Planner};
 use tacet_protocol::program::Program;
 use tacet_protocol::query::{LENGTHS, padded};
 
@@ -22,17 +22,17 @@ pub enum Plans {
 }
 
 impl Plans {
-    /// Loads and plans a model directory; returns the model's digest too.
+    /// Loads and plans a model directory; returns the model's digest too. An encoder's weights are always kept.
     ///
     /// # Errors
     /// What neither family takes, with the decoder's reason where the file says that it is one.
-    pub fn load(dir: &Path) -> Result<(Plans, [u8; 32]), PartyError> {
+    pub fn load(dir: &Path, keep: Keep) -> Result<(Plans, [u8; 32]), PartyError> {
         if is_encoder(dir) {
             let model = BertModel::load(dir)?;
             return Ok((Plans::Encoder(Arc::new(Planner::new(&model)?)), model.digest()));
         }
-        let model = DecoderModel::load(dir)?;
-        Ok((Plans::Decoder(Arc::new(DecoderPlanner::new(&model)?)), model.digest()))
+        let (planner, embedding) = DecoderPlanner::read(Checkpoint::open(dir)?, keep)?;
+        Ok((Plans::Decoder(Arc::new(planner)), embedding.digest()))
     }
 
     /// The program of a text, or the first of a sequence, of a padded length.

@@ -7,6 +7,7 @@
 //! Work is done in tiles of `MR` rows by `NR` columns over operands packed for them. The tile kernels are plain loops
 //! here; `simd` compiles or writes them for the vector units found at run time.
 
+pub(crate) mod gram;
 #[allow(unsafe_code)]
 #[cfg(target_arch = "x86_64")]
 mod simd;

@@ -10,8 +10,11 @@ mod build;
 mod decode;
 mod decoder;
 mod emit;
+mod layer;
 mod linalg;
+mod norm;
 mod prove;
+mod rows;
 
 use std::sync::Arc;
 
@@ -25,7 +28,7 @@ use crate::gemm::Weights;
 use crate::model::{BertModel, Dense, Norm, Pooling};
 use crate::program::{Linear, Program};
 use crate::query::LENGTHS;
-pub use decoder::DecoderPlanner;
+pub use decoder::{DecoderPlanner, Keep};
 pub(crate) use linalg::dot;
 use linalg::{Matrix, eigenvalue_bound, norm};
 
@@ -121,7 +124,8 @@ fn quantise(op: &str, rows: &[&[f64]], bias: &[f64], unit: Vec<f64>, f: i32, bou
     ints.iter().for_each(|v| hash.update(v.to_le_bytes()));
     bias.iter().for_each(|v| hash.update(v.to_le_bytes()));
     let weights = Weights::new(rows.len(), cols, &ints);
-    let linear = Arc::new(Linear { weights, bias, macs: rows.len() * cols, digest: hash.finalize().into() });
+    let linear =
+        Arc::new(Linear { weights: Some(weights), bias, macs: rows.len() * cols, digest: hash.finalize().into() });
     let units = bounds.iter().zip(&ulp).fold(0f64, |m, (b, u)| m.max(b * SLACK / u));
     Ok(Layer { linear, ulp, bound: max(bounds) * SLACK, units })
 }

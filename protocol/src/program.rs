@@ -20,6 +20,7 @@ use crate::gates::reached::Reached;
 use crate::gates::rescale::Rescale;
 use crate::gates::rotate::Rotate;
 use crate::gates::rowmax::RowMax;
+use crate::gates::squares::Squares;
 use crate::gates::{Dealt, dealt_bytes};
 use crate::gemm::Weights;
 use crate::ring::packed_len;
@@ -58,8 +59,8 @@ impl Value {
 
 /// A public linear layer in integers: `rows_out` accumulators and their bias.
 pub struct Linear {
-    /// Quantised weights.
-    pub weights: Weights,
+    /// Quantised weights; `None` where a role plans without them.
+    pub weights: Option<Weights>,
     /// Bias in units of each accumulator.
     pub bias: Vec<i64>,
     /// Multiply-accumulates a row.
@@ -114,6 +115,8 @@ pub enum Kind {
     Select(Select),
     /// See [`Variance`].
     Variance(Variance),
+    /// See [`Squares`].
+    Squares(Squares),
     /// See [`Broadcast`].
     Broadcast(Broadcast),
     /// See [`Cosine`].
@@ -146,6 +149,7 @@ impl Kind {
             Kind::Piecewise(_) => "piecewise",
             Kind::Select(_) => "select",
             Kind::Variance(_) => "variance",
+            Kind::Squares(_) => "squares",
             Kind::Broadcast(_) => "broadcast",
             Kind::Cosine(_) => "cosine-series",
         }
@@ -164,6 +168,7 @@ impl Kind {
             Kind::Piecewise(g) => g.dealt(),
             Kind::Select(g) => g.dealt(),
             Kind::Variance(g) => g.dealt(),
+            Kind::Squares(g) => g.dealt(),
             Kind::Broadcast(g) => g.dealt(),
             Kind::Cosine(g) => g.dealt(),
             Kind::Rotate(g) => g.dealt(),
@@ -286,6 +291,7 @@ impl Program {
                 Kind::Piecewise(g) => format!("{g:?}"),
                 Kind::Select(g) => format!("{g:?}"),
                 Kind::Variance(g) => format!("{g:?}"),
+                Kind::Squares(g) => format!("{g:?}"),
                 Kind::Broadcast(g) => format!("{g:?}"),
                 Kind::Cosine(g) => format!("{g:?}"),
                 Kind::PadKeys(g) => format!("{g:?}"),

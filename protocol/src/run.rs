@@ -120,6 +120,7 @@ pub fn deal_next(
             Kind::Piecewise(g) => g.deal(&mut d, l(0))?,
             Kind::Select(g) => g.deal(&mut d, l(0), l(1))?,
             Kind::Variance(g) => g.deal(&mut d, l(0))?,
+            Kind::Squares(g) => g.deal(&mut d, l(0))?,
             Kind::Broadcast(g) => g.deal(&mut d, l(0), l(1))?,
             Kind::Cosine(g) => g.deal(&mut d, l(0))?,
             Kind::Rotate(g) => g.deal(&mut d, l(0))?,
@@ -299,6 +300,11 @@ impl Kernel for Combine<'_> {
     }
 }
 
+/// Of who runs a program that was planned for another role.
+pub(crate) fn no_weights(name: &str) -> Error {
+    Error::Plan { op: name.into(), reason: "planned without weights: plan with them to evaluate".into() }
+}
+
 fn gate(p: &Program, op: &Op, t: &mut Take, st: &State, role: Role) -> Result<Vec<Vec<u64>>, Error> {
     let m = |n: usize| &st.masked[op.inputs[n]];
     let s = |n: usize| st.share[op.inputs[n]].as_slice();
@@ -317,11 +323,13 @@ fn gate(p: &Program, op: &Op, t: &mut Take, st: &State, role: Role) -> Result<Ve
         Kind::Piecewise(g) => two(g.eval(t, m(0))?),
         Kind::Select(g) => one(g.eval(t, m(0), m(1))?),
         Kind::Variance(g) => one(g.eval(t, m(0))?),
+        Kind::Squares(g) => one(g.eval(t, m(0))?),
         Kind::Broadcast(g) => one(g.eval(t, m(0), m(1))?),
         Kind::Cosine(g) => one(g.eval(t, m(0))?),
         Kind::Linear { rows, layer } => {
+            let weights = layer.weights.as_ref().ok_or_else(|| no_weights(&p.values[op.outputs[0]].name))?;
             let mut out = vec![0; p.values[op.outputs[0]].len()];
-            linear(s(0), *rows, &layer.weights, bits, &mut out);
+            linear(s(0), *rows, weights, bits, &mut out);
             if role == Role::E1 {
                 for row in out.chunks_exact_mut(layer.bias.len()) {
                     row.iter_mut().zip(&layer.bias).for_each(|(o, b)| *o = o.wrapping_add(*b as u64) & mk);

@@ -89,14 +89,16 @@ fn operation(op: &Op, values: &[Plain]) -> Result<Vec<Plain>, Error> {
         Kind::Piecewise(g) => both(g.plain(x(0)?)),
         Kind::Select(g) => real(g.plain(x(0)?, b(1)?)),
         Kind::Variance(g) => real(g.plain(x(0)?)),
+        Kind::Squares(g) => real(g.plain(x(0)?)),
         Kind::Broadcast(g) => real(g.plain(x(0)?, x(1)?)),
         Kind::Cosine(g) => real(g.plain(x(0)?)),
         Kind::Linear { layer, .. } => {
-            let (out, inp) = (layer.weights.rows_out(), layer.weights.cols_in());
+            let weights = layer.weights.as_ref().ok_or_else(|| crate::run::no_weights("twin"))?;
+            let (out, inp) = (weights.rows_out(), weights.cols_in());
             let x = x(0)?;
             let mut y = vec![0.0; x.len() / inp * out];
             for o in 0..out {
-                let w: Vec<f64> = (0..inp).map(|i| f64::from(layer.weights.at(o, i))).collect();
+                let w: Vec<f64> = (0..inp).map(|i| f64::from(weights.at(o, i))).collect();
                 for (row, y) in x.chunks_exact(inp).zip(y.chunks_exact_mut(out)) {
                     y[o] = dot(row, &w) + layer.bias[o] as f64;
                 }

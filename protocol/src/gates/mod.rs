@@ -7,6 +7,10 @@
 //! Who sees what: an evaluator sees `m` (uniform, since the other evaluator's half of `l` is unknown to it) and
 //! its own half of each dealt value (a PRG output, or the value minus a PRG output it does not know). The dealer
 //! receives nothing. Table positions read by an evaluator depend on `m` only, which is public to both.
+//!
+//! What is exact: sums, linear layers, products and gates on bits, whatever the masks are. A gate that rounds does so
+//! term by term, some of `m` and some of `l`, so its result depends on the masks within the units that it states: the
+//! same input under other masks gives a result that is as near to the real one, not the same bits.
 
 pub mod bits;
 pub mod broadcast;
@@ -21,6 +25,7 @@ pub mod reached;
 pub mod rescale;
 pub mod rotate;
 pub mod rowmax;
+pub mod squares;
 
 use crate::prg::{Prg, Words};
 use crate::ring::{check_packed, pack_to, packed_len, unpack_to, word_at};

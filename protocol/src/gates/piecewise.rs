@@ -5,29 +5,62 @@
 //! public `m_lo` whose three coefficients depend on the window and `l_lo`, so the dealer deals three elements a window.
 //! Windows alias every 64, so a value is right only while `x < 57 h`; a thermometer of flags, one dealt bit per window of
 //! `8 h`, says so for each scale but the widest, and [`Select`] picks the finest scale whose flag and all wider ones hold.
+//! Of 256 windows, for the widest ranges, scales lie 32 apart, with as many flags each.
 
+use super::bits::rotate;
 use super::{Deal, Dealt, Masked, Take};
 use crate::Error;
 use crate::ring::mask;
 use crate::vector::{self, Kernel};
 
-const WINDOWS: usize = 64;
-/// Each scale's window is this many bits wider than the one before.
-pub const STRIDE: u32 = 3;
+/// Scales of one function, from the finest on, and their windows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scales {
+    /// log2 of the finest window.
+    pub drop: u32,
+    /// Number of scales, at most 8.
+    pub count: usize,
+    /// Windows of a scale, 64 or 256.
+    pub windows: usize,
+}
+
+impl Scales {
+    /// Bits by which each scale's window is wider than that of the one before.
+    pub fn stride(windows: usize) -> u32 {
+        if windows == 64 { 3 } else { 5 }
+    }
+
+    fn drop_of(&self, s: usize) -> u32 {
+        self.drop + Self::stride(self.windows) * s as u32
+    }
+
+    /// Exclusive bound on the input.
+    pub fn largest(&self) -> f64 {
+        (self.windows - 1) as f64 * libm::exp2(f64::from(self.drop_of(self.count - 1)))
+    }
+
+    /// Bits of a ring that has room for every window and flag.
+    pub fn ring(&self) -> u32 {
+        self.drop_of(self.count - 1) + self.windows.ilog2() + 1
+    }
+
+    /// Words of one scale's flags.
+    fn words(&self) -> usize {
+        self.windows / 64
+    }
+}
 
 /// Quadratics of one scalar per row.
 #[derive(Clone, Debug)]
 pub struct Piecewise {
     /// Rows.
     pub rows: usize,
-    /// Ring of the input; `0 <= x < 63 * 2^(drop + 3 (scales - 1))`, and the ring has room for the widest flags.
+    /// Ring of the input, at least [`Scales::ring`]; `0 <= x <` [`Scales::largest`].
     pub k_in: u32,
-    /// log2 of the finest window.
-    pub drop: u32,
-    /// Number of scales, at most 8.
-    pub scales: usize,
+    /// Scales and windows.
+    pub scales: Scales,
     /// Per scale and window, `c0, c1, c2` in units of the output and of the window.
-    pub coef: Vec<[[f64; 3]; WINDOWS]>,
+    pub coef: Vec<Vec<[f64; 3]>>,
     /// Bits of the position in a window that are used.
     pub rho_bits: u32,
     /// Ring of the output.
@@ -35,28 +68,29 @@ pub struct Piecewise {
 }
 
 /// Quadratics through three points a window of `f` (input in units, output in units of the result).
-pub fn fit_quadratics(f: impl Fn(f64) -> f64, drop: u32, scales: usize) -> Vec<[[f64; 3]; WINDOWS]> {
-    (0..scales as u32)
-        .map(|s| {
-            let h = 2f64.powi((drop + STRIDE * s) as i32);
-            std::array::from_fn(|i| {
-                let at = |r: f64| f((i as f64 + r).max(0.0) * h);
-                let (lo, mid, hi) = (at(-0.8), at(0.0), at(0.8));
-                [mid, (hi - lo) / 1.6, (hi + lo - 2.0 * mid) / 1.28]
-            })
-        })
-        .collect()
+pub fn fit_quadratics(f: impl Fn(f64) -> f64, scales: Scales) -> Vec<Vec<[f64; 3]>> {
+    let window = |s: usize, i: usize| {
+        let h = 2f64.powi(scales.drop_of(s) as i32);
+        let at = |r: f64| f((i as f64 + r).max(0.0) * h);
+        let (lo, mid, hi) = (at(-0.8), at(0.0), at(0.8));
+        [mid, (hi - lo) / 1.6, (hi + lo - 2.0 * mid) / 1.28]
+    };
+    (0..scales.count).map(|s| (0..scales.windows).map(|i| window(s, i)).collect()).collect()
 }
 
 impl Piecewise {
-    fn drop_of(&self, s: usize) -> u32 {
-        self.drop + STRIDE * s as u32
+    fn tables(&self) -> usize {
+        self.rows * self.scales.count * self.scales.windows * 3
+    }
+
+    fn flags(&self) -> usize {
+        self.rows * (self.scales.count - 1) * self.scales.words()
     }
 
     /// What is dealt.
     pub fn dealt(&self) -> Vec<Dealt> {
-        let flags = self.rows * (self.scales - 1);
-        let mut v = vec![(self.rows * self.scales * WINDOWS * 3, self.k_out)];
+        let flags = self.flags();
+        let mut v = vec![(self.tables(), self.k_out)];
         if flags > 0 {
             v.push((flags, 64));
         }
@@ -64,50 +98,57 @@ impl Piecewise {
     }
 
     fn low(&self, x: u64, s: usize) -> u64 {
-        (x & mask(self.drop_of(s))) >> (self.drop_of(s) - self.rho_bits)
+        let drop = self.scales.drop_of(s);
+        (x & mask(drop)) >> (drop - self.rho_bits)
     }
 
     /// Dealer.
     pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
-        let flags = self.rows * (self.scales - 1);
+        let Scales { count, windows, .. } = self.scales;
+        let (mut flags, words) = (vec![0; self.flags()], self.scales.words());
+        let mut pattern = vec![0; words];
+        // Set for windows 0..7 of a window of the next scale.
+        pattern[0] = 0x7f;
+        let mut rows = flags.chunks_exact_mut(words);
         let unit = 2f64.powi(-(self.rho_bits as i32));
         // Per scale and coefficient, twice, so that every rotation is a slice.
-        let coef: Vec<[[f64; 2 * WINDOWS]; 3]> =
-            self.coef.iter().map(|c| std::array::from_fn(|i| std::array::from_fn(|j| c[j % WINDOWS][i]))).collect();
-        let mut tables = d.tensor(self.rows * self.scales * WINDOWS * 3, self.k_out)?;
-        let mut words = Vec::with_capacity(flags);
+        let twice = |c: &Vec<[f64; 3]>, i: usize| (0..2 * windows).map(|j| c[j % windows][i]).collect::<Vec<_>>();
+        let coef: Vec<[Vec<f64>; 3]> = self.coef.iter().map(|c| [0, 1, 2].map(|i| twice(c, i))).collect();
+        let mut tables = d.tensor(self.tables(), self.k_out)?;
         for &l in lam {
             for (s, coef) in coef.iter().enumerate() {
-                let drop = self.drop_of(s);
-                let at = WINDOWS - (l >> drop) as usize % WINDOWS;
+                let at = windows - (l >> self.scales.drop_of(s)) as usize % windows;
+                let coef = coef.each_ref().map(|c| &c[at..at + windows]);
                 let low = self.low(l, s) as f64 * unit;
-                let out = tables.room(d, WINDOWS * 3).as_chunks_mut().0;
-                vector::run(Quadratics { coef, at, low, unit, out });
-                if s + 1 < self.scales {
-                    // Set for windows 0..7 of 8h, rotated by the mask's window.
-                    words.push(0x7fu64.rotate_left((l >> (drop + STRIDE)) as u32 % 64));
+                let out = tables.room(d, windows * 3).as_chunks_mut().0;
+                vector::run(Quadratics { coef, low, unit, out });
+                if s + 1 < count
+                    && let Some(row) = rows.next()
+                {
+                    rotate(&pattern, (l >> self.scales.drop_of(s + 1)) as usize % windows, row);
                 }
             }
         }
         tables.end(d);
-        if flags > 0 {
-            d.xor(words)?;
+        if !flags.is_empty() {
+            d.xor(flags)?;
         }
         Ok(())
     }
 
     /// Meaning in the clear, in units: the value at every scale, and one word of flags a row.
     pub fn plain(&self, x: &[f64]) -> (Vec<f64>, Vec<u64>) {
-        let mut out = Vec::with_capacity(x.len() * self.scales);
+        let Scales { count, windows, .. } = self.scales;
+        let mut out = Vec::with_capacity(x.len() * count);
         let mut flags = vec![0u64; x.len()];
         for (x, flags) in x.iter().zip(&mut flags) {
-            for s in 0..self.scales {
-                let at = x / 2f64.powi(self.drop_of(s) as i32);
-                let [c0, c1, c2] = self.coef[s][at.floor() as usize % WINDOWS];
+            for s in 0..count {
+                let at = x / 2f64.powi(self.scales.drop_of(s) as i32);
+                let [c0, c1, c2] = self.coef[s][at.floor() as usize % windows];
                 let r = at - at.floor();
                 out.push(c0 + r * (c1 + r * c2));
-                if s + 1 < self.scales {
-                    *flags |= u64::from(at < 56.0) << s;
+                if s + 1 < count {
+                    *flags |= u64::from(at < 7.0 * libm::exp2(f64::from(Scales::stride(windows)))) << s;
                 }
             }
         }
@@ -116,23 +157,27 @@ impl Piecewise {
 
     /// Evaluator: shares of the value at every scale (`rows x scales`), and one word of flags a row.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<(Vec<u64>, Vec<u64>), Error> {
-        let mut tables = t.half(self.rows * self.scales * WINDOWS * 3, self.k_out)?;
-        let f = if self.scales > 1 { t.next(self.rows * (self.scales - 1), 64)? } else { Vec::new() };
-        let mut out = Vec::with_capacity(self.rows * self.scales);
+        let Scales { count, windows, .. } = self.scales;
+        let mut tables = t.half(self.tables(), self.k_out)?;
+        let f = if count > 1 { t.next(self.flags(), 64)? } else { Vec::new() };
+        let mut rows = f.chunks_exact(self.scales.words());
+        let mut out = Vec::with_capacity(self.rows * count);
         let mut flags = vec![0u64; self.rows];
         for (r, &m) in x.m.iter().enumerate() {
-            for s in 0..self.scales {
-                let drop = self.drop_of(s);
+            for s in 0..count {
+                let window = (m >> self.scales.drop_of(s)) as usize % windows;
                 let mut a = [0u64; 3];
-                tables.at(((r * self.scales + s) * WINDOWS + (m >> drop) as usize % WINDOWS) * 3, &mut a);
+                tables.at(((r * count + s) * windows + window) * 3, &mut a);
                 let p = self.low(m, s);
                 // The square keeps as many bits as the position, so that no rounded coefficient is multiplied by more.
                 let square = (p * p) >> self.rho_bits;
                 let sum = a[1].wrapping_mul(p).wrapping_add(a[2].wrapping_mul(square)).wrapping_add(a[0]);
                 out.push(sum & mask(self.k_out));
-                if s + 1 < self.scales {
-                    let word = f[r * (self.scales - 1) + s];
-                    flags[r] |= (word >> ((m >> (drop + STRIDE)) % 64) & 1) << s;
+                if s + 1 < count
+                    && let Some(row) = rows.next()
+                {
+                    let at = (m >> self.scales.drop_of(s + 1)) as usize % windows;
+                    flags[r] |= (row[at / 64] >> (at % 64) & 1) << s;
                 }
             }
         }
@@ -142,8 +187,7 @@ impl Piecewise {
 
 /// The dealt coefficients of every window of one row and scale.
 struct Quadratics<'a> {
-    coef: &'a [[f64; 2 * WINDOWS]; 3],
-    at: usize,
+    coef: [&'a [f64]; 3],
     low: f64,
     unit: f64,
     out: &'a mut [[u64; 3]],
@@ -152,10 +196,9 @@ struct Quadratics<'a> {
 impl Kernel for Quadratics<'_> {
     #[inline(always)]
     fn run(self) {
-        let Quadratics { coef, at, low, unit, out } = self;
-        let [c0, c1, c2] = coef.each_ref().map(|c| &c[at..at + WINDOWS]);
-        for (i, out) in out.iter_mut().enumerate() {
-            let a = [c0[i] - c1[i] * low + c2[i] * low * low, (c1[i] - 2.0 * c2[i] * low) * unit, c2[i] * unit];
+        let Quadratics { coef: [c0, c1, c2], low, unit, out } = self;
+        for (out, ((c0, c1), c2)) in out.iter_mut().zip(c0.iter().zip(c1).zip(c2)) {
+            let a = [c0 - c1 * low + c2 * low * low, (c1 - 2.0 * c2 * low) * unit, c2 * unit];
             *out = a.map(|a| a.round() as i64 as u64);
         }
     }
@@ -237,8 +280,7 @@ mod tests {
     /// A function's ring, windows and range, as the planner sets them.
     struct Case {
         k_in: u32,
-        drop: u32,
-        scales: usize,
+        scales: Scales,
         rho_bits: u32,
         k_out: u32,
         range: std::ops::Range<u64>,
@@ -262,9 +304,9 @@ mod tests {
             *x = v.clamp(c.range.start, c.range.end - 1);
         }
         let (x, lam, e) = masked(&x, c.k_in, false);
-        let (rows, scales, k_out) = (x.len(), c.scales, c.k_out);
-        let coef = fit_quadratics(&f, c.drop, scales);
-        let p = Piecewise { rows, k_in: c.k_in, drop: c.drop, scales, coef, rho_bits: c.rho_bits, k_out };
+        let (rows, scales, k_out) = (x.len(), c.scales.count, c.k_out);
+        let coef = fit_quadratics(&f, c.scales);
+        let p = Piecewise { rows, k_in: c.k_in, scales: c.scales, coef, rho_bits: c.rho_bits, k_out };
         let s = w.run(&p.dealt(), |d| p.deal(d, &lam), |t, i| p.eval(t, &e[i]));
         let [(v1, f1), (v2, f2)] = s;
         let v: Vec<u64> = v1.iter().zip(&v2).map(|(a, b)| a.wrapping_add(*b) & mask(k_out)).collect();
@@ -287,14 +329,24 @@ mod tests {
         fn inverse_square_root_over_five_decades(places in places(), seed in any::<u64>()) {
             let f = |v: f64| 2f64.powi(50) / v.max(1.0).sqrt();
             let range = 6 << 31..62 << 46;
-            check(f, &Case { k_in: 58, drop: 31, scales: 6, rho_bits: 7, k_out: 58, range, tolerance: 0.004 }, &places, seed);
+            let scales = Scales { drop: 31, count: 6, windows: 64 };
+            check(f, &Case { k_in: 58, scales, rho_bits: 7, k_out: 58, range, tolerance: 0.004 }, &places, seed);
+        }
+
+        #[test]
+        fn inverse_square_root_over_eleven_decades(places in places(), seed in any::<u64>()) {
+            let f = |v: f64| 2f64.powi(58) / v.max(1.0).sqrt();
+            let range = 6 << 18..1 << 60;
+            let scales = Scales { drop: 18, count: 8, windows: 256 };
+            check(f, &Case { k_in: 62, scales, rho_bits: 7, k_out: 62, range, tolerance: 0.004 }, &places, seed);
         }
 
         #[test]
         fn reciprocal_over_the_softmax_range(places in places(), seed in any::<u64>()) {
             let f = |v: f64| 2f64.powi(44) / v.max(32.0);
             let range = 6 << 6..1 << 23;
-            check(f, &Case { k_in: 25, drop: 6, scales: 5, rho_bits: 6, k_out: 51, range, tolerance: 0.012 }, &places, seed);
+            let scales = Scales { drop: 6, count: 5, windows: 64 };
+            check(f, &Case { k_in: 25, scales, rho_bits: 6, k_out: 51, range, tolerance: 0.012 }, &places, seed);
         }
 
         #[test]

@@ -5,6 +5,7 @@
 //! one `*.gguf` file; where it has both, the safetensors are read. Every field of a configuration is either understood, or
 //! known not to change what is computed, or refused by name with its value; every tensor is either used or refused.
 
+mod embedding;
 mod fields;
 mod gated;
 mod gguf;
@@ -25,6 +26,8 @@ use std::path::{Path, PathBuf};
 
 use super::{Dense, Norm, config};
 use crate::Error;
+pub use embedding::Embedding;
+pub(crate) use embedding::centre;
 use fields::Fields;
 pub use plaintext::Cache;
 pub use rope::Rope;
@@ -127,6 +130,119 @@ pub enum Mlp {
     },
 }
 
+/// A checkpoint whose files were read over once, for the digest and for where tensors lie; a part is read when it is
+/// asked for, so that whoever needs one part at a time holds no more.
+pub struct Checkpoint {
+    family: Family,
+    weights: Weights,
+}
+
+/// Which tensors there are, and what of the configuration decides that.
+enum Family {
+    Gated(gated::Gated),
+    Gpt2(gpt2::Gpt2),
+}
+
+/// What comes after the last block.
+pub(crate) struct Last {
+    pub norm: Norm,
+    /// `hidden` to `vocab`: the logits.
+    pub head: Dense,
+    /// `None` where the head's weight is the embedding table.
+    pub embedding: Option<Vec<f32>>,
+}
+
+impl Checkpoint {
+    /// Reads a directory's configuration and where its tensors lie.
+    ///
+    /// # Errors
+    /// [`Error::Model`] names the file, the field or the tensor that is damaged or not supported.
+    pub fn open(dir: &Path) -> Result<Checkpoint, Error> {
+        if !dir.is_dir() {
+            return refuse(format!("{} is not a directory", dir.display()));
+        }
+        if !weights::present(dir)
+            && let Some(path) = gguf_of(dir)?
+        {
+            return llama_gguf::open(&path);
+        }
+        let bytes = config::read(&dir.join("config.json"))?;
+        let mut fields = Fields::parse("config.json", &bytes)?;
+        let mut family = match fields.required::<String>("model_type")?.as_str() {
+            "llama" => Family::Gated(llama::read(fields)?),
+            "mistral" => Family::Gated(mistral::read(fields)?),
+            "qwen2" => Family::Gated(qwen2::read(fields)?),
+            "qwen3" => Family::Gated(qwen3::read(fields)?),
+            "gpt2" => Family::Gpt2(gpt2::read(fields)?),
+            other => {
+                return refuse(format!(
+                    "config.json: model_type \"{other}\" is not supported, llama, mistral, qwen2, qwen3 and gpt2 are"
+                ));
+            }
+        };
+        ends_of_answers(family.config_mut(), dir)?;
+        Ok(Checkpoint { family, weights: Weights::read(dir, &bytes)? })
+    }
+
+    /// The shape and the constants.
+    pub fn config(&self) -> &Config {
+        match &self.family {
+            Family::Gated(f) => &f.config,
+            Family::Gpt2(f) => &f.config,
+        }
+    }
+
+    /// See [`DecoderModel::digest`].
+    pub fn digest(&self) -> [u8; 32] {
+        self.weights.digest
+    }
+
+    /// The tables of tokens, and of positions where they are learned; once.
+    pub(crate) fn tables(&mut self) -> Result<(Vec<f32>, Option<Vec<f32>>), Error> {
+        self.config().check()?;
+        match &self.family {
+            Family::Gated(f) => Ok((f.table(&mut self.weights)?, None)),
+            Family::Gpt2(f) => f.tables(&mut self.weights).map(|(tokens, positions)| (tokens, Some(positions))),
+        }
+    }
+
+    /// Block `i`; once each.
+    pub(crate) fn layer(&mut self, i: usize) -> Result<DecoderLayer, Error> {
+        match &self.family {
+            Family::Gated(f) => f.layer(&mut self.weights, i),
+            Family::Gpt2(f) => f.layer(&mut self.weights, i),
+        }
+    }
+
+    /// What follows the blocks, and the last to be read: `table` is that of the tokens.
+    pub(crate) fn last(&mut self, table: Vec<f32>) -> Result<Last, Error> {
+        let last = match &self.family {
+            Family::Gated(f) => f.last(&mut self.weights, table),
+            Family::Gpt2(f) => f.last(&mut self.weights, table),
+        }?;
+        self.weights.finish()?;
+        Ok(last)
+    }
+
+    /// Everything.
+    pub(crate) fn model(mut self) -> Result<DecoderModel, Error> {
+        let (table, positions) = self.tables()?;
+        let layers = (0..self.config().layers).map(|i| self.layer(i)).collect::<Result<_, _>>()?;
+        let Last { norm: final_norm, head, embedding } = self.last(table)?;
+        let (config, digest) = (self.config().clone(), self.digest());
+        Ok(DecoderModel { config, embedding, positions, layers, final_norm, head, digest })
+    }
+}
+
+impl Family {
+    fn config_mut(&mut self) -> &mut Config {
+        match self {
+            Family::Gated(f) => &mut f.config,
+            Family::Gpt2(f) => &mut f.config,
+        }
+    }
+}
+
 /// A model as its authors published it, with every weight once, as `f32`.
 pub struct DecoderModel {
     /// The shape and the constants.
@@ -156,32 +272,7 @@ impl DecoderModel {
     /// # Errors
     /// [`Error::Model`] names the file, the field or the tensor that is missing, damaged or not supported.
     pub fn load(dir: &Path) -> Result<DecoderModel, Error> {
-        if !dir.is_dir() {
-            return refuse(format!("{} is not a directory", dir.display()));
-        }
-        if !weights::present(dir)
-            && let Some(path) = gguf_of(dir)?
-        {
-            return llama_gguf::load(&path);
-        }
-        let bytes = config::read(&dir.join("config.json"))?;
-        let mut fields = Fields::parse("config.json", &bytes)?;
-        let gated = match fields.required::<String>("model_type")?.as_str() {
-            "llama" => llama::read(fields)?,
-            "mistral" => mistral::read(fields)?,
-            "qwen2" => qwen2::read(fields)?,
-            "qwen3" => qwen3::read(fields)?,
-            "gpt2" => {
-                let gpt2 = gpt2::read(fields)?;
-                return with_generation(gpt2.build(Weights::read(dir, &bytes)?)?, dir);
-            }
-            other => {
-                return refuse(format!(
-                    "config.json: model_type \"{other}\" is not supported, llama, mistral, qwen2, qwen3 and gpt2 are"
-                ));
-            }
-        };
-        with_generation(gated.build(Weights::read(dir, &bytes)?)?, dir)
+        Checkpoint::open(dir)?.model()
     }
 
     /// The embedding table, row-major, `vocab x hidden`.
@@ -221,15 +312,15 @@ impl Config {
 }
 
 /// Several ids may end an answer; where they are said, it is in `generation_config.json`.
-fn with_generation(mut model: DecoderModel, dir: &Path) -> Result<DecoderModel, Error> {
+fn ends_of_answers(config: &mut Config, dir: &Path) -> Result<(), Error> {
     let path = dir.join("generation_config.json");
     if path.exists() {
         let eos = Fields::parse("generation_config.json", &config::read(&path)?)?.ids("eos_token_id")?;
         if !eos.is_empty() {
-            model.config.eos = eos;
+            config.eos = eos;
         }
     }
-    Ok(model)
+    Ok(())
 }
 
 fn gguf_of(dir: &Path) -> Result<Option<PathBuf>, Error> {

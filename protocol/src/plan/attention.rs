@@ -8,7 +8,6 @@ use crate::gates::broadcast::Broadcast;
 use crate::gates::exp::{Exp, FlagRescale, Head};
 use crate::gates::grid::Grid;
 use crate::gates::pad::PadKeys;
-use crate::gates::piecewise::STRIDE;
 use crate::gates::product::{HeadProduct, Side};
 use crate::gates::reached::Reached;
 use crate::gates::rowmax::RowMax;
@@ -16,8 +15,8 @@ use crate::program::{Id, Kind};
 
 /// Bits of the public factor of exponentials.
 const F_PUB: i32 = 8;
-/// Ring of level counts.
-const K_LEVEL: u32 = 12;
+/// Ring of level counts, for every number of levels.
+const K_LEVEL: u32 = 14;
 
 /// One layer's attention.
 pub struct Attend<'a> {
@@ -111,8 +110,8 @@ impl Build {
 
         // Row sums and unnormalised outputs; the reciprocal's rounds run beside the outputs' own.
         let one = pow2(f_exp);
-        let (drop, n) = scales(keys as f64 * SLACK * one, pow2(f_exp - a.f_sum), 1.0);
-        let k_sum = drop + STRIDE * (n as u32 - 1) + 7;
+        let windows = scales(keys as f64 * SLACK * one, pow2(f_exp - a.f_sum), 1.0);
+        let k_sum = windows.ring();
         let sum = self.value("row sums", &[heads, rows], k_sum, pow2(-f_exp), keys as f64 * (one + 2.0));
         self.op(Kind::RowSum(a.grid), &[kept], &[sum]);
         let [kept, sum] = self.open([kept, sum]);
@@ -122,10 +121,10 @@ impl Build {
         let (grid, kv_heads, dim) = (a.grid, a.kv_heads, a.dim);
         let product = HeadProduct { side: Side::Attend, grid, heads, kv_heads, dim, k: a.k_av };
         self.op(Kind::Product(product), &[kept, v], &[o]);
-        let floor = pow2(drop as i32 - 1);
+        let floor = pow2(windows.drop as i32 - 1);
         let f_recip = a.f_recip;
         let f = move |v: f64| pow2(f_recip) * one / v.max(floor);
-        let (r, o) = self.row_function("reciprocal", sum, drop, n, a.k_out, 6, f, Some(o));
+        let (r, o) = self.row_function("reciprocal", sum, windows, a.k_out, 6, f, Some(o));
         let o = o.unwrap_or(r);
         let to_out = vec![pow2(a.f_out - f_exp - F_VALUE); width];
         let bound = summed * pow2(a.f_out);

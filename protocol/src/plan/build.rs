@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Layer, pow2};
-use crate::gates::piecewise::{Piecewise, STRIDE, Select, fit_quadratics};
+use crate::gates::piecewise::{Piecewise, Scales, Select, fit_quadratics};
 use crate::gates::rescale::Rescale;
 use crate::program::{Id, Kind, Op, Value};
 
@@ -27,13 +27,19 @@ pub fn log2_ceil(x: f64) -> u32 {
     libm::ceil(libm::log2(x.max(1.0))) as u32
 }
 
-/// Widest window's exponent and number of scales for a positive value up to `hi` units, of use down to `lo`.
-pub fn scales(hi: f64, lo: f64, windows_at_lo: f64) -> (u32, usize) {
-    let top = log2_ceil(hi / 63.0);
+/// Scales for a positive value up to `hi` units, of use down to `lo`; with more windows where eight scales of the usual ones
+/// do not reach from one to the other.
+pub fn scales(hi: f64, lo: f64, windows_at_lo: f64) -> Scales {
     let finest = libm::log2((lo / windows_at_lo).max(1.0));
-    let n = 1 + libm::round((top as f64 - finest).max(0.0) / STRIDE as f64) as u32;
-    let n = n.clamp(1, 8).min(1 + top / STRIDE);
-    (top - STRIDE * (n - 1), n as usize)
+    let of = |windows: usize| {
+        let (top, stride) = (log2_ceil(hi / (windows - 1) as f64), Scales::stride(windows));
+        let n = 1 + libm::round((top as f64 - finest).max(0.0) / f64::from(stride)) as u32;
+        (top, stride, n)
+    };
+    let windows = if of(64).2 > 8 { 256 } else { 64 };
+    let (top, stride, n) = of(windows);
+    let n = n.clamp(1, 8).min(1 + top / stride);
+    Scales { drop: top - stride * (n - 1), count: n as usize, windows }
 }
 
 impl Build {
@@ -99,22 +105,13 @@ impl Build {
         &mut self,
         name: &str,
         x: Id,
-        drop: u32,
-        scales: usize,
+        scales: Scales,
         k_out: u32,
         rho: u32,
         f: impl Fn(f64) -> f64,
         beside: Option<Id>,
     ) -> (Id, Option<Id>) {
-        let rows = self.values[x].len();
-        let coef = fit_quadratics(f, drop, scales);
-        // A scale outside its range may give anything; what is chosen is at most what the first window gives.
-        let bound = coef[0][0].iter().map(|c| c.abs()).sum::<f64>();
-        let anything = libm::exp2(f64::from(k_out - 1));
-        let gate = Piecewise { rows, k_in: self.values[x].bits, drop, scales, coef, rho_bits: rho.min(drop), k_out };
-        let v = self.value(&format!("{name} at {scales} scales"), &[rows, scales], k_out, 0.0, anything);
-        let b = self.bits(&format!("{name} flags"), &[rows]);
-        self.op(Kind::Piecewise(gate), &[x], &[v, b]);
+        let ([v, b], bound) = self.scaled(name, x, scales, k_out, rho, f);
         let (v, b, beside) = match beside {
             Some(o) => {
                 let [v, b, o] = self.open([v, b, o]);
@@ -125,9 +122,40 @@ impl Build {
                 (v, b, None)
             }
         };
-        let r = self.value(name, &[rows], k_out, 0.0, bound);
-        self.op(Kind::Select(Select { rows, scales, k: k_out }), &[v, b], &[r]);
-        (r, beside)
+        (self.selected(name, [v, b], bound), beside)
+    }
+
+    /// `f` of a masked positive scalar per row at every scale, and the flags that say which to take; and the chosen's bound.
+    #[allow(clippy::too_many_arguments)]
+    pub fn scaled(
+        &mut self,
+        name: &str,
+        x: Id,
+        scales: Scales,
+        k_out: u32,
+        rho: u32,
+        f: impl Fn(f64) -> f64,
+    ) -> ([Id; 2], f64) {
+        let rows = self.values[x].len();
+        let coef = fit_quadratics(f, scales);
+        // A scale outside its range may give anything; what is chosen is at most what the first window gives.
+        let bound = coef[0][0].iter().map(|c| c.abs()).sum::<f64>();
+        let anything = libm::exp2(f64::from(k_out - 1));
+        let (k_in, rho_bits, n) = (self.values[x].bits, rho.min(scales.drop), scales.count);
+        let gate = Piecewise { rows, k_in, scales, coef, rho_bits, k_out };
+        let v = self.value(&format!("{name} at {n} scales"), &[rows, n], k_out, 0.0, anything);
+        let b = self.bits(&format!("{name} flags"), &[rows]);
+        self.op(Kind::Piecewise(gate), &[x], &[v, b]);
+        ([v, b], bound)
+    }
+
+    /// The value at the right scale, from what [`Self::scaled`] gave, opened.
+    pub fn selected(&mut self, name: &str, opened: [Id; 2], bound: f64) -> Id {
+        let (shape, k) = (&self.values[opened[0]].shape, self.values[opened[0]].bits);
+        let (rows, scales) = (shape[0], shape[1]);
+        let r = self.value(name, &[rows], k, 0.0, bound);
+        self.op(Kind::Select(Select { rows, scales, k }), &opened, &[r]);
+        r
     }
 
     pub fn add(&mut self, name: &str, a: Id, b: Id) -> Id {

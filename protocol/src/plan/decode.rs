@@ -1,9 +1,15 @@
 //! A decoder as a list of operations, for some new rows after some past ones: prefill and single steps alike.
 //!
-//! 22 rounds a block with a gated MLP, 21 without, five more where heads have norms of their own, and 4 at the end: a linear layer reads the product of the residual and
+//! 22 rounds a block with a gated MLP, 21 without, and 4 at the end: a linear layer reads the product of the residual and
 //! its norm's inverse root directly, in a ring wide enough for both scales, so neither normalised rows nor attention's
 //! outputs nor the MLP's products are opened for a rescale of their own. Programs of few rows spend dealt bytes to count
 //! the maximum's levels in one round less.
+//!
+//! Heads with norms of their own take no round more. Such a norm undoes any factor of its input, that of the row's own
+//! norm included, so queries and keys are taken of the residual itself: `W x` is a linear map of a share, opened beside
+//! `x` under masks of its own, and the heads' sums of squares, inverse roots and products run beside the row's. What the
+//! evaluators see more is `W x`, uniform under a fresh mask; the dealer needs no weights. The norm's epsilon is left out,
+//! since it belongs to heads of normalised rows: that changes a head whose mean square there is `s` by `eps / (2 s)` of itself.
 //!
 //! Keys and values of past rows stay masked at the evaluators from the step that opened them; the dealer keeps their
 //! masks. A masked value may be read by any number of products, so nothing is opened again. Bits that say which rows of
@@ -13,11 +19,11 @@ use std::sync::Arc;
 
 use super::attention::{Attend, level_bits};
 use super::build::Build;
-use super::decoder::{
-    BlockPlan, DecoderPlanner, F_EXP, F_HEAD, F_HEAD_NORMED, F_OUT, F_RECIP, HeadNorm, K_SCORE, MlpPlan, PERIOD,
-    PreNorm, Wide, hidden_levels, residual_bits,
-};
+use super::decoder::{DecoderPlanner, F_EXP, F_OUT, F_RECIP, K_SCORE, hidden_levels};
+use super::layer::{BlockPlan, MlpPlan, PERIOD};
+use super::norm::{F_RESIDUAL, HeadNorm, K_SQUARES, LARGEST, PreNorm};
 use super::prove::prove;
+use super::rows::Wide;
 use super::{F_VALUE, SLACK, pow2};
 use crate::Error;
 use crate::gates::broadcast::{Broadcast, Variance};
@@ -27,7 +33,7 @@ use crate::gates::hadamard::Hadamard;
 use crate::gates::pad::PadKeys;
 use crate::gates::product::{HeadProduct, Side};
 use crate::gates::rotate::Rotate;
-use crate::model::decoder::NormKind;
+use crate::gates::squares::Squares;
 use crate::program::{Id, Kind, Outcome, Program};
 
 /// Rows up to which a round is worth more than the dealt bytes of a row.
@@ -43,27 +49,78 @@ struct Emit<'a> {
 }
 
 impl Emit<'_> {
-    /// `x / rms(x)` of a share, as a share at `2^-n.f`; three rounds, the last of which opens the inverse root.
-    fn normalised(&mut self, name: &str, x: Id, n: &PreNorm) -> Id {
-        let (rows, d, k, c) = (self.rows, self.p.config.hidden, self.p.k, &self.p.config);
-        let centre = c.norm == NormKind::Layer;
-        let [x] = self.b.open([x]);
-        let unit = super::decoder::norm_unit(c);
-        let bound = n.input * n.input * unit / d as f64;
-        let v = self.b.value(&format!("{name} square"), &[rows], k, 0.0, bound);
-        self.b.op(Kind::Variance(Variance { rows, cols: d, centre, k }), &[x], &[v]);
-        let [v] = self.b.open([v]);
-        let (drop, scales) = super::decoder::norm_scales(c, n);
-        let (floor, eps) = (pow2(drop as i32 - 1), c.eps * unit);
+    /// Sum of squares of the masked residual's rows.
+    fn square(&mut self, name: &str, x: Id, n: &PreNorm) -> Id {
+        let (rows, d) = (self.rows, self.p.config.hidden);
+        let k = if n.shift == 0 { self.p.k } else { K_SQUARES };
+        let v = self.b.value(&format!("{name} square"), &[rows], k, 0.0, n.largest());
+        if n.shift == 0 {
+            self.b.op(Kind::Variance(Variance { rows, cols: d, centre: false, k }), &[x], &[v]);
+        } else {
+            let (shift, k_in) = (vec![n.shift], self.p.k);
+            self.b.op(Kind::Squares(Squares { rows, stride: d, dim: d, shift, k_in, k_out: k }), &[x], &[v]);
+        }
+        v
+    }
+
+    /// The inverse root of a masked sum of squares at every scale.
+    fn root(&mut self, name: &str, v: Id, n: &PreNorm) -> ([Id; 2], f64) {
+        let c = &self.p.config;
+        let scales = n.scales(c);
+        let (floor, eps) = (pow2(scales.drop as i32 - 1), c.eps * n.unit(c));
         // In units of the residual: x times this is x / rms(x) at 2^-f.
-        let one = pow2(n.f) * libm::sqrt(if centre { 1.0 } else { d as f64 });
+        let one = pow2(n.f - n.shift as i32) * libm::sqrt(c.hidden as f64);
         let f = move |v: f64| one / libm::sqrt(v.max(floor) + eps);
-        let (r, _) = self.b.row_function(&format!("{name} inverse root"), v, drop, scales, n.k, 6, f, None);
-        let [r] = self.b.open([r]);
+        self.b.scaled(&format!("{name} inverse root"), v, scales, n.k, 6, f)
+    }
+
+    /// The masked residual times the masked inverse root, as a share at `2^-n.f`.
+    fn times_root(&mut self, name: &str, x: Id, r: Id, n: &PreNorm) -> Id {
+        let (rows, d) = (self.rows, self.p.config.hidden);
         let bound = libm::sqrt(d as f64) * SLACK * pow2(n.f);
         let y = self.b.value(&format!("{name} normalised"), &[rows, d], n.k, pow2(-n.f), bound);
-        self.b.op(Kind::Broadcast(Broadcast { rows, cols: d, dim: d, centre, k: n.k }), &[x, r], &[y]);
+        self.b.op(Kind::Broadcast(Broadcast { rows, cols: d, dim: d, centre: false, k: n.k }), &[x, r], &[y]);
         y
+    }
+
+    /// `x / rms(x)` of a share, as a share at `2^-n.f`; four rounds, the last of which opens the inverse root.
+    fn normalised(&mut self, name: &str, x: Id, n: &PreNorm) -> Id {
+        let [x] = self.b.open([x]);
+        let v = self.square(name, x, n);
+        let [v] = self.b.open([v]);
+        let (r, bound) = self.root(name, v, n);
+        let r = self.b.open(r);
+        let r = self.b.selected(&format!("{name} inverse root"), r, bound);
+        let [r] = self.b.open([r]);
+        self.times_root(name, x, r, n)
+    }
+
+    /// [`Self::normalised`], and beside it the heads of queries and keys, each normalised: shares, before gains.
+    fn normalised_heads(&mut self, name: &str, x: Id, n: &PreNorm, h: &HeadNorm) -> [Id; 2] {
+        let (rows, dim, heads) = (self.rows, self.p.config.head_dim, h.shift.len());
+        let width = heads * dim;
+        let acc = self.linear("head accumulators", x, &h.wide);
+        let [x, acc] = self.b.open([x, acc]);
+        let v = self.square(name, x, n);
+        let w = self.b.value("head squares", &[rows, heads], K_SQUARES, 0.0, LARGEST);
+        let squares = Squares { rows, stride: width, dim, shift: h.shift.clone(), k_in: h.wide.k, k_out: K_SQUARES };
+        self.b.op(Kind::Squares(squares), &[acc], &[w]);
+        let [v, w] = self.b.open([v, w]);
+        let ([r, flags], bound) = self.root(name, v, n);
+        let scales = h.scales();
+        // Of scaled heads; the product with a head is scaled back by its columns' gains.
+        let (floor, one) = (pow2(scales.drop as i32 - 1), pow2(h.f) * libm::sqrt(dim as f64));
+        let f = move |v: f64| one / libm::sqrt(v.max(floor));
+        let ([s, head_flags], head_bound) = self.b.scaled("heads' inverse root", w, scales, h.wide.k, 6, f);
+        let [r, flags, s, head_flags] = self.b.open([r, flags, s, head_flags]);
+        let r = self.b.selected(&format!("{name} inverse root"), [r, flags], bound);
+        let s = self.b.selected("heads' inverse root", [s, head_flags], head_bound);
+        let [r, s] = self.b.open([r, s]);
+        let y = self.times_root(name, x, r, n);
+        let heads = self.b.value("normalised heads", &[rows, width], h.wide.k, 0.0, h.bound(dim));
+        let broadcast = Broadcast { rows: rows * h.shift.len(), cols: dim, dim, centre: false, k: h.wide.k };
+        self.b.op(Kind::Broadcast(broadcast), &[acc, s], &[heads]);
+        [y, heads]
     }
 
     fn linear(&mut self, name: &str, x: Id, w: &Wide) -> Id {
@@ -77,29 +134,6 @@ impl Emit<'_> {
         let all = self.b.value(name, &[self.past + self.rows, v.shape[1]], v.bits, v.ulp, v.bound);
         self.b.op(Kind::Append, &[past, new], &[all]);
         all
-    }
-
-    /// Queries and keys with each head normalised: masked, at `2^-F_HEAD_NORMED`, before gains. Five rounds.
-    fn normalised_heads(&mut self, acc: Id, n: &HeadNorm, b: &BlockPlan) -> Id {
-        let c = &self.p.config;
-        let (dim, heads, stride) = (c.head_dim, c.heads + c.kv_heads, b.qkv.layer.ulp.len());
-        let (rows, width, k, eps) = (self.rows * heads, heads * dim, n.ring(dim), c.eps);
-        let s: Vec<f64> = b.qkv.layer.ulp[..width].iter().map(|u| u * pow2(F_HEAD)).collect();
-        let bound = n.input * pow2(F_HEAD);
-        let x = self.b.rescale("heads", acc, 0, stride, &s, &[], k, pow2(-F_HEAD), bound);
-        let [x] = self.b.open([x]);
-        let v = self.b.value("head squares", &[self.rows, heads], k, pow2(-2 * F_HEAD), bound * bound);
-        self.b.op(Kind::Variance(Variance { rows, cols: dim, centre: false, k }), &[x], &[v]);
-        let [v] = self.b.open([v]);
-        let (drop, scales) = n.scales(dim);
-        let (floor, one) = (pow2(drop as i32 - 1), pow2(F_HEAD_NORMED) * libm::sqrt(dim as f64));
-        let f = move |v: f64| one / libm::sqrt(v.max(floor) + dim as f64 * eps * pow2(2 * F_HEAD));
-        let (r, _) = self.b.row_function("heads' inverse root", v, drop, scales, k, 6, f, None);
-        let [r] = self.b.open([r]);
-        let bound = libm::sqrt(dim as f64) * SLACK * pow2(F_HEAD_NORMED);
-        let y = self.b.value("normalised heads", &[self.rows, width], k, pow2(-F_HEAD_NORMED), bound);
-        self.b.op(Kind::Broadcast(Broadcast { rows, cols: dim, dim, centre: false, k }), &[x, r], &[y]);
-        self.b.open([y])[0]
     }
 
     /// Columns of a masked value, times their scales, to heads of queries or keys, rotated where the model rotates.
@@ -130,18 +164,27 @@ impl Emit<'_> {
         let c = &self.p.config;
         let (dim, heads, kv_heads) = (c.head_dim, c.heads, c.kv_heads);
         let grid = Grid::causal(self.past, self.rows);
-        let y = self.normalised("attention norm", x, &b.attention_norm);
-        let acc = self.linear("query, key, value accumulators", y, &b.qkv);
-        let [acc] = self.b.open([acc]);
-        let (k_at, v_at, stride) = (heads * dim, (heads + kv_heads) * dim, (heads + 2 * kv_heads) * dim);
-        // The scale of each query and key column, in units of what is read.
-        let (from, unit): (Id, Vec<f64>) = match &b.head_norm {
-            None => (acc, b.qkv.layer.ulp.clone()),
-            Some(n) => (self.normalised_heads(acc, n, b), n.gain.iter().map(|g| g * pow2(-F_HEAD_NORMED)).collect()),
+        // Queries and keys, masked, with the unit of each column, and the accumulators that hold the values.
+        let (from, unit, acc) = match &b.head_norm {
+            None => {
+                let y = self.normalised("attention norm", x, &b.attention_norm);
+                let acc = self.linear("query, key, value accumulators", y, &b.qkv);
+                let [acc] = self.b.open([acc]);
+                (acc, b.qkv.layer.ulp.clone(), acc)
+            }
+            Some(n) => {
+                let [y, h] = self.normalised_heads("attention norm", x, &b.attention_norm, n);
+                let acc = self.linear("value accumulators", y, &b.qkv);
+                let [h, acc] = self.b.open([h, acc]);
+                (h, n.unit(dim), acc)
+            }
         };
+        let k_at = heads * dim;
         let scaled = |at: usize, scale: &[f64]| unit[at..].iter().zip(scale).map(|(u, s)| u * s).collect::<Vec<f64>>();
         let q = self.heads("query", from, 0, scaled(0, &b.q_scale));
         let k = self.heads("key", from, k_at, scaled(k_at, &b.k_scale));
+        let stride = b.qkv.layer.ulp.len();
+        let v_at = stride - kv_heads * dim;
         let sv: Vec<f64> = b.qkv.layer.ulp[v_at..].iter().map(|u| u * pow2(F_VALUE)).collect();
         let bound = b.value_bound * pow2(F_VALUE);
         let v = self.b.rescale("value", acc, v_at, stride, &sv, &[], b.k_av, pow2(-F_VALUE), bound);
@@ -187,10 +230,9 @@ impl Emit<'_> {
     fn back_to_residual(&mut self, name: &str, x: Id, w: &Wide) -> Id {
         let acc = self.linear(&format!("{name} accumulators"), x, w);
         let [acc] = self.b.open([acc]);
-        let f = residual_bits(&self.p.config);
-        let s: Vec<f64> = w.layer.ulp.iter().map(|u| u * pow2(f)).collect();
-        let bound = w.layer.bound * pow2(f);
-        self.b.rescale(name, acc, 0, self.p.config.hidden, &s, &[], self.p.k, pow2(-f), bound)
+        let s: Vec<f64> = w.layer.ulp.iter().map(|u| u * pow2(F_RESIDUAL)).collect();
+        let bound = w.layer.bound * pow2(F_RESIDUAL);
+        self.b.rescale(name, acc, 0, self.p.config.hidden, &s, &[], self.p.k, pow2(-F_RESIDUAL), bound)
     }
 
     fn mlp(&mut self, x: Id, n: &PreNorm, m: &MlpPlan) -> Id {
@@ -239,9 +281,8 @@ impl Emit<'_> {
 /// See [`DecoderPlanner::program`].
 pub fn program(p: &DecoderPlanner, marked: usize, past: usize, rows: usize, every: bool) -> Result<Program, Error> {
     let c = &p.config;
-    let f = residual_bits(c);
     let mut e = Emit { p, past, rows, b: Build::default() };
-    let input = e.b.value("embedded tokens", &[rows, c.hidden], p.k, pow2(-f), p.embedded * pow2(f));
+    let input = e.b.value("embedded tokens", &[rows, c.hidden], p.k, pow2(-F_RESIDUAL), p.embedded * pow2(F_RESIDUAL));
     let first = past == 0;
     let mut inputs = vec![input];
     let mut carried = [Vec::new(), Vec::new()];

@@ -11,7 +11,7 @@ use crate::gates::broadcast::{Broadcast, Variance};
 use crate::gates::cosine::Cosine;
 use crate::gates::grid::Grid;
 use crate::gates::pad::{self, PadKeys};
-use crate::gates::piecewise::STRIDE;
+use crate::gates::piecewise::Scales;
 use crate::gates::product::{HeadProduct, Side};
 use crate::program::{Id, Kind, Outcome, Program};
 
@@ -39,11 +39,11 @@ impl Emit<'_> {
         let [v] = self.b.open([v]);
         // The variance term is d ||x - mean||^2 = d^2 var, in units of 2^-2F.
         let unit = (d * d) as f64 * pow2(2 * F);
-        let (drop, scales) = norm_scales(n, d);
-        let floor = pow2(drop as i32 - 1);
+        let scales = norm_scales(n, d);
+        let floor = pow2(scales.drop as i32 - 1);
         let eps = self.p.eps * unit;
         let f = move |v: f64| pow2(F_RSQRT) / libm::sqrt(v.max(floor) + eps);
-        let (r, _) = self.b.row_function(&format!("{name} rsqrt"), v, drop, scales, k, 7, f, None);
+        let (r, _) = self.b.row_function(&format!("{name} rsqrt"), v, scales, k, 7, f, None);
         let [r] = self.b.open([r]);
         let bound = libm::sqrt(d as f64) * super::SLACK;
         let y = self.b.value(&format!("{name} normalised"), &[t, d], k, pow2(-F_RSQRT), bound * pow2(F_RSQRT));
@@ -139,7 +139,7 @@ impl Emit<'_> {
     }
 }
 
-fn norm_scales(n: &NormPlan, d: usize) -> (u32, usize) {
+fn norm_scales(n: &NormPlan, d: usize) -> Scales {
     let unit = (d * d) as f64 * pow2(2 * F);
     scales(d as f64 * n.input * n.input * pow2(2 * F), 0.03 * unit, 6.0)
 }
@@ -150,8 +150,7 @@ pub fn program(p: &Planner, t: usize) -> Result<Program, Error> {
     let normalised = (F_RSQRT + 2) as u32 + log2_ceil(libm::sqrt(d as f64) * super::SLACK);
     let mut k_norm = normalised;
     for n in p.blocks.iter().flat_map(|b| [&b.attention_norm, &b.output_norm]) {
-        let (drop, scales) = norm_scales(n, d);
-        k_norm = k_norm.max(drop + STRIDE * (scales as u32 - 1) + 7);
+        k_norm = k_norm.max(norm_scales(n, d).ring());
     }
     if k_norm > 62 {
         return Err(refuse("layer norm", format!("the proven variance needs a ring of {k_norm} bits")));

@@ -6,7 +6,6 @@
 
 use super::refuse;
 use crate::Error;
-use crate::gates::piecewise::STRIDE;
 use crate::program::{Kind, Program};
 
 fn pow2(e: u32) -> f64 {
@@ -20,7 +19,9 @@ pub fn prove(p: &Program) -> Result<(), Error> {
             Kind::Rescale(g) => pow2(g.k_in - 2),
             Kind::Rotate(g) => pow2(g.k_in - 2),
             Kind::FlagRescale(g) => pow2(g.k_in - 2),
-            Kind::Piecewise(g) => (63.0 * pow2(g.drop + STRIDE * (g.scales as u32 - 1))).min(pow2(g.k_in - 1)),
+            Kind::Squares(g) => pow2(g.k_in - 2),
+            Kind::Piecewise(g) if g.k_in < g.scales.ring() => 0.0,
+            Kind::Piecewise(g) => g.scales.largest().min(pow2(g.k_in - 1)),
             // Four levels of headroom at each end, of the finest head; the planner chooses each head's unit to leave them.
             Kind::RowMax(g) => {
                 pow2(g.k - 1) - 4.0 * g.level_bits.iter().map(|b| pow2(g.k - b)).fold(f64::MAX, f64::min)

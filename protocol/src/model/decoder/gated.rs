@@ -3,7 +3,7 @@
 
 use super::fields::Fields;
 use super::weights::Weights;
-use super::{Config, DecoderLayer, DecoderModel, Mlp};
+use super::{Config, DecoderLayer, Last, Mlp};
 use crate::Error;
 
 /// What a family's file makes of a configuration.
@@ -22,47 +22,50 @@ pub(super) struct Gated {
 }
 
 impl Gated {
-    /// Takes the tensors by their Hugging Face names.
-    pub(super) fn build(self, mut w: Weights) -> Result<DecoderModel, Error> {
-        self.config.check()?;
+    /// Token ids -> [n, h].
+    pub(super) fn table(&self, w: &mut Weights) -> Result<Vec<f32>, Error> {
+        w.take("model.embed_tokens.weight", &[self.config.vocab, self.config.hidden])
+    }
+
+    /// Block `i`, by its Hugging Face names.
+    pub(super) fn layer(&self, w: &mut Weights, i: usize) -> Result<DecoderLayer, Error> {
         let c = &self.config;
         let (h, f) = (c.hidden, c.intermediate);
         let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        // 1. token ids -> [n, h]
-        let (head, embedding) = w.head("model.embed_tokens.weight", (c.vocab, h), self.tied)?;
-        let mut layers = Vec::new();
-        for i in 0..c.layers {
-            let (p, a) = (format!("model.layers.{i}"), format!("model.layers.{i}.self_attn"));
-            layers.push(DecoderLayer {
-                // 2. [n, h] -> [n, h]
-                attention_norm: w.norm(&format!("{p}.input_layernorm"), h, false)?,
-                // 3. [n, h] -> [n, heads, d], [n, kv_heads, d], [n, kv_heads, d]
-                query: w.dense(&format!("{a}.q_proj"), q, h, self.qkv_bias)?,
-                key: w.dense(&format!("{a}.k_proj"), kv, h, self.qkv_bias)?,
-                value: w.dense(&format!("{a}.v_proj"), kv, h, self.qkv_bias)?,
-                // 4. each [d] -> [d], then rotated
-                query_key_norm: match self.query_key_norm {
-                    true => Some((
-                        w.norm(&format!("{a}.q_norm"), c.head_dim, false)?,
-                        w.norm(&format!("{a}.k_norm"), c.head_dim, false)?,
-                    )),
-                    false => None,
-                },
-                // 5. causal attention: [n, heads, d] -> [n, h], added to the rows
-                output: w.dense(&format!("{a}.o_proj"), h, q, self.output_bias)?,
-                // 6. [n, h] -> [n, f], [n, f] -> [n, h], added to the rows
-                mlp_norm: w.norm(&format!("{p}.post_attention_layernorm"), h, false)?,
-                mlp: Mlp::Gated {
-                    gate: w.dense(&format!("{p}.mlp.gate_proj"), f, h, self.mlp_bias)?,
-                    up: w.dense(&format!("{p}.mlp.up_proj"), f, h, self.mlp_bias)?,
-                    down: w.dense(&format!("{p}.mlp.down_proj"), h, f, self.mlp_bias)?,
-                },
-            });
-        }
-        // 7. [n, h] -> [n, h] -> [n, vocab]
-        let final_norm = w.norm("model.norm", h, false)?;
-        let digest = w.finish()?;
-        Ok(DecoderModel { config: self.config, embedding, positions: None, layers, final_norm, head, digest })
+        let (p, a) = (format!("model.layers.{i}"), format!("model.layers.{i}.self_attn"));
+        Ok(DecoderLayer {
+            // 1. [n, h] -> [n, h]
+            attention_norm: w.norm(&format!("{p}.input_layernorm"), h, false)?,
+            // 2. [n, h] -> [n, heads, d], [n, kv_heads, d], [n, kv_heads, d]
+            query: w.dense(&format!("{a}.q_proj"), q, h, self.qkv_bias)?,
+            key: w.dense(&format!("{a}.k_proj"), kv, h, self.qkv_bias)?,
+            value: w.dense(&format!("{a}.v_proj"), kv, h, self.qkv_bias)?,
+            // 3. each [d] -> [d], then rotated
+            query_key_norm: match self.query_key_norm {
+                true => Some((
+                    w.norm(&format!("{a}.q_norm"), c.head_dim, false)?,
+                    w.norm(&format!("{a}.k_norm"), c.head_dim, false)?,
+                )),
+                false => None,
+            },
+            // 4. causal attention: [n, heads, d] -> [n, h], added to the rows
+            output: w.dense(&format!("{a}.o_proj"), h, q, self.output_bias)?,
+            // 5. [n, h] -> [n, f], [n, f] -> [n, h], added to the rows
+            mlp_norm: w.norm(&format!("{p}.post_attention_layernorm"), h, false)?,
+            mlp: Mlp::Gated {
+                gate: w.dense(&format!("{p}.mlp.gate_proj"), f, h, self.mlp_bias)?,
+                up: w.dense(&format!("{p}.mlp.up_proj"), f, h, self.mlp_bias)?,
+                down: w.dense(&format!("{p}.mlp.down_proj"), h, f, self.mlp_bias)?,
+            },
+        })
+    }
+
+    /// [n, h] -> [n, h] -> [n, vocab].
+    pub(super) fn last(&self, w: &mut Weights, table: Vec<f32>) -> Result<Last, Error> {
+        let c = &self.config;
+        let norm = w.norm("model.norm", c.hidden, false)?;
+        let (head, embedding) = w.head(table, (c.vocab, c.hidden), self.tied)?;
+        Ok(Last { norm, head, embedding })
     }
 }
 

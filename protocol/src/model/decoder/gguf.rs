@@ -109,7 +109,7 @@ pub(super) fn header(source: &mut Source) -> Result<(Map<String, Value>, Content
 }
 
 impl Contents {
-    /// Reads the rest.
+    /// Reads over the rest.
     pub(super) fn read(self, source: &mut Source) -> Result<Weights, Error> {
         pad(source, self.alignment)?;
         let start = source.position();
@@ -125,8 +125,8 @@ impl Contents {
             if start.checked_add(d.offset) != Some(source.position()) {
                 return source.refuse(format!("tensor {} does not follow the one before it", d.name));
             }
-            let values = source.values(&d.name, format, d.count)?;
-            weights.insert(d.name, d.shape, values)?;
+            let place = source.place(&d.name, format, d.count)?;
+            weights.insert(d.name, d.shape, place)?;
             pad(source, self.alignment)?;
         }
         if source.left() > 0 {

@@ -3,7 +3,7 @@
 
 use super::fields::{Fields, INERT};
 use super::weights::Weights;
-use super::{Activation, Config, DecoderLayer, DecoderModel, Dense, Mlp, NormKind};
+use super::{Activation, Config, DecoderLayer, Dense, Last, Mlp, NormKind};
 use crate::Error;
 
 /// Of other heads than the language model's, of training, and of arithmetic that only reorders.
@@ -20,7 +20,7 @@ const INERT_HERE: &[&str] = &[
 ];
 
 pub(super) struct Gpt2 {
-    config: Config,
+    pub(super) config: Config,
     tied: bool,
 }
 
@@ -61,42 +61,49 @@ pub(super) fn read(mut f: Fields) -> Result<Gpt2, Error> {
 }
 
 impl Gpt2 {
-    pub(super) fn build(self, mut w: Weights) -> Result<DecoderModel, Error> {
-        self.config.check()?;
+    /// The first published files hold the model without its head, and so without the prefix.
+    fn prefix(w: &Weights) -> &'static str {
+        if w.has("ln_f.weight") { "" } else { "transformer." }
+    }
+
+    /// Token ids, and positions, -> [n, h].
+    pub(super) fn tables(&self, w: &mut Weights) -> Result<(Vec<f32>, Vec<f32>), Error> {
+        let (c, t) = (&self.config, Self::prefix(w));
+        let table = w.take(&format!("{t}wte.weight"), &[c.vocab, c.hidden])?;
+        Ok((table, w.take(&format!("{t}wpe.weight"), &[c.max_positions, c.hidden])?))
+    }
+
+    /// Block `i`, by its Hugging Face names.
+    pub(super) fn layer(&self, w: &mut Weights, i: usize) -> Result<DecoderLayer, Error> {
+        let (h, f) = (self.config.hidden, self.config.intermediate);
+        let p = format!("{}h.{i}", Self::prefix(w));
+        // 1. [n, h] -> [n, h]
+        let attention_norm = w.norm(&format!("{p}.ln_1"), h, true)?;
+        // 2. [n, h] -> [n, 3 h], which is three of [n, heads, d]
+        let [query, key, value] = projections(w, &format!("{p}.attn.c_attn"), h, h)?;
+        Ok(DecoderLayer {
+            attention_norm,
+            query,
+            key,
+            value,
+            query_key_norm: None,
+            // 3. causal attention: [n, heads, d] -> [n, h], added to the rows
+            output: projection(w, &format!("{p}.attn.c_proj"), h, h)?,
+            // 4. [n, h] -> [n, f] -> [n, h], added to the rows
+            mlp_norm: w.norm(&format!("{p}.ln_2"), h, true)?,
+            mlp: Mlp::Plain {
+                up: projection(w, &format!("{p}.mlp.c_fc"), f, h)?,
+                down: projection(w, &format!("{p}.mlp.c_proj"), h, f)?,
+            },
+        })
+    }
+
+    /// [n, h] -> [n, h] -> [n, vocab].
+    pub(super) fn last(&self, w: &mut Weights, table: Vec<f32>) -> Result<Last, Error> {
         let c = &self.config;
-        let (h, f) = (c.hidden, c.intermediate);
-        // The first published files hold the model without its head, and so without the prefix.
-        let t = if w.has("wte.weight") { "" } else { "transformer." };
-        // 1. token ids and positions -> [n, h]
-        let (head, embedding) = w.head(&format!("{t}wte.weight"), (c.vocab, h), self.tied)?;
-        let positions = Some(w.take(&format!("{t}wpe.weight"), &[c.max_positions, h])?);
-        let mut layers = Vec::new();
-        for i in 0..c.layers {
-            let p = format!("{t}h.{i}");
-            // 2. [n, h] -> [n, h]
-            let attention_norm = w.norm(&format!("{p}.ln_1"), h, true)?;
-            // 3. [n, h] -> [n, 3 h], which is three of [n, heads, d]
-            let [query, key, value] = projections(&mut w, &format!("{p}.attn.c_attn"), h, h)?;
-            layers.push(DecoderLayer {
-                attention_norm,
-                query,
-                key,
-                value,
-                query_key_norm: None,
-                // 4. causal attention: [n, heads, d] -> [n, h], added to the rows
-                output: projection(&mut w, &format!("{p}.attn.c_proj"), h, h)?,
-                // 5. [n, h] -> [n, f] -> [n, h], added to the rows
-                mlp_norm: w.norm(&format!("{p}.ln_2"), h, true)?,
-                mlp: Mlp::Plain {
-                    up: projection(&mut w, &format!("{p}.mlp.c_fc"), f, h)?,
-                    down: projection(&mut w, &format!("{p}.mlp.c_proj"), h, f)?,
-                },
-            });
-        }
-        // 6. [n, h] -> [n, h] -> [n, vocab]
-        let final_norm = w.norm(&format!("{t}ln_f"), h, true)?;
-        let digest = w.finish()?;
-        Ok(DecoderModel { config: self.config, embedding, positions, layers, final_norm, head, digest })
+        let norm = w.norm(&format!("{}ln_f", Self::prefix(w)), c.hidden, true)?;
+        let (head, embedding) = w.head(table, (c.vocab, c.hidden), self.tied)?;
+        Ok(Last { norm, head, embedding })
     }
 }
 

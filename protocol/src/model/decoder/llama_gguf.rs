@@ -4,16 +4,15 @@
 //! value `2 i + 1`, where the checkpoint turns `i` with `i + head_dim / 2`. The tokeniser in the metadata is not read; a
 //! `tokenizer.json` lies beside the file.
 
-use std::io::Read;
 use std::path::Path;
 
 use sha2::Digest;
 
 use super::fields::Fields;
 use super::gated::{Gated, covers};
-use super::source::Source;
-use super::weights::{Weights, hasher, open};
-use super::{Activation, Config, DecoderModel, NormKind, Rope, gguf, refuse};
+use super::source::{Bytes, Source};
+use super::weights::{self, Weights, hasher};
+use super::{Activation, Checkpoint, Config, Family, NormKind, Rope, gguf, refuse};
 use crate::Error;
 
 /// Descriptions, the tokeniser, and facts that the tensors' own types and the scaling's factor say again.
@@ -38,15 +37,15 @@ const NAMES: [(&str, &str); 9] = [
     ("ffn_down", "mlp.down_proj"),
 ];
 
-pub(super) fn load(path: &Path) -> Result<DecoderModel, Error> {
-    let (mut file, len) = open(path)?;
-    read(&path.file_name().unwrap_or_default().to_string_lossy(), &mut file, len)
+pub(super) fn open(path: &Path) -> Result<Checkpoint, Error> {
+    let (file, len) = weights::open(path)?;
+    read(&path.file_name().unwrap_or_default().to_string_lossy(), Box::new(file), len)
 }
 
 /// A whole file of `len` bytes.
-pub(super) fn read(name: &str, file: &mut dyn Read, len: u64) -> Result<DecoderModel, Error> {
+pub(super) fn read(name: &str, mut file: Box<dyn Bytes>, len: u64) -> Result<Checkpoint, Error> {
     let mut hash = hasher();
-    let mut source = Source::new(name, file, len, &mut hash);
+    let mut source = Source::new(name, &mut file, len, &mut hash);
     let (metadata, contents) = gguf::header(&mut source)?;
     let mut f = Fields::new(name, metadata);
     let architecture: String = f.required("general.architecture")?;
@@ -55,10 +54,11 @@ pub(super) fn read(name: &str, file: &mut dyn Read, len: u64) -> Result<DecoderM
     }
     let mut weights = contents.read(&mut source)?;
     weights.digest = hash.finalize().into();
+    weights.came_from(name, file);
     build(f, weights)
 }
 
-fn build(mut f: Fields, weights: Weights) -> Result<DecoderModel, Error> {
+fn build(mut f: Fields, weights: Weights) -> Result<Checkpoint, Error> {
     f.only("general.type", "model")?;
     f.only("split.count", 1)?;
     f.only("split.no", 0)?;
@@ -112,7 +112,7 @@ fn build(mut f: Fields, weights: Weights) -> Result<DecoderModel, Error> {
         query_key_norm: false,
     };
     f.finish(&[INERT])?;
-    gated.build(w)
+    Ok(Checkpoint { family: Family::Gated(gated), weights: w })
 }
 
 /// A factor without a type is linear, as in ggml.
@@ -144,33 +144,17 @@ fn rename(weights: Weights, heads: usize, kv_heads: usize, head_dim: usize) -> R
         let (_, part) = NAMES.iter().find(|(theirs, _)| *theirs == part)?;
         Some(format!("model.layers.{layer}.{part}.{kind}"))
     };
-    let mut renamed = Weights::new(weights.digest);
-    for (theirs, shape, mut values) in weights.into_tensors() {
+    weights.renamed(|theirs, shape| {
         // What has no name of ours keeps its own, and is used as it is or refused by it.
         let ours = name(&theirs).unwrap_or(theirs);
-        let permuted = match ours.rsplit('.').nth(1) {
-            Some("q_proj") => Some(heads),
-            Some("k_proj") => Some(kv_heads),
-            _ => None,
+        let heads = match ours.rsplit('.').nth(1) {
+            Some("q_proj") => heads,
+            Some("k_proj") => kv_heads,
+            _ => return Ok((ours, None)),
         };
-        if let (Some(heads), Some(rows)) = (permuted, shape.first()) {
-            if *rows != heads * head_dim {
-                return refuse(format!("tensor {ours} is {shape:?}, expected {heads} heads of {head_dim} rows"));
-            }
-            values = unpermute(&values, head_dim, values.len() / rows);
+        if shape.first().is_some_and(|rows| *rows != heads * head_dim) {
+            return refuse(format!("tensor {ours} is {shape:?}, expected {heads} heads of {head_dim} rows"));
         }
-        renamed.insert(ours, shape, values)?;
-    }
-    Ok(renamed)
-}
-
-/// Row `2 i + j` of a head goes to row `i + j head_dim / 2`.
-fn unpermute(values: &[f32], head_dim: usize, cols: usize) -> Vec<f32> {
-    let mut rows = Vec::with_capacity(values.len());
-    for head in values.chunks_exact(head_dim * cols) {
-        for j in 0..2 {
-            head.chunks_exact(cols).skip(j).step_by(2).for_each(|row| rows.extend(row));
-        }
-    }
-    rows
+        Ok((ours, Some(head_dim)))
+    })
 }

@@ -3,7 +3,8 @@
 //! Sums run in a fixed order and transcendental functions come from `libm`, so every machine gives the same bits, and a
 //! token's logits are the same bits whether its predecessors came with it or before it.
 
-use super::{Activation, DecoderLayer, DecoderModel, Mlp, NormKind, refuse};
+use super::embedding::embed;
+use super::{Activation, DecoderLayer, DecoderModel, Mlp, NormKind};
 use crate::Error;
 use crate::model::plaintext::{add, dense};
 use crate::model::{Dense, Norm};
@@ -18,28 +19,9 @@ pub struct Cache<'m> {
 }
 
 impl DecoderModel {
-    /// What a client shares: each token's row of the table, plus the row of its position where positions are learned.
-    /// The first token is at position `first`. `tokens x hidden`.
+    /// See [`super::Embedding::embed_tokens`].
     pub fn embed_tokens(&self, tokens: &[u32], first: usize) -> Result<Vec<f64>, Error> {
-        let (h, longest) = (self.config.hidden, self.config.max_positions);
-        if tokens.is_empty() {
-            return refuse("no tokens to embed".into());
-        }
-        if tokens.len() > longest.saturating_sub(first) {
-            return refuse(format!("{} tokens after {first}, but the model has {longest} positions", tokens.len()));
-        }
-        let mut x = Vec::with_capacity(tokens.len() * h);
-        for (at, &token) in tokens.iter().enumerate() {
-            // The id itself is the client's secret and stays out of the text.
-            let Some(row) = usize::try_from(token).ok().and_then(|id| self.embedding().chunks_exact(h).nth(id)) else {
-                return refuse(format!("token {at} is outside the vocabulary"));
-            };
-            x.extend(row.iter().map(|v| f64::from(*v)));
-        }
-        if let Some(positions) = &self.positions {
-            x.iter_mut().zip(&positions[first * h..]).for_each(|(v, p)| *v += f64::from(*p));
-        }
-        Ok(x)
+        embed(&self.config, self.embedding(), self.positions.as_deref(), tokens, first)
     }
 
     /// The logits at every position, `tokens x vocab`.

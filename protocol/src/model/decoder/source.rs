@@ -1,7 +1,7 @@
-//! A weight file read once from front to back: every byte goes into the digest, and nothing is allocated that the file's
-//! length does not vouch for.
+//! A weight file, read from front to back once: every byte goes into the digest, and nothing is allocated that the file's
+//! length does not vouch for. Where a tensor lies is noted then, and its values are read when somebody takes them.
 
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 
 use sha2::{Digest, Sha256};
 
@@ -68,6 +68,41 @@ impl Format {
     }
 }
 
+/// What values are read from.
+pub(super) trait Bytes: Read + Seek + Send {}
+
+impl<T: Read + Seek + Send> Bytes for T {}
+
+/// Where a tensor's values lie in a file that is as long as was checked.
+pub(super) struct Place {
+    at: u64,
+    bytes: u64,
+    format: Format,
+}
+
+impl Place {
+    /// The values, all finite.
+    pub(super) fn read(&self, file: &str, from: &mut dyn Bytes, tensor: &str) -> Result<Vec<f32>, Error> {
+        let unreadable = |e: std::io::Error| Error::Model(format!("{file}: cannot be read: {e}"));
+        let (block, width) = self.format.block();
+        let mut values = Vec::with_capacity((self.bytes / width * block) as usize);
+        from.seek(SeekFrom::Start(self.at)).map_err(unreadable)?;
+        let mut left = self.bytes;
+        let mut part = vec![0; left.min(CHUNK) as usize];
+        while left > 0 {
+            part.truncate(left.min(CHUNK) as usize);
+            from.read_exact(&mut part).map_err(unreadable)?;
+            left -= part.len() as u64;
+            self.format.decode(&part, &mut values);
+        }
+        // A bound derived from such a weight would be meaningless.
+        if values.iter().any(|v| !v.is_finite()) {
+            return refuse(format!("{file}: tensor {tensor} holds a value that is not finite"));
+        }
+        Ok(values)
+    }
+}
+
 /// The unread part of a file.
 pub(super) struct Source<'a> {
     name: &'a str,
@@ -122,22 +157,14 @@ impl<'a> Source<'a> {
         Ok(())
     }
 
-    /// The next `count` values, all finite.
-    pub(super) fn values(&mut self, tensor: &str, format: Format, count: u64) -> Result<Vec<f32>, Error> {
-        let Some(mut bytes) = format.bytes(count).filter(|bytes| *bytes <= self.left) else {
+    /// Where the next `count` values lie; reads over them.
+    pub(super) fn place(&mut self, tensor: &str, format: Format, count: u64) -> Result<Place, Error> {
+        let Some(bytes) = format.bytes(count).filter(|bytes| *bytes <= self.left) else {
             return self.refuse(format!("truncated: tensor {tensor} is announced with {count} values"));
         };
-        let mut values = Vec::with_capacity(count as usize);
-        while bytes > 0 {
-            let part = self.bytes(bytes.min(CHUNK))?;
-            bytes -= part.len() as u64;
-            format.decode(&part, &mut values);
-        }
-        // A bound derived from such a weight would be meaningless.
-        if values.iter().any(|v| !v.is_finite()) {
-            return self.refuse(format!("tensor {tensor} holds a value that is not finite"));
-        }
-        Ok(values)
+        let at = self.position();
+        self.skip(bytes)?;
+        Ok(Place { at, bytes, format })
     }
 
     pub(super) fn refuse<T>(&self, why: String) -> Result<T, Error> {

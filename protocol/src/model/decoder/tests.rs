@@ -1,6 +1,7 @@
 //! What is refused, by which name, and that no bytes make loading panic. The checkpoints are those of `tests/vectors`.
 
 use std::collections::BTreeMap;
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -286,7 +287,7 @@ fn directories_are_told_apart() {
 }
 
 fn gguf(bytes: &[u8]) -> Result<DecoderModel, Error> {
-    llama_gguf::read("model.gguf", &mut &*bytes, bytes.len() as u64)
+    llama_gguf::read("model.gguf", Box::new(Cursor::new(bytes.to_vec())), bytes.len() as u64)?.model()
 }
 
 /// Adds a metadata entry, and one that keeps the tensors aligned.
@@ -415,9 +416,11 @@ fn damaged_safetensors_and_configurations_never_panic() {
         let mut fields = Fields::parse("config.json", config)?;
         fields.required::<String>("model_type")?;
         let gated = llama::read(fields)?;
-        let (mut tensors, mut hash, mut inner) = (Weights::new([0; 32]), Sha256::default(), weights);
-        tensors.read_safetensors(&mut Source::new("model", &mut inner, weights.len() as u64, &mut hash))?;
-        gated.build(tensors)
+        let (mut tensors, mut hash, mut file) =
+            (Weights::new([0; 32]), Sha256::default(), Cursor::new(weights.to_vec()));
+        tensors.read_safetensors(&mut Source::new("model", &mut file, weights.len() as u64, &mut hash))?;
+        tensors.came_from("model", Box::new(file));
+        Checkpoint { family: Family::Gated(gated), weights: tensors }.model()
     };
     assert!(load(&config, &weights).is_ok());
     let header = 8 + u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;

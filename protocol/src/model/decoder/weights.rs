@@ -1,4 +1,4 @@
-//! Named, shape-checked tensors of a checkpoint, each handed out once, and the safetensors files they come from.
+//! Named, shape-checked tensors of a checkpoint, each read and handed out once, and the safetensors files they come from.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,7 +10,7 @@ use safetensors::tensor::Metadata;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::source::{Format, Source};
+use super::source::{Bytes, Format, Place, Source};
 use super::{Dense, Norm, config, refuse};
 use crate::Error;
 
@@ -30,11 +30,15 @@ pub(super) fn present(dir: &Path) -> bool {
 
 struct Tensor {
     shape: Vec<usize>,
-    values: Vec<f32>,
+    file: usize,
+    place: Place,
+    /// Rows of a head, where they are stored in pairs.
+    paired: Option<usize>,
 }
 
-/// The tensors that nobody took yet, and the digest of the files.
+/// The tensors that nobody took yet, where they are read from, and the digest of the files.
 pub(super) struct Weights {
+    files: Vec<(String, Box<dyn Bytes>)>,
     tensors: BTreeMap<String, Tensor>,
     pub(super) digest: [u8; 32],
 }
@@ -42,7 +46,7 @@ pub(super) struct Weights {
 impl Weights {
     /// No tensors yet.
     pub(super) fn new(digest: [u8; 32]) -> Weights {
-        Weights { tensors: BTreeMap::new(), digest }
+        Weights { files: Vec::new(), tensors: BTreeMap::new(), digest }
     }
 
     /// `config` is the configuration that the digest covers with the weights.
@@ -93,7 +97,14 @@ impl Weights {
 
     fn read_file(&mut self, dir: &Path, name: &str, hash: &mut Sha256) -> Result<Vec<String>, Error> {
         let (mut file, len) = open(&dir.join(name))?;
-        self.read_safetensors(&mut Source::new(name, &mut file, len, hash))
+        let held = self.read_safetensors(&mut Source::new(name, &mut file, len, hash))?;
+        self.came_from(name, Box::new(file));
+        Ok(held)
+    }
+
+    /// The file that the last tensors were found in.
+    pub(super) fn came_from(&mut self, name: &str, file: Box<dyn Bytes>) {
+        self.files.push((name.into(), file));
     }
 
     /// Returns the names of all tensors of the file.
@@ -126,17 +137,21 @@ impl Weights {
                 Dtype::BF16 => Format::Bf16,
                 other => return source.refuse(format!("tensor {name} is {other:?}, expected F32, F16 or BF16")),
             };
-            let values = source.values(name, format, info.shape.iter().product::<usize>() as u64)?;
-            self.insert(name.clone(), info.shape.clone(), values)?;
+            let place = source.place(name, format, info.shape.iter().product::<usize>() as u64)?;
+            self.insert(name.clone(), info.shape.clone(), place)?;
         }
         Ok(names)
     }
 
-    pub(super) fn insert(&mut self, name: String, shape: Vec<usize>, values: Vec<f32>) -> Result<(), Error> {
+    pub(super) fn insert(&mut self, name: String, shape: Vec<usize>, place: Place) -> Result<(), Error> {
+        self.add(name, Tensor { shape, file: self.files.len(), place, paired: None })
+    }
+
+    fn add(&mut self, name: String, tensor: Tensor) -> Result<(), Error> {
         if self.tensors.contains_key(&name) {
             return refuse(format!("tensor {name} is there twice"));
         }
-        self.tensors.insert(name, Tensor { shape, values });
+        self.tensors.insert(name, tensor);
         Ok(())
     }
 
@@ -144,9 +159,18 @@ impl Weights {
         self.tensors.contains_key(name)
     }
 
-    /// Every tensor, with its shape and values.
-    pub(super) fn into_tensors(self) -> impl Iterator<Item = (String, Vec<usize>, Vec<f32>)> {
-        self.tensors.into_iter().map(|(name, t)| (name, t.shape, t.values))
+    /// The same tensors under the names that `name` makes of theirs and their shapes, with the rows of a head where it says
+    /// that they are stored in pairs: row `2 i + j` is then row `i + j rows / 2`.
+    pub(super) fn renamed(
+        mut self,
+        mut name: impl FnMut(String, &[usize]) -> Result<(String, Option<usize>), Error>,
+    ) -> Result<Weights, Error> {
+        for (theirs, mut tensor) in std::mem::take(&mut self.tensors) {
+            let (ours, paired) = name(theirs, &tensor.shape)?;
+            tensor.paired = paired;
+            self.add(ours, tensor)?;
+        }
+        Ok(self)
     }
 
     /// Rows of a matrix that is there.
@@ -161,7 +185,12 @@ impl Weights {
         if tensor.shape != shape {
             return refuse(format!("tensor {name} is {:?}, expected {shape:?}", tensor.shape));
         }
-        Ok(tensor.values)
+        let (file, from) = &mut self.files[tensor.file];
+        let values = tensor.place.read(file, &mut **from, name)?;
+        Ok(match tensor.paired {
+            Some(rows) => in_order(&values, rows, values.len() / shape[0]),
+            None => values,
+        })
     }
 
     /// `name.weight`, `out x inp`, and `name.bias` where the family has one.
@@ -185,12 +214,11 @@ impl Weights {
     /// The head and the embedding table, which is `None` where `tied`: the head's weight is the table then.
     pub(super) fn head(
         &mut self,
-        table: &str,
+        table: Vec<f32>,
         (vocab, hidden): (usize, usize),
         tied: bool,
     ) -> Result<(Dense, Option<Vec<f32>>), Error> {
         const HEAD: &str = "lm_head.weight";
-        let table = self.take(table, &[vocab, hidden])?;
         let dense = |weight| Dense { weight, bias: vec![0.0; vocab], out: vocab, inp: hidden };
         if !tied {
             return Ok((dense(self.take(HEAD, &[vocab, hidden])?), Some(table)));
@@ -202,14 +230,25 @@ impl Weights {
     }
 
     /// Refuses the first tensor that nobody took: computing without it would be computing another model.
-    pub(super) fn finish(self) -> Result<[u8; 32], Error> {
+    pub(super) fn finish(&self) -> Result<(), Error> {
         match self.tensors.first_key_value() {
             Some((name, _)) => {
                 refuse(format!("tensor {name} is in the weights, but its configuration has no use for it"))
             }
-            None => Ok(self.digest),
+            None => Ok(()),
         }
     }
+}
+
+/// Row `2 i + j` of a head goes to row `i + j rows / 2`.
+fn in_order(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    let mut ordered = Vec::with_capacity(values.len());
+    for head in values.chunks_exact(rows * cols) {
+        for j in 0..2 {
+            head.chunks_exact(cols).skip(j).step_by(2).for_each(|row| ordered.extend(row));
+        }
+    }
+    ordered
 }
 
 /// Of every format, before the first file.

@@ -1,0 +1,164 @@
+//! Norms of a decoder's rows and of its heads: which scale resolves what a proven bound allows.
+
+use super::build::scales;
+use super::linalg::{eigenvalue_bound, norm};
+use super::rows::{Rows, WEIGHT, WIDEST, Wide, quantise};
+use super::{SLACK, pow2, refuse};
+use crate::Error;
+use crate::gates::piecewise::Scales;
+use crate::model::Norm;
+use crate::model::decoder::{Config, NormKind};
+
+/// Fraction bits of the residual stream: rows of real models start small.
+pub const F_RESIDUAL: i32 = 16;
+/// Ring of sums of squares that are scaled down, which are then at most [`LARGEST`].
+pub const K_SQUARES: u32 = 62;
+pub const LARGEST: f64 = (1u64 << 60) as f64;
+/// Smallest mean square that every norm resolves.
+pub const SMALLEST: f64 = 1e-3;
+/// Largest epsilon of norms of heads: left out, it changes a head whose mean square is one by half of it.
+const LARGEST_EPS: f64 = 1e-3;
+
+/// A norm before its gain: its input's bound, and the scale of what it gives.
+pub struct PreNorm {
+    /// Bound on the norm of a row.
+    pub input: f64,
+    /// Fraction bits of the normalised row.
+    pub f: i32,
+    /// Ring of the normalised row: that of the widest layer that reads it.
+    pub k: u32,
+    /// Bits that squares are taken without; none where they fit the residual's ring.
+    pub shift: u32,
+    /// Smallest mean square that is resolved.
+    pub smallest: f64,
+}
+
+/// Bits by which values up to `largest` units are scaled down for squares of at most [`LARGEST`] in sum.
+fn shift(largest: f64) -> u32 {
+    (libm::ceil(libm::log2(largest.max(1.0))) as u32).saturating_sub(30)
+}
+
+impl PreNorm {
+    pub fn new(c: &Config, input: f64, smallest: f64) -> PreNorm {
+        // Sixteen bits of the inverse root for rows of an eighth of the proven norm, more for smaller ones.
+        let rms = input / libm::sqrt(c.hidden as f64);
+        let f = F_RESIDUAL + 16 + libm::ceil(libm::log2((rms / 8.0).max(1.0))) as i32;
+        PreNorm { input, f, k: 0, shift: shift(input * pow2(F_RESIDUAL)), smallest }
+    }
+
+    /// Gives up fraction bits where what reads the rows needs `needed` bits above them: the proven norm is far above what
+    /// rows have, and twelve bits of an inverse root of one are enough.
+    pub fn spare(&mut self, op: &str, needed: u32) -> Result<(), Error> {
+        self.f = self.f.min(WIDEST as i32 - needed as i32);
+        let least = F_RESIDUAL + 12;
+        if self.f < least {
+            return Err(refuse(op, format!("{least} fraction bits and {needed} above them are more than {WIDEST}")));
+        }
+        Ok(())
+    }
+
+    /// A sum of squares in units, for a mean square of one.
+    pub fn unit(&self, c: &Config) -> f64 {
+        c.hidden as f64 * pow2(2 * (F_RESIDUAL - self.shift as i32))
+    }
+
+    /// Bound on a sum of squares in units.
+    pub fn largest(&self) -> f64 {
+        let norm = self.input * pow2(F_RESIDUAL - self.shift as i32);
+        norm * norm
+    }
+
+    /// Scales of the inverse root.
+    pub fn scales(&self, c: &Config) -> Scales {
+        scales(self.largest(), self.smallest * self.unit(c), 12.0)
+    }
+
+    /// Bits of the residual's ring that this norm needs.
+    pub fn ring(&self, c: &Config) -> u32 {
+        let element = libm::ceil(libm::log2(self.input.max(1.0))) as u32 + F_RESIDUAL as u32 + 3;
+        let squares = if self.shift == 0 { self.scales(c).ring() } else { 0 };
+        self.k.max(element).max(squares)
+    }
+}
+
+/// Norms of each head of queries and keys, taken of the residual itself, before rotation.
+pub struct HeadNorm {
+    /// Queries then keys; a head's rows have one unit.
+    pub wide: Wide,
+    /// Of each head, the bits that its squares are taken without.
+    pub shift: Vec<u32>,
+    /// Fraction bits of a normalised head, less its shift.
+    pub f: i32,
+    /// Smallest sum of squares that is resolved.
+    pub smallest: f64,
+    /// Gain of every column.
+    pub gain: Vec<f64>,
+}
+
+impl HeadNorm {
+    /// Of the first `heads` heads of `rows`, where the residual's norm is at most `residual`.
+    pub fn new(
+        op: &str,
+        c: &Config,
+        rows: &Rows,
+        (query, key): &(Norm, Norm),
+        residual: f64,
+        smallest: f64,
+        keep: bool,
+    ) -> Result<HeadNorm, Error> {
+        let (dim, heads) = (c.head_dim, c.heads + c.kv_heads);
+        if c.norm != NormKind::Rms || rows.bias[..heads * dim].iter().any(|b| *b != 0.0) {
+            return Err(refuse(
+                op,
+                "heads with norms of their own are planned without biases and centring only".into(),
+            ));
+        }
+        if c.eps > LARGEST_EPS {
+            let reason = format!("norms of heads leave out their epsilon, and {} is more than {LARGEST_EPS}", c.eps);
+            return Err(refuse(op, reason));
+        }
+        let (mut units, mut bounds, mut shifts, mut least) = (Vec::new(), Vec::new(), Vec::new(), LARGEST);
+        for h in 0..heads {
+            let m = rows.matrix(h * dim, dim);
+            // Weights of the largest magnitude at every head.
+            let unit = m.data.iter().fold(1e-30, |m: f64, w| m.max(w.abs())) / WEIGHT;
+            let one = unit * pow2(-F_RESIDUAL);
+            let s = shift(libm::sqrt(eigenvalue_bound(&m.gram(), 6)) * SLACK * residual / one);
+            units.extend(std::iter::repeat_n(unit, dim));
+            bounds.extend((0..dim).map(|j| norm(m.row(j)) * residual));
+            shifts.push(s);
+            // Of rows with the smallest mean square that the row's norm resolves, in a direction like any other.
+            let typical = norm(&m.data) * pow2(-(s as i32)) / one;
+            least = least.min(typical * typical * smallest);
+        }
+        let mut wide = quantise(op, rows, 0..heads * dim, &units, &bounds, F_RESIDUAL, keep)?;
+        let most = shifts.iter().fold(0, |m, s| m.max(*s)) as i32;
+        let reach = libm::ceil(libm::log2(libm::sqrt(dim as f64) * SLACK)) as i32 + 2;
+        // Sixteen bits of the inverse root for heads of an eighth of the proven norm, more for smaller ones.
+        let f = (16 + 27).min(WIDEST as i32 - reach - most);
+        if f < 12 + 27 {
+            return Err(refuse(op, format!("heads proven up to 2^{} units leave no room for their norms", most + 30)));
+        }
+        wide.k = wide.k.max((f + most + reach) as u32);
+        let gain = |n: &Norm, heads: usize| super::wide(&n.weight).repeat(heads);
+        let gain = [gain(query, c.heads), gain(key, c.kv_heads)].concat();
+        Ok(HeadNorm { wide, shift: shifts, f, smallest: least.max(1.0), gain })
+    }
+
+    /// Scales of the inverse root of a sum of squares.
+    pub fn scales(&self) -> Scales {
+        scales(LARGEST, self.smallest, 12.0)
+    }
+
+    /// What a unit of every column of the normalised heads is worth, gain included.
+    pub fn unit(&self, dim: usize) -> Vec<f64> {
+        let head = |(s, gain): (&u32, &[f64])| gain.iter().map(|g| g * pow2(-self.f - *s as i32)).collect::<Vec<_>>();
+        self.shift.iter().zip(self.gain.chunks_exact(dim)).flat_map(head).collect()
+    }
+
+    /// Bound on a normalised head's values, in units of the head with the finest ones.
+    pub fn bound(&self, dim: usize) -> f64 {
+        let most = self.shift.iter().fold(0, |m, s| m.max(*s)) as i32;
+        libm::sqrt(dim as f64) * SLACK * pow2(self.f + most)
+    }
+}

@@ -1,0 +1,182 @@
+//! Rows of public linear layers as the evaluators apply them, made one at a time: no copy of a layer in f64 is ever held.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::linalg::{Matrix, nearest, norm};
+use super::{Layer, SLACK, dot, max, pow2, refuse};
+use crate::Error;
+use crate::gemm::Weights;
+use crate::model::decoder::{Config, NormKind, centre};
+use crate::model::{Dense, Norm};
+use crate::program::Linear;
+
+/// Largest magnitude of a quantised weight.
+pub const WEIGHT: f64 = 4095.0;
+/// Largest ring that the kernels' rescales take.
+pub const WIDEST: u32 = 62;
+
+/// Layers side by side on one input.
+pub struct Rows<'a> {
+    layers: Vec<&'a Dense>,
+    /// The norm whose gain and shift the rows take in.
+    norm: Option<&'a Norm>,
+    /// Whether each row is made to sum to zero, and what every row is made less by.
+    centred: bool,
+    mean: Option<Vec<f64>>,
+    /// Constants of the outputs.
+    pub bias: Vec<f64>,
+    pub len: usize,
+    pub cols: usize,
+}
+
+/// What bounds and units are made of, for one row.
+#[derive(Clone, Copy)]
+pub struct Fact {
+    /// Euclidean norm.
+    pub norm: f64,
+    /// Largest magnitude of a weight.
+    pub largest: f64,
+}
+
+fn wide(v: &[f32]) -> impl Iterator<Item = f64> + '_ {
+    v.iter().map(|v| f64::from(*v))
+}
+
+impl<'a> Rows<'a> {
+    /// Layers that read a row which `n` normalised, before its gain and shift. Such a row sums to zero after a layer norm, so
+    /// that what is equal in all of a layer's columns may be left out.
+    pub fn reading(c: &Config, layers: &[&'a Dense], n: &'a Norm) -> Rows<'a> {
+        let shift: Vec<f64> = wide(&n.bias).collect();
+        let constant = |(r, b): (&[f32], &f32)| dot(&super::wide(r), &shift) + f64::from(*b);
+        let bias = layers.iter().flat_map(|d| d.weight.chunks_exact(d.inp).zip(&d.bias)).map(constant).collect();
+        let (len, cols) = (layers.iter().map(|d| d.out).sum(), layers[0].inp);
+        Rows { layers: layers.to_vec(), norm: Some(n), centred: c.norm == NormKind::Layer, mean: None, bias, len, cols }
+    }
+
+    /// A layer that writes to the residual: every reader of it takes the mean of its row out where norms do, so what is
+    /// written is made to have none.
+    pub fn writing(c: &Config, layer: &'a Dense) -> Rows<'a> {
+        let mut bias: Vec<f64> = wide(&layer.bias).collect();
+        let mean = (c.norm == NormKind::Layer).then(|| {
+            centre(&mut bias);
+            let mut sum = vec![0.0; layer.inp];
+            for row in layer.weight.chunks_exact(layer.inp) {
+                sum.iter_mut().zip(wide(row)).for_each(|(s, v)| *s += v);
+            }
+            sum.iter_mut().for_each(|s| *s /= layer.out as f64);
+            sum
+        });
+        Rows { layers: vec![layer], norm: None, centred: false, mean, bias, len: layer.out, cols: layer.inp }
+    }
+
+    /// Row `j`.
+    pub fn row(&self, mut j: usize) -> Vec<f64> {
+        let mut layers = self.layers.iter();
+        let layer = loop {
+            match layers.next() {
+                Some(d) if j >= d.out => j -= d.out,
+                Some(d) => break d,
+                None => return vec![0.0; self.cols],
+            }
+        };
+        let mut row: Vec<f64> = wide(&layer.weight[j * self.cols..][..self.cols]).collect();
+        if let Some(n) = self.norm {
+            row.iter_mut().zip(&n.weight).for_each(|(v, g)| *v *= f64::from(*g));
+        }
+        if self.centred {
+            centre(&mut row);
+        }
+        if let Some(mean) = &self.mean {
+            row.iter_mut().zip(mean).for_each(|(v, m)| *v -= m);
+        }
+        row
+    }
+
+    /// Of every row.
+    pub fn facts(&self) -> Vec<Fact> {
+        let fact = |j| {
+            let row = self.row(j);
+            Fact { norm: norm(&row), largest: row.iter().fold(1e-30, |m, w| m.max(w.abs())) }
+        };
+        (0..self.len).map(fact).collect()
+    }
+
+    /// Rows `at .. at + n`.
+    pub fn matrix(&self, at: usize, n: usize) -> Matrix {
+        Matrix { rows: n, cols: self.cols, data: (at..at + n).flat_map(|j| self.row(j)).collect() }
+    }
+
+    /// Upper bound on the spectral norm with each row times its factor, closely where `close`.
+    pub fn sigma(&self, factor: &dyn Fn(usize) -> f64, close: bool) -> f64 {
+        let mut row = |j: usize| {
+            let mut row = self.row(j);
+            let by = factor(j);
+            row.iter_mut().for_each(|v| *v *= by);
+            row
+        };
+        if close {
+            return super::linalg::spectral_bound(self.len, self.cols, &mut row);
+        }
+        libm::sqrt((0..self.len).map(row).map(|r| dot(&r, &r)).sum())
+    }
+}
+
+/// Units that give each row's largest weight [`WEIGHT`].
+pub fn finest(facts: &[Fact]) -> Vec<f64> {
+    facts.iter().map(|f| f.largest / WEIGHT).collect()
+}
+
+/// Bits that hold accumulators of these bounds, in units of weights times `2^-f`, four times over.
+pub fn ring_of(bounds: &[f64], units: &[f64], f: i32) -> u32 {
+    let needed = |(b, u): (&f64, &f64)| libm::log2((b * SLACK / u).max(1.0)) + f64::from(f);
+    libm::ceil(bounds.iter().zip(units).map(needed).fold(8.0, f64::max)) as u32 + 2
+}
+
+/// A public linear layer and the ring of its accumulators.
+pub struct Wide {
+    pub layer: Layer,
+    pub k: u32,
+}
+
+/// Rows `from ..` in units of `units`, of an input at `2^-f`; the narrowest ring that holds every proven accumulator four
+/// times over. Weights are kept or only hashed.
+pub fn quantise(
+    op: &str,
+    rows: &Rows,
+    range: std::ops::Range<usize>,
+    units: &[f64],
+    bounds: &[f64],
+    f: i32,
+    keep: bool,
+) -> Result<Wide, Error> {
+    let k = ring_of(bounds, units, f);
+    if k > WIDEST {
+        return Err(refuse(op, format!("accumulators proven up to {:.0} need a ring of {k} bits", max(bounds))));
+    }
+    let (out, cols) = (range.len(), rows.cols);
+    let mut ints = Vec::with_capacity(if keep { out * cols } else { 0 });
+    let (mut hash, mut bytes) = (Sha256::new(), Vec::with_capacity(2 * cols));
+    for (j, unit) in range.clone().zip(units) {
+        bytes.clear();
+        for w in rows.row(j) {
+            let v = nearest(w / unit);
+            if !(-32768.0..=32767.0).contains(&v) {
+                return Err(refuse(op, format!("a weight needs {v} units, more than 16 bits hold")));
+            }
+            bytes.extend_from_slice(&(v as i16).to_le_bytes());
+            if keep {
+                ints.push(v as i16);
+            }
+        }
+        hash.update(&bytes);
+    }
+    let ulp: Vec<f64> = units.iter().map(|u| u * pow2(-f)).collect();
+    let bias: Vec<i64> = rows.bias[range].iter().zip(&ulp).map(|(b, u)| libm::round(b / u) as i64).collect();
+    bias.iter().for_each(|v| hash.update(v.to_le_bytes()));
+    let weights = keep.then(|| Weights::new(out, cols, &ints));
+    let linear = Arc::new(Linear { weights, bias, macs: out * cols, digest: hash.finalize().into() });
+    let units = bounds.iter().zip(&ulp).fold(0f64, |m, (b, u)| m.max(b * SLACK / u));
+    Ok(Wide { layer: Layer { linear, ulp, bound: max(bounds) * SLACK, units }, k })
+}
