@@ -1,17 +1,26 @@
 //! `tacet chat` over real parties: turns, reuse, interruption, commands. The model comes from `TACET_SHARED` or `../shared`;
 //! without it the tests say that they were skipped.
 
+#[path = "../src/keys.rs"]
+#[allow(dead_code)]
+mod keys;
+#[path = "../src/local.rs"]
+#[allow(dead_code)]
+mod local;
 #[path = "common/stories.rs"]
 mod stories;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use local::Lane;
 use serde_json::Value;
 use stories::{Folder, stories};
+use tacet_party::config::Limits;
 
 /// A first message continues the tale as the model was trained to.
 const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content + '\n' }}\
@@ -32,8 +41,12 @@ fn model(test: &str) -> Option<Folder> {
 }
 
 fn chat(model: &Folder, more: &[&str]) -> Child {
+    chat_with(model, &[&["--local"], more].concat())
+}
+
+fn chat_with(model: &Folder, more: &[&str]) -> Child {
     tacet()
-        .args(["chat", "--local", "--temperature", "0", "--model", model.0.to_str().unwrap()])
+        .args(["chat", "--temperature", "0", "--model", model.0.to_str().unwrap()])
         .args(more)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -114,6 +127,31 @@ fn an_interrupt_stops_the_answer_and_a_second_one_the_chat() {
     assert_eq!(roles, ["system", "user", "assistant", "user", "assistant"]);
     assert_eq!((content(0), content(1), content(3)), ("A tale.", "Once upon a time", "Then"));
     assert_eq!(text(&shown.0.lock().unwrap()), format!("{}\n{}\n", content(2), content(4)));
+}
+
+#[test]
+fn a_sequence_that_the_parties_gave_up_begins_again() {
+    let Some(model) = model("idle") else { return };
+    let limits = Limits { idle_s: 5, ..Limits::default() };
+    let lane = Lane::start(Path::new(env!("CARGO_BIN_EXE_tacet")), &model.0, limits).unwrap();
+    let parties = model.0.join("parties.toml");
+    std::fs::write(&parties, toml::to_string(&lane.parties).unwrap()).unwrap();
+    let mut child = chat_with(&model, &["--json", "--max-tokens", "8", "--parties", parties.to_str().unwrap()]);
+    let (mut input, shown) = (child.stdin.take().unwrap(), Shown::of(child.stdout.take().unwrap()));
+    writeln!(input, "Once upon a time").unwrap();
+    let first = shown.until(|s| s.ends_with(b"\n"));
+    let end = Instant::now() + Duration::from_secs(60);
+    while (0..3).any(|p| lane.metric(p, "tacet_sessions") != Some(0)) {
+        assert!(Instant::now() < end, "the parties keep an idle sequence");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    writeln!(input, "Then").unwrap();
+    shown.until(|s| s.len() > first && s.ends_with(b"\n"));
+    drop(input);
+    assert!(child.wait().unwrap().success());
+    let second: Value = serde_json::from_slice(&shown.0.lock().unwrap()[first..]).unwrap();
+    assert_eq!((&second["tokens"], &second["reused_tokens"]), (&8.into(), &0.into()));
+    assert!(second["prompt_tokens"].as_u64().unwrap() > 12);
 }
 
 /// What a process wrote so far.
