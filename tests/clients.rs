@@ -41,7 +41,8 @@ fn install(what: &str, c: &mut Command) -> Result<(), String> {
     let o = c.stdin(Stdio::null()).output().map_err(|e| format!("{what}: {e}"))?;
     let said = [o.stdout, o.stderr].concat();
     let said = String::from_utf8_lossy(&said).trim().to_string();
-    let last: Vec<&str> = said.lines().rev().take(3).collect();
+    let lines: Vec<&str> = said.lines().collect();
+    let last = &lines[lines.len().saturating_sub(3)..];
     if o.status.success() { Ok(()) } else { Err(format!("{what}: {}", last.join(" | "))) }
 }
 

@@ -230,6 +230,10 @@ impl Served {
         served
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a request and does not wait for its answer. HTTP/1.0, so that the answer has no chunks and ends the connection.
     pub fn open(&self, path: &str, body: &[u8]) -> TcpStream {
         let mut s = TcpStream::connect(self.at).unwrap();
