@@ -170,7 +170,7 @@ fn clients_from_their_registries_work_unchanged() {
 }
 
 #[test]
-fn the_openai_package_does_not_send_again_what_parties_have_seen() {
+fn clients_hear_of_a_party_that_dies_and_send_nothing_again() {
     let Some(stories) = decoder() else { return };
     let python = match python() {
         Ok(p) => p,
@@ -181,10 +181,10 @@ fn the_openai_package_does_not_send_again_what_parties_have_seen() {
     let story = Served::start(&home, "story", &stories, &["--parties", lane.parties.to_str().unwrap()]);
     let url = format!("http://{}", story.at);
     let mut c = Command::new(python);
-    c.arg(scripts().join("use_openai_retries.py")).env("TACET_URL", &url).env("TACET_MODEL", "story");
+    c.arg(scripts().join("use_while_a_party_dies.py")).env("TACET_URL", &url).env("TACET_MODEL", "story");
     c.env("TACET_EVALUATOR", lane.pid(0).to_string());
     c.env("TACET_EVALUATOR_METRICS", format!("http://{}/metrics", lane.configs[0].http.unwrap()));
     // Not asked for vectors.
     c.env("TACET_EMBED_URL", &url).env("TACET_EMBED_MODEL", "").env("TACET_TEXTS", "");
-    run(&home, "use_openai_retries.py", &mut c).unwrap();
+    run(&home, "use_while_a_party_dies.py", &mut c).unwrap();
 }

@@ -29,7 +29,7 @@ with client.chat.completions.stream(model=MODEL, messages=user, max_tokens=40, t
     assert stream.get_final_completion().choices[0].message.content == short.choices[0].message.content
 # The last digits of logits are not repeatable, so that a seed almost always gives the same draw, but not always.
 drawn = client.chat.completions.create(model=MODEL, messages=user, max_tokens=8, seed=7, temperature=1.5, top_p=0.9)
-assert drawn.usage.completion_tokens <= 8 and drawn.choices[0].message.content
+assert drawn.usage.completion_tokens <= 8 and isinstance(drawn.choices[0].message.content, str)
 
 # Completions: text, tokens, and the probabilities of what was given.
 whole = client.completions.create(prompt=PROMPT, **greedy)
