@@ -111,7 +111,7 @@ fn the_search_finds_every_form_and_nothing_else() {
     s.tokens(&[401, 7, 290, 33, 512]);
     s.share(&[0x1234_5678, 0x9abc_def0, 0x0fed_cba9, 0x8765_4321], 32);
     s.share(&[0x1_2345, 0x3_6789, 0x2_abcd, 0x0_ef01], 18);
-    s.numbers("vector", &[0.123456789, -0.53125, 0.25, 0.0078125]);
+    s.numbers("vector", &[0.12345678, -0.53125, 0.25, 0.0078125]);
     let planted: [(&str, &[u8]); 17] = [
         ("text", b"{\"prompt\":\"quaffing xylophones\"}"),
         ("text", b"error at xylophones."),
@@ -126,9 +126,9 @@ fn the_search_finds_every_form_and_nothing_else() {
         ("share", b"305419896, 2596069104, 267242409, 2271560481"),
         ("32-bit share", &le(&[0x1234_5678, 0x9abc_def0, 0x0fed_cba9, 0x8765_4321], u32::to_le_bytes)),
         ("packed share", &pack(&[0x1_2345, 0x3_6789, 0x2_abcd, 0x0_ef01], 18)),
-        ("vector as f32", &le(&[0.123456789, -0.53125, 0.25, 0.0078125], f32::to_le_bytes)),
-        ("vector as f64", &le(&[0.123456789, -0.53125, 0.25, 0.0078125], f64::to_le_bytes)),
-        ("vector 0.123456789", b"cosine of 0.123457"),
+        ("vector as f32", &le(&[0.12345678, -0.53125, 0.25, 0.0078125], f32::to_le_bytes)),
+        ("vector as f64", &le(&[0.12345678, -0.53125, 0.25, 0.0078125], f64::to_le_bytes)),
+        ("vector 0.12345678", b"cosine of 0.123457"),
         ("vector -0.53125 to", b"[-0.53125, 0.25"),
     ];
     let dir = std::env::temp_dir().join(format!("tacet-canary-{}", std::process::id()));
