@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 use crate::error::{Rank, Report};
 use crate::generate::{Boxed, Decoder, Positions};
 use crate::serve::OpenDecoder;
-use crate::target::Target;
+use crate::target::{Target, silent};
 use crate::{ClientError, random};
 
 /// The parties of a lane and a decoder's public parts; opens sequences.
@@ -306,8 +306,12 @@ impl Lane {
         };
         // A dealer that ends its stream is done with its part only when the evaluators are done with theirs.
         let outputs = tokio::select! {
-            r = shares => r?,
-            Err(r) = watched => return Err(r),
+            r = shares => r,
+            Err(r) = watched => Err(r),
+        };
+        let outputs = match outputs {
+            Err(r) if r.rank >= Rank::Hearsay => return Err(silent(&self.targets).await.unwrap_or(r)),
+            r => r?,
         };
         let (mut words, mut slowest, mut spent) = (Vec::new(), 0, Spent::default());
         for m in outputs {

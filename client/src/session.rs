@@ -17,10 +17,10 @@ use zeroize::Zeroizing;
 
 use crate::error::{Rank, Report};
 use crate::shares;
-use crate::target::Target;
+use crate::target::{Target, silent};
 use crate::{Client, ClientError, Embedding, Glimpse, Stats, random};
 
-/// How long the first report of a failure waits for one that says more, and a party to prove that it is there.
+/// How long the first report of a failure waits for one that says more.
 const GRACE: Duration = Duration::from_secs(1);
 /// Pauses between tries at full parties double from the first to the second.
 const PAUSE: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
@@ -102,20 +102,9 @@ impl Client {
         }
         match found {
             None => Ok((answers, halves)),
-            Some(r) if r.rank >= Rank::Hearsay => Err(self.silent().await.unwrap_or(r)),
+            Some(r) if r.rank >= Rank::Hearsay => Err(silent(&self.targets).await.unwrap_or(r)),
             Some(r) => Err(r),
         }
-    }
-
-    /// The first party that does not shake hands now: whoever only heard of a failure meant this one.
-    async fn silent(&self) -> Option<Report> {
-        let mut dials: FuturesUnordered<_> = self.targets.iter().map(|t| t.dial(GRACE)).collect();
-        while let Some(r) = dials.next().await {
-            if let Err(e) = r {
-                return Some(Report::new(Rank::Lost, e));
-            }
-        }
-        None
     }
 
     /// What every party is asked; it accepts or refuses before it reads an input.

@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
 use tacet_protocol::wire::Message;
 use tacet_transport::{TransportError, certificate_from_pem, dial_config, endpoint, send};
@@ -19,6 +20,29 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 /// A connection that was not used for so long is replaced: a party drops one that is silent for ten seconds, as it is when
 /// the program that holds it did other work or the party was restarted, and nothing says so until it is used.
 const STALE: Duration = Duration::from_secs(8);
+
+/// How long a party may take to prove that it is there.
+const PROOF: Duration = Duration::from_secs(1);
+
+/// The first party that does not shake hands now: whoever only heard of a failure meant this one. It failed, since a session
+/// was asked for, which is not the same as never having been reached.
+pub(crate) async fn silent(targets: &[Target]) -> Option<Report> {
+    let gone = |t: &Target, e: ClientError| {
+        let reason = match e {
+            ClientError::Unreachable { reason, .. } => reason,
+            e => e.to_string(),
+        };
+        Report::new(Rank::Lost, t.failed(format!("it does not answer any more: {reason}")))
+    };
+    let mut dials: FuturesUnordered<_> =
+        targets.iter().map(|t| async move { t.dial(PROOF).await.map_err(|e| gone(t, e)) }).collect();
+    while let Some(r) = dials.next().await {
+        if let Err(r) = r {
+            return Some(r);
+        }
+    }
+    None
+}
 
 /// One party, with a socket of its own: parties cannot tell by the port that their clients are one.
 pub(crate) struct Target {

@@ -26,12 +26,12 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::timeout;
 use zeroize::Zeroize;
 
-use crate::Party;
 use crate::engine::{self, Dealable, Evaluation, Place, Space, collect, dealt_steps};
 use crate::fail::{Fail, code, fail};
 use crate::flow::{Held, Room, channel};
 use crate::pool::ended;
 use crate::session::{Met, both, input, meet, next_frame, nonce, opened, running, session_prg};
+use crate::{Counters, Party};
 
 /// A session that was admitted.
 pub struct Sequence {
@@ -112,6 +112,24 @@ async fn deal(party: &Party, s: Sequence, client: &mut RecvStream) -> Result<(),
     Ok(())
 }
 
+/// A sequence's bytes, which are its number of tokens times what one takes: counted when it has ended, rounded up to a power
+/// of two, so that who reads metrics learns the number to a factor of two at best.
+struct Volume<'a> {
+    counters: &'a Counters,
+    opened: u64,
+    dealt: u64,
+}
+
+impl Drop for Volume<'_> {
+    fn drop(&mut self) {
+        for (counter, bytes) in [(&self.counters.opened, self.opened), (&self.counters.dealt, self.dealt)] {
+            if bytes > 0 {
+                counter.fetch_add(bytes.next_power_of_two(), Relaxed);
+            }
+        }
+    }
+}
+
 type Step = (Arc<Program>, UnboundedReceiver<Held>);
 
 /// Receives the dealing of one program after another, ahead of the client.
@@ -164,6 +182,7 @@ async fn evaluate(
     let (to, mut steps) = mpsc::channel(2);
     let reading = read(&mut from_dealer, Programs::new(&s), role, limits.buffer(), to);
     let evaluating = async {
+        let mut volume = Volume { counters: &party.counters, opened: 0, dealt: 0 };
         let (mut state, mut n, mut past, mut next) = (EvaluatorState::default(), 0, 0, Some(prompt));
         while let Some((plan, dealt)) = steps.recv().await {
             let input = match next.take() {
@@ -189,8 +208,8 @@ async fn evaluate(
                 }
                 _ = tx.stopped() => return Err(fail(code::REQUEST, "the client left")),
             };
-            party.counters.opened.fetch_add(done.opened, Relaxed);
-            party.counters.dealt.fetch_add(done.dealt, Relaxed);
+            volume.opened += done.opened;
+            volume.dealt += done.dealt;
             let online_us = started.elapsed().as_micros() as u64;
             let (share, rounds, opened, dealt) = (done.share, done.rounds, done.opened, done.dealt);
             let mut answer = Message::Output { share, rounds, opened, dealt, online_us };

@@ -1,4 +1,5 @@
-//! `/healthz`, `/readyz` and `/metrics` over plain HTTP, for orchestrators: counts only, never content.
+//! `/healthz`, `/readyz` and `/metrics` over plain HTTP, for orchestrators: counts only, never content, and no bytes from
+//! which the exact length of a text or an answer could be told.
 
 use std::fmt::Write;
 use std::sync::Arc;
