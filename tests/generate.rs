@@ -64,7 +64,7 @@ fn a_trained_model_goes_on_as_in_the_clear_at_the_planned_cost() {
     // The last token is never fed.
     let planner = DecoderPlanner::new(&DecoderModel::load(&dir).unwrap()).unwrap();
     let programs = std::iter::once((0, 8)).chain((8..8 + steps - 1).map(|past| (past, 1)));
-    let costs: Vec<_> = programs.map(|(past, rows)| planner.program(8, past, rows, false).unwrap().cost()).collect();
+    let costs: Vec<_> = programs.map(|(past, rows)| planner.program(true, past, rows, false).unwrap().cost()).collect();
     let spent = |key: &str| v["spent"][key].as_u64().unwrap();
     assert_eq!(spent("steps"), costs.len() as u64);
     assert_eq!(spent("rounds"), costs.iter().map(|c| u64::from(c.rounds)).sum::<u64>());

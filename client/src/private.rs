@@ -137,9 +137,9 @@ struct Live {
     streams: Vec<Stream>,
     /// Digest of the first program.
     first: [u8; 32],
-    /// Padded length of the prompt, and positions so far.
-    marked: usize,
+    /// Positions, and programs fed.
     past: usize,
+    fed: u32,
 }
 
 /// A sequence of tokens; dropping it ends it at the parties.
@@ -187,7 +187,7 @@ impl Sequence {
         let lane = Arc::clone(&self.lane);
         let own = |e: ClientError| Report::new(Rank::Refusal, e);
         let marked = padded(n).unwrap_or(n);
-        let p = lane.planner.program(marked, 0, marked, false).map_err(|e| own(e.into()))?;
+        let p = lane.planner.program(true, 0, marked, false).map_err(|e| own(e.into()))?;
         let session = random().map_err(own)?;
         let sealed = lane.sealed(&p, session, p.digest(), &self.tokens[..n], 0).map_err(own)?;
         let open = lane.targets.iter().zip(sealed).map(|(t, input)| {
@@ -211,7 +211,7 @@ impl Sequence {
             }
         });
         within(lane.deadline, try_join_all(accepted)).await?;
-        let mut live = Live { session, streams, first: p.digest(), marked, past: marked };
+        let mut live = Live { session, streams, first: p.digest(), past: marked, fed: 1 };
         let logits = lane.answer(&mut live, &p).await?;
         self.live = Some(live);
         Ok(logits)
@@ -224,15 +224,15 @@ impl Sequence {
         let Some(mut live) = self.live.take() else {
             return Err(ClientError::Config("the sequence has ended".into()));
         };
-        let p = lane.planner.program(live.marked, live.past, 1, false)?;
-        let digest = step_digest(&live.first, live.past);
+        let p = lane.planner.program(true, live.past, 1, false)?;
+        let digest = step_digest(&live.first, live.fed, live.past, 1);
         let sealed = lane.sealed(&p, live.session, digest, &self.tokens[at..=at], at)?;
         for ((s, t), input) in live.streams.iter_mut().zip(&lane.targets).zip(sealed) {
             if let Some(input) = input {
                 send(&mut s.tx, &input).await.map_err(|e| t.broken(&s.connection, &e.to_string()).error)?;
             }
         }
-        live.past += 1;
+        (live.past, live.fed) = (live.past + 1, live.fed + 1);
         let logits = lane.answer(&mut live, &p).await.map_err(|r| r.error)?;
         self.live = Some(live);
         Ok(logits)

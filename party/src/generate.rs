@@ -46,21 +46,19 @@ pub struct Sequence {
 struct Programs {
     planner: Arc<DecoderPlanner>,
     first: Option<Arc<Program>>,
-    marked: usize,
     past: usize,
 }
 
 impl Programs {
     fn new(s: &Sequence) -> Programs {
-        let marked = s.plan.tokens();
-        Programs { planner: Arc::clone(&s.planner), first: Some(Arc::clone(&s.plan)), marked, past: 0 }
+        Programs { planner: Arc::clone(&s.planner), first: Some(Arc::clone(&s.plan)), past: 0 }
     }
 
     fn next(&mut self) -> Result<Option<Arc<Program>>, Error> {
         let p = match self.first.take() {
             Some(p) => p,
             None if self.past >= self.planner.longest() => return Ok(None),
-            None => Arc::new(self.planner.program(self.marked, self.past, 1, false)?),
+            None => Arc::new(self.planner.program(true, self.past, 1, false)?),
         };
         self.past += p.tokens();
         Ok(Some(p))
@@ -168,7 +166,7 @@ async fn evaluate(
         while let Some((plan, dealt)) = steps.recv().await {
             let input = match next.take() {
                 Some(i) => i,
-                None => match next_input(party, rx, &context(step_digest(&first, past)), &plan).await? {
+                None => match next_input(party, rx, &context(step_digest(&first, n as u32, past, 1)), &plan).await? {
                     Some(i) => i,
                     None => return Ok(()),
                 },

@@ -21,6 +21,7 @@ pub mod reached;
 pub mod rescale;
 pub mod rotate;
 pub mod rowmax;
+pub mod turn;
 
 use crate::prg::Prg;
 use crate::ring::{mask, pack, packed_len, unpack};
