@@ -89,7 +89,8 @@ pub async fn run(args: Args) -> Result<()> {
     } else {
         let generator = builder.generator().await?;
         let about = about(&dir, generator.model().config.family, generator.model().digest());
-        let text = TextModel { codec: Arc::new(Codec::load(&dir)?), open: Arc::new(generator) };
+        let text =
+            TextModel { codec: Arc::new(Codec::load(&dir)?.within(generator.longest())), open: Arc::new(generator) };
         Model { name: name.clone(), about, text: Some(text), embedder: None }
     };
     let token = match (args.token, args.no_token) {

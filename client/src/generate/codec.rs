@@ -65,6 +65,11 @@ impl Codec {
         Ok(Codec { pieces: Pieces { tokenizer: Arc::new(tokenizer), rules }, template, eos, context })
     }
 
+    /// For an engine whose sequences are at most that long.
+    pub fn within(self, longest: usize) -> Codec {
+        Codec { context: self.context.min(longest), ..self }
+    }
+
     /// The most tokens of prompt and answer together.
     pub fn context(&self) -> usize {
         self.context
