@@ -47,9 +47,9 @@ impl Next {
         self.past.saturating_add(self.rows)
     }
 
-    /// What follows where nobody says otherwise: one more row.
-    pub fn step(&self) -> Next {
-        Next { number: self.number.saturating_add(1), past: self.end(), rows: 1 }
+    /// What follows where nobody says otherwise: one more row. None after the last number, since none is used twice.
+    pub fn step(&self) -> Option<Next> {
+        Some(Next { number: self.number.checked_add(1)?, past: self.end(), rows: 1 })
     }
 }
 
