@@ -58,6 +58,14 @@ impl Course {
         Ok(())
     }
 
+    /// Whether a dealer can send `next` after `last`: by itself, or because it was asked to and has not sent some in between.
+    pub fn follows(&self, last: Option<Next>, next: Next) -> bool {
+        match last {
+            None => next == self.first(),
+            Some(l) => next.number > l.number && self.check(next, l.end()).is_ok(),
+        }
+    }
+
     /// # Errors
     /// Those of planning.
     pub fn program(&self, next: Next) -> Result<Arc<Program>, Error> {

@@ -7,6 +7,7 @@
 //! Bound on memory: a stream and its engine hold at most `limits.buffer_mb` between them, or one message if that is larger.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use quinn::{RecvStream, SendStream};
@@ -77,15 +78,23 @@ pub async fn collect(
 /// What a dealer sends.
 enum Dealing {
     /// Of a sequence: the program whose steps follow.
-    Next(Next),
+    Next(Announced),
     Step(Held),
 }
 
-/// Sends what a dealer makes; a message's room is free again once the stream has taken it.
-async fn forward(mut rx: UnboundedReceiver<Dealing>, stream: &mut SendStream) -> Result<(), Fail> {
+/// Sends what a dealer makes; a message's room is free again once the stream has taken it. Programs that the evaluators no
+/// longer wait for are dropped, unless they have been announced.
+async fn forward(mut rx: UnboundedReceiver<Dealing>, stream: &mut SendStream, asked: &AtomicU32) -> Result<(), Fail> {
+    let mut wanted = true;
     while let Some(d) = rx.recv().await {
         match d {
-            Dealing::Next(n) => send(stream, &Message::Next(n)).await?,
+            Dealing::Next(n) => {
+                wanted = n.asked == asked.load(Ordering::Acquire);
+                if wanted {
+                    send(stream, &Message::Next(n.next)).await?;
+                }
+            }
+            Dealing::Step(_) if !wanted => {}
             Dealing::Step(Held { step, bytes, permit }) => {
                 send_step(stream, step, bytes).await?;
                 drop(permit);
@@ -237,7 +246,7 @@ struct Sink {
 }
 
 impl Sink {
-    fn announce(&self, next: Next) -> Result<(), Error> {
+    fn announce(&self, next: Announced) -> Result<(), Error> {
         self.to.iter().try_for_each(|to| to.send(Dealing::Next(next))).map_err(|_| ended())
     }
 }
@@ -282,7 +291,15 @@ pub async fn deal(
     place: Place,
 ) -> Result<Dealt, Fail> {
     let mut one = Some(Dealable { plan, prg, next: None });
-    deal_all(move || Ok(one.take()), streams, buffer, pace, place).await
+    deal_all(move || Ok(one.take()), streams, buffer, pace, place, &AtomicU32::new(0)).await
+}
+
+/// A program of a sequence.
+#[derive(Clone, Copy)]
+pub struct Announced {
+    pub next: Next,
+    /// How often the evaluators had asked for another continuation.
+    pub asked: u32,
 }
 
 /// A program to deal.
@@ -291,17 +308,18 @@ pub struct Dealable {
     /// Generators of both evaluators' masks.
     pub prg: [Prg; 2],
     /// Of a sequence: what the evaluators are told first.
-    pub next: Option<Next>,
+    pub next: Option<Announced>,
 }
 
 /// Deals one program after another, each going on after the positions that it leaves of those before, as far as the
-/// streams take it. `next` may wait, on the dealing's own thread.
+/// streams take it. `next` may wait, on the dealing's own thread. `asked` counts what the evaluators have asked for.
 pub async fn deal_all(
     mut next: impl FnMut() -> Result<Option<Dealable>, Error> + Send + 'static,
     streams: [&mut SendStream; 2],
     buffer: usize,
     pace: Option<Pace>,
     place: Place,
+    asked: &AtomicU32,
 ) -> Result<Dealt, Fail> {
     let ((s1, r1), (s2, r2)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
     let (done_tx, done) = oneshot::channel();
@@ -332,6 +350,6 @@ pub async fn deal_all(
         let _ = done_tx.send(dealt);
     })?;
     let [tx1, tx2] = streams;
-    let (dealt, ..) = tokio::try_join!(result(done), forward(r1, tx1), forward(r2, tx2))?;
+    let (dealt, ..) = tokio::try_join!(result(done), forward(r1, tx1, asked), forward(r2, tx2, asked))?;
     Ok(dealt)
 }

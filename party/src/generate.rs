@@ -5,8 +5,9 @@
 //! arrived when the token does. A client that goes on in another way says so to both evaluators ([`Next`], with its input):
 //! how many positions are kept, and how many rows come (one, or a padded length). The evaluators tell the dealer, which
 //! acts when both have said the same: it ends the program it is dealing, forgets the masks of what is not kept, and deals on
-//! from there. The evaluators drop what was dealt for the other continuation up to the program that is due. It cannot
-//! be mistaken: what was dealt ahead is one row after all positions so far or more, what is due is more rows or after fewer.
+//! from there. Programs of the other continuation that it has not announced it does not send; those that it has, the
+//! evaluators drop, up to the program that is due. It cannot be mistaken: what was dealt ahead is one row after all positions
+//! so far or more, what is due is more rows or after fewer.
 //!
 //! **Agreement.** Each program that is dealt has a number, which only ever grows. The dealer writes number, positions and rows
 //! before a program's steps; the evaluators write them to one another before a program's openings; an input is sealed for
@@ -24,11 +25,12 @@
 //!
 //! **Bounds.** One word about what comes next per input, and one input per answer: a client that takes back after every
 //! answer makes the dealer waste what it deals ahead and one row's program, each time for a program that it waits for.
-//! What an evaluator reads and drops is what fits the buffers and one program. A sequence has room for the model's longest
+//! What an evaluator reads and drops is what fits its buffers and the stream's, and the rest of one program. A sequence has room for the model's longest
 //! one, padding included.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use std::time::{Duration, Instant};
 
@@ -48,7 +50,7 @@ use zeroize::Zeroize;
 
 use crate::Party;
 use crate::course::Course;
-use crate::engine::{self, Dealable, Evaluation, Place, Space, collect, dealt_steps};
+use crate::engine::{self, Announced, Dealable, Evaluated, Evaluation, Place, Space, collect, dealt_steps};
 use crate::fail::{Fail, code, fail};
 use crate::flow::{Held, Room, channel};
 use crate::session::{Met, both, input, meet, next_frame, nonce, opened, running, session_prg};
@@ -78,8 +80,8 @@ pub async fn serve(party: &Arc<Party>, s: Sequence, tx: &mut SendStream, rx: &mu
     }
 }
 
-/// A program that the evaluators ask for, and whether the dealer can go on with it.
-type Asked = (Next, oneshot::Sender<Result<(), Fail>>);
+/// A program that the evaluators ask for, how often they have asked with this, and whether the dealer can go on with it.
+type Asked = (Announced, oneshot::Sender<Result<(), Fail>>);
 
 /// The dealer's place in a sequence, on the dealing's thread.
 struct Dealer {
@@ -87,15 +89,15 @@ struct Dealer {
     asked: Receiver<Asked>,
     /// The program dealt last, and the first one since the evaluators last asked.
     last: Option<Next>,
-    since: Next,
+    since: Announced,
 }
 
 impl Dealer {
     /// What to deal now; waits where nothing can follow by itself. None when the session has ended.
-    fn next(&mut self) -> Option<Next> {
+    fn next(&mut self) -> Option<Announced> {
         let Some(last) = self.last else {
-            self.last = Some(self.since);
-            return self.last;
+            self.last = Some(self.since.next);
+            return Some(self.since);
         };
         let next = loop {
             let step = self.course.step(last);
@@ -107,30 +109,31 @@ impl Dealer {
             };
             match asked {
                 None => break step?,
-                Some((next, answer)) => {
+                Some((Announced { next, asked }, answer)) => {
                     let (checked, number) = (self.check(next, last), last.number.checked_add(1)?);
                     let going = checked.is_ok();
                     let _ = answer.send(checked);
                     if going {
-                        self.since = Next { number, ..next };
-                        break self.since;
+                        self.since = Announced { next: Next { number, ..next }, asked };
+                        break self.since.next;
                     }
                 }
             }
         };
         self.last = Some(next);
-        self.last
+        Some(Announced { next, asked: self.since.asked })
     }
 
     /// Whether the evaluators can be where they say and go on like this.
     fn check(&self, next: Next, last: Next) -> Result<(), Fail> {
-        if next.number < self.since.number || next.number > last.number {
-            let (from, to) = (self.since.number, last.number);
+        let since = self.since.next;
+        if next.number < since.number || next.number > last.number {
+            let (from, to) = (since.number, last.number);
             let text =
                 format!("the evaluators say that they ran program {}, but {from} to {to} were dealt", next.number);
             return Err(fail(code::PROTOCOL, text));
         }
-        let held = self.since.end() + (next.number - self.since.number);
+        let held = since.end() + (next.number - since.number);
         self.course.check(next, held).map_err(|e| fail(code::PROTOCOL, e))
     }
 }
@@ -146,9 +149,9 @@ async fn asked(rx: &mut RecvStream) -> Result<Option<Next>, Fail> {
 }
 
 /// Passes on what both evaluators ask for, until one of them leaves.
-async fn pass(rx: [&mut RecvStream; 2], to: Sender<Asked>, limit: Duration) -> Result<(), Fail> {
+async fn pass(rx: [&mut RecvStream; 2], to: Sender<Asked>, count: &AtomicU32, limit: Duration) -> Result<(), Fail> {
     let [rx1, rx2] = rx;
-    loop {
+    for times in 1.. {
         let (a, b) = {
             let (a, b) = (asked(rx1), asked(rx2));
             tokio::pin!(a, b);
@@ -168,11 +171,14 @@ async fn pass(rx: [&mut RecvStream; 2], to: Sender<Asked>, limit: Duration) -> R
         if a != b {
             return Err(fail(code::PROTOCOL, "the evaluators do not agree on what comes next"));
         }
+        // From here on what was dealt for the other continuation is not sent any more.
+        count.store(times, Release);
         let (answer, answered) = oneshot::channel();
-        let _ = to.send((a, answer));
+        let _ = to.send((Announced { next: a, asked: times }, answer));
         // No answer: the dealing has ended with an evaluator's stream, which the next read tells.
         answered.await.unwrap_or(Ok(()))?;
     }
+    Ok(())
 }
 
 async fn deal(party: &Arc<Party>, session: SessionId, course: Course) -> Result<(), Fail> {
@@ -186,24 +192,25 @@ async fn deal(party: &Arc<Party>, session: SessionId, course: Course) -> Result<
     send(&mut j2.tx, &start).await?;
     let (links, nonces) = ([j1.link.clone(), j2.link.clone()], [j1.nonce, j2.nonce]);
     let ((to, asked), counted) = (std::sync::mpsc::channel(), Arc::clone(party));
-    let mut dealer = Dealer { since: course.first(), course: course.clone(), asked, last: None };
+    let first = Announced { next: course.first(), asked: 0 };
+    let (mut dealer, count) = (Dealer { course: course.clone(), asked, last: None, since: first }, AtomicU32::new(0));
     let next = move || -> Result<Option<Dealable>, Error> {
-        let Some(next) = dealer.next() else { return Ok(None) };
-        let plan = course.program(next)?;
+        let Some(announced) = dealer.next() else { return Ok(None) };
+        let plan = course.program(announced.next)?;
         counted.counters.dealt_fresh.fetch_add(1, Relaxed);
         counted.counters.dealt.fetch_add(plan.cost().dealt_bytes.iter().sum(), Relaxed);
         let prg = [(Role::E1, 0), (Role::E2, 1)]
-            .map(|(role, i)| session_prg(&links[i], role, next.number, &session, &nonces[i], &ours));
-        Ok(Some(Dealable { plan, prg, next: Some(next) }))
+            .map(|(role, i)| session_prg(&links[i], role, announced.next.number, &session, &nonces[i], &ours));
+        Ok(Some(Dealable { plan, prg, next: Some(announced) }))
     };
     let dealing = async {
-        let ended = engine::deal_all(next, [&mut j1.tx, &mut j2.tx], limits.buffer(), None, place).await;
+        let ended = engine::deal_all(next, [&mut j1.tx, &mut j2.tx], limits.buffer(), None, place, &count).await;
         sleep(FAREWELL).await;
         ended.map(drop)
     };
     tokio::select! {
         r = dealing => r,
-        r = pass([&mut j1.rx, &mut j2.rx], to, Duration::from_secs(limits.join_s)) => r,
+        r = pass([&mut j1.rx, &mut j2.rx], to, &count, Duration::from_secs(limits.join_s)) => r,
     }
 }
 
@@ -224,11 +231,7 @@ async fn read(
             Message::Next(n) => n,
             m => return Err(fail(code::PROTOCOL, format!("{m:?} from the dealer in place of a program's number"))),
         };
-        let follows = match last {
-            None => next == course.first(),
-            Some(l) => l.number.checked_add(1) == Some(next.number) && course.check(next, l.end()).is_ok(),
-        };
-        if !follows {
+        if !course.follows(last, next) {
             let text = format!("the dealer deals program {}, {} rows after {}", next.number, next.rows, next.past);
             return Err(fail(code::PROTOCOL, format!("{text}: that does not follow what it dealt before")));
         }
@@ -343,17 +346,7 @@ async fn evaluate(
                 }
                 _ = tx.stopped() => return Err(left()),
             };
-            party.counters.opened.fetch_add(done.opened, Relaxed);
-            party.counters.dealt.fetch_add(done.dealt, Relaxed);
-            let online_us = started.elapsed().as_micros() as u64;
-            let (share, rounds, opened, dealt) = (done.share, done.rounds, done.opened, done.dealt);
-            let mut answer = Message::Output { share, rounds, opened, dealt, online_us };
-            let sent = send(tx, &answer).await;
-            if let Message::Output { share, .. } = &mut answer {
-                share.zeroize();
-            }
-            sent?;
-            state = done.state;
+            state = answer(party, tx, done, started).await?;
         }
     };
     let gone = async {
@@ -368,6 +361,21 @@ async fn evaluate(
         r = evaluating => r,
         f = gone => Err(f),
     }
+}
+
+/// Sends a share of logits to its client; what the next program starts from.
+async fn answer(party: &Party, tx: &mut SendStream, done: Evaluated, started: Instant) -> Result<EvaluatorState, Fail> {
+    let Evaluated { share, rounds, opened, dealt, state } = done;
+    party.counters.opened.fetch_add(opened, Relaxed);
+    party.counters.dealt.fetch_add(dealt, Relaxed);
+    let online_us = started.elapsed().as_micros() as u64;
+    let mut answer = Message::Output { share, rounds, opened, dealt, online_us };
+    let sent = send(tx, &answer).await;
+    if let Message::Output { share, .. } = &mut answer {
+        share.zeroize();
+    }
+    sent?;
+    Ok(state)
 }
 
 /// The program of what a client feeds after `last`, and the input if that is what came.
@@ -405,26 +413,67 @@ mod tests {
         let prompt = Arc::new(planner.program(true, 0, 8, false).unwrap());
         let course = Course::new(planner, prompt, 32);
         let (to, asked) = std::sync::mpsc::channel();
-        (Dealer { since: course.first(), course, asked, last: None }, to)
+        let since = Announced { next: course.first(), asked: 0 };
+        (Dealer { since, course, asked, last: None }, to)
     }
 
     fn ask(to: &Sender<Asked>, number: u32, past: u32, rows: u32) -> oneshot::Receiver<Result<(), Fail>> {
         let (answer, answered) = oneshot::channel();
-        to.send((Next { number, past, rows }, answer)).unwrap();
+        to.send((Announced { next: Next { number, past, rows }, asked: 1 }, answer)).unwrap();
         answered
+    }
+
+    #[test]
+    fn a_dealer_that_repeats_a_number_or_deals_what_cannot_follow_is_found() {
+        let course = dealer().0.course;
+        let next = |number, past, rows| Next { number, past, rows };
+        assert!(course.follows(None, next(0, 0, 8)) && !course.follows(None, next(1, 0, 8)));
+        assert!(!course.follows(None, next(0, 0, 16)) && !course.follows(None, next(0, 8, 1)));
+        let last = Some(next(3, 10, 1));
+        for good in [next(4, 11, 1), next(9, 11, 8), next(4, 5, 1)] {
+            assert!(course.follows(last, good));
+        }
+        for bad in [next(3, 11, 1), next(2, 11, 1), next(4, 12, 1), next(4, 0, 8), next(4, 11, 3), next(4, 60, 8)] {
+            assert!(!course.follows(last, bad), "{bad:?}");
+        }
+        assert!(!course.follows(Some(next(u32::MAX, 10, 1)), next(0, 11, 1)), "numbers do not begin again");
+        assert_eq!(course.step(next(u32::MAX, 10, 1)), None);
+    }
+
+    #[tokio::test]
+    async fn only_what_was_dealt_ahead_is_dropped_on_the_way_to_what_is_due() {
+        let course = dealer().0.course;
+        let found = |dealt: &[(u32, u32)], wanted: (u32, u32), held: u32| {
+            let (to, mut steps) = mpsc::channel(8);
+            for (number, (past, rows)) in dealt.iter().enumerate() {
+                let next = Next { number: number as u32, past: *past, rows: *rows };
+                assert!(to.try_send((next, course.program(course.first()).unwrap(), channel().1)).is_ok());
+            }
+            async move {
+                let wanted = Next { number: 0, past: wanted.0, rows: wanted.1 };
+                due(&mut steps, wanted, held).await.map(|s| s.0.number).map_err(|f| f.text)
+            }
+        };
+        assert_eq!(found(&[(8, 1), (9, 1)], (8, 1), 8).await, Ok(0));
+        assert_eq!(found(&[(8, 1), (9, 1), (8, 8)], (8, 8), 8).await, Ok(2));
+        assert_eq!(found(&[(8, 1), (9, 1), (5, 1)], (5, 1), 8).await, Ok(2));
+        assert!(found(&[(9, 1)], (8, 1), 8).await.unwrap_err().contains("due are 1 after 8"));
+        assert!(found(&[(8, 1), (5, 8)], (5, 1), 8).await.is_err() && found(&[(7, 1)], (5, 1), 8).await.is_err());
     }
 
     #[test]
     fn numbers_ascend_whatever_is_taken_back() {
         let (mut d, to) = dealer();
-        let mut dealt: Vec<Next> = (0..5).map(|_| d.next().unwrap()).collect();
+        let mut dealt: Vec<Next> = (0..5).map(|_| d.next().unwrap().next).collect();
         assert_eq!(
             dealt.iter().map(|n| (n.past, n.rows)).collect::<Vec<_>>(),
             [(0, 8), (8, 1), (9, 1), (10, 1), (11, 1)]
         );
         // The evaluators have run programs 0 to 2, that is, hold ten positions.
         let mut answer = ask(&to, 2, 6, 16);
-        dealt.extend((0..3).map(|_| d.next().unwrap()));
+        let more: Vec<Announced> = (0..3).map(|_| d.next().unwrap()).collect();
+        assert!(more.iter().all(|a| a.asked == 1));
+        dealt.extend(more.iter().map(|a| a.next));
         assert!(answer.try_recv().unwrap().is_ok());
         assert_eq!(dealt[5..].iter().map(|n| (n.past, n.rows)).collect::<Vec<_>>(), [(6, 16), (22, 1), (23, 1)]);
         assert!(dealt.iter().enumerate().all(|(i, n)| n.number == i as u32));
@@ -439,7 +488,7 @@ mod tests {
         ] {
             let mut answer = ask(&to, number, past, rows);
             let before = d.last.unwrap();
-            assert_eq!(d.next().unwrap().past, before.end(), "it goes on");
+            assert_eq!(d.next().unwrap().next.past, before.end(), "it goes on");
             let text = answer.try_recv().unwrap().unwrap_err().text;
             assert!(text.contains(why), "{text}");
             d.last = Some(before);
@@ -449,7 +498,7 @@ mod tests {
             d.next().unwrap();
         }
         let mut answer = ask(&to, 5, 3, 1);
-        assert_eq!((d.next().unwrap().past, d.last.unwrap().rows), (3, 1));
+        assert_eq!((d.next().unwrap().next.past, d.last.unwrap().rows), (3, 1));
         assert!(answer.try_recv().unwrap().is_ok());
         drop(to);
         assert!(d.next().is_none());
