@@ -13,7 +13,8 @@
 //! positions rotate, past keys first move up to the new rows, by a number of positions that is an input ([`Turn`]): they are
 //! multiplied, scaled back and opened again under fresh masks, in three rounds for all blocks at once. Scores depend on
 //! differences of positions only, so that those of real rows are what they would be without padding. Every move rounds a key
-//! to a unit of its ring, as making it did.
+//! to a unit of its ring, as making it did, and keeps its norm to a part in 2^12 or, with the 15 fraction bits that there mostly
+//! are, in 2^15; the keys' proven bound is 1.4 times their norm, room for more than a thousand moves of one key.
 
 use std::sync::Arc;
 
