@@ -70,7 +70,8 @@ pub async fn run(args: Args) -> Result<()> {
         let codec = codec(&model, args.chat_template.as_deref())?;
         let (lane, parties) = args.asked.parties(&model).await?;
         let builder = Client::builder().parties(parties).model(&model).deadline(Duration::from_secs(300));
-        anyhow::Ok((lane, codec, builder.generator().await?))
+        let generator = builder.generator().await?;
+        anyhow::Ok((lane, codec.within(generator.longest()), generator))
     };
     let (_lane, codec, generator) = tokio::select! {
         r = ready => r?,

@@ -117,9 +117,9 @@ pub fn show(text: &str) -> std::io::Result<()> {
 pub async fn run(args: Args) -> Result<()> {
     let model = decoder(&args.model).await?;
     let (lane, parties) = args.asked.parties(&model).await?;
-    let codec = Codec::load(&model)?;
     let generator =
         Client::builder().parties(parties).model(&model).deadline(Duration::from_secs(300)).generator().await?;
+    let codec = Codec::load(&model)?.within(generator.longest());
     let mut prompt = codec.encode(&args.prompt, true)?;
     if let (true, Some(bos)) = (prompt.is_empty(), generator.model().config.bos) {
         prompt.push(bos);

@@ -66,7 +66,7 @@ pub async fn run(args: Args) -> Result<()> {
     }
     let (plans, _) = Plans::load(&fetch::model_dir(args.model.as_deref()).await?, Keep::Weights)?;
     let program = match (&plans, args.step) {
-        (Plans::Decoder(p), true) => p.program(args.tokens, args.tokens, 1, false)?,
+        (Plans::Decoder(p), true) => p.program(true, args.tokens, 1, false)?,
         (Plans::Encoder(_), true) => bail!("--step is for decoders: an encoder takes a text at once"),
         (_, false) => plans.first(padded(args.tokens).unwrap_or(args.tokens))?,
     };

@@ -91,7 +91,8 @@ impl Wanted {
             Some(codec) => {
                 let generator = builder.generator().await?;
                 let about = about(dir, generator.model().config.family, generator.model().digest());
-                let text = TextModel { codec: Arc::new(codec), open: Arc::new(generator) };
+                let codec = Arc::new(codec.within(generator.longest()));
+                let text = TextModel { codec, open: Arc::new(generator) };
                 Model { name, about, text: Some(text), embedder: None }
             }
         })

@@ -15,11 +15,12 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use local::Lane;
-use tacet_client::generate::{Decoder, Positions};
+use tacet_client::generate::{Codec, Conversation, Decoder, Positions, Request, Sampling};
 use tacet_client::{Client, ClientError, Generator};
 use tacet_party::config::Limits;
 use tacet_protocol::model::decoder::DecoderModel;
 use tacet_protocol::plan::DecoderPlanner;
+use tacet_protocol::query;
 
 fn model() -> Option<PathBuf> {
     let base = std::env::var_os("TACET_SHARED")
@@ -64,7 +65,7 @@ fn a_trained_model_goes_on_as_in_the_clear_at_the_planned_cost() {
     // The last token is never fed.
     let planner = DecoderPlanner::new(&DecoderModel::load(&dir).unwrap()).unwrap();
     let programs = std::iter::once((0, 8)).chain((8..8 + steps - 1).map(|past| (past, 1)));
-    let costs: Vec<_> = programs.map(|(past, rows)| planner.program(8, past, rows, false).unwrap().cost()).collect();
+    let costs: Vec<_> = programs.map(|(past, rows)| planner.program(true, past, rows, false).unwrap().cost()).collect();
     let spent = |key: &str| v["spent"][key].as_u64().unwrap();
     assert_eq!(spent("steps"), costs.len() as u64);
     assert_eq!(spent("rounds"), costs.iter().map(|c| u64::from(c.rounds)).sum::<u64>());
@@ -92,10 +93,64 @@ fn forgetting_tokens_and_scoring_all_positions_give_the_same_logits() {
         assert!(all.len() == 5 && all.iter().enumerate().all(|(at, row)| near(row, at)));
         s.truncate(3);
         assert_eq!(s.len(), 3);
-        // The parties' sequence is gone; the next feed begins another with what is kept.
+        // The parties keep three tokens, after which the two others come as a padded turn.
         let last = s.feed(&tokens[3..], Positions::Last).await.unwrap();
         assert!(last.len() == 1 && near(&last[0], 4));
     });
+}
+
+#[test]
+fn a_second_turn_of_a_conversation_spends_what_is_new() {
+    let Some(dir) = model() else { return };
+    let lane = lane(&dir, Limits::default());
+    on_one_thread(async {
+        let g = generator(&lane, &dir).await;
+        let codec = Codec::load(&dir).unwrap().within(g.longest());
+        let model = DecoderModel::load(&dir).unwrap();
+        let planner = DecoderPlanner::new(&model).unwrap();
+        let request = || Request { max_tokens: Some(6), sampling: greedy(), continues: true, ..Request::default() };
+        let mut c = Conversation::new(Box::new(g.sequence()));
+        let prompt = codec.encode("Once upon a time, there was a little", true).unwrap();
+        let (mut text, mut held, mut past, mut costs) = (prompt, 0, 0, Vec::new());
+        for more in ["", ". He liked to play", " with his red ball"] {
+            text.extend(codec.encode(more, false).unwrap());
+            let mut generation = c.generate(&codec, &text, request()).unwrap();
+            let mut answer = Vec::new();
+            while let Some(step) = generation.next().await.unwrap() {
+                answer.push(step.token);
+            }
+            assert_eq!(generation.reused(), held);
+            assert_eq!(answer, in_the_clear(&model, &text, 6));
+            // A program of what is new, then single tokens; the last one is not fed.
+            for rows in std::iter::once(query::padded(text.len() - held).unwrap()).chain([1; 5]) {
+                costs.push(planner.program(true, past, rows, false).unwrap().cost());
+                past += rows;
+            }
+            held = text.len() + 5;
+            text.extend(answer);
+        }
+        let spent = g.spent();
+        assert_eq!(spent.steps, costs.len() as u64);
+        assert_eq!(spent.rounds, costs.iter().map(|c| u64::from(c.rounds)).sum::<u64>());
+        assert_eq!(spent.opened_bytes, costs.iter().map(|c| c.opened_bytes).sum::<u64>());
+        assert_eq!(spent.dealt_bytes, costs.iter().flat_map(|c| c.dealt_bytes).sum::<u64>());
+    });
+}
+
+fn greedy() -> Sampling {
+    Sampling { temperature: 0.0, ..Sampling::default() }
+}
+
+/// The likeliest continuation by the f64 model.
+fn in_the_clear(model: &DecoderModel, text: &[u32], n: usize) -> Vec<u32> {
+    let mut all = text.to_vec();
+    for _ in 0..n {
+        let logits = model.logits(&all).unwrap();
+        let row = &logits[(all.len() - 1) * model.config.vocab..];
+        let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
+        all.push(best as u32);
+    }
+    all.split_off(text.len())
 }
 
 #[test]
@@ -172,11 +227,18 @@ fn the_endpoint_serves_both_dialects_over_the_parties() {
         "/api/generate",
         r#"{"model":"stories260k-hf","prompt":"Once upon a time","stream":false,"raw":true,"options":{"num_predict":8,"temperature":0}}"#,
     );
+    // The model has 512 positions.
+    let long = "word ".repeat(600);
+    let [too_long, too_long_here] = ["/v1/completions", "/api/generate"].map(|path| {
+        post(&at, &token, path, &format!(r#"{{"model":"stories260k-hf","prompt":"{long}","stream":false}}"#))
+    });
     let unauthorised = post(&at, "guess", "/v1/completions", r#"{"model":"stories260k-hf","prompt":"x"}"#);
     let _ = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
     let _ = child.wait();
     for answer in [openai, ollama] {
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("there was a"), "{answer}");
     }
+    assert!(too_long.starts_with("HTTP/1.1 400") && too_long.contains("context_length_exceeded"), "{too_long}");
+    assert!(too_long_here.starts_with("HTTP/1.1 400") && too_long_here.contains("context is 512"), "{too_long_here}");
     assert!(unauthorised.starts_with("HTTP/1.1 401"), "{unauthorised}");
 }

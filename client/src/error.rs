@@ -13,6 +13,11 @@ pub enum ClientError {
     /// The text does not fit the model.
     #[error("text {index}: {tokens} tokens, but the model takes at most {limit}: shorten or split it")]
     TooLong { index: usize, tokens: usize, limit: usize },
+    /// A sequence does not fit the model; `positions` are its tokens with their padding.
+    #[error(
+        "{tokens} tokens take {positions} positions with their padding, but the model has {limit}: shorten the text, or begin another conversation"
+    )]
+    ContextLength { tokens: usize, positions: usize, limit: usize },
     /// One text of several failed; `index` counts from 0.
     #[error("text {index}: {source}")]
     Text { index: usize, source: Box<ClientError> },

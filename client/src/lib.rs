@@ -26,6 +26,7 @@ mod private;
 pub mod serve;
 mod session;
 mod shares;
+mod slots;
 mod target;
 
 use std::collections::HashMap;

@@ -1,8 +1,9 @@
 //! The private decoder: one sequence whose keys and values stay masked at the parties, fed by sealed shares of embeddings.
 //!
-//! A sequence begins with a prompt, padded to one of [`LENGTHS`], and goes on a token at a time; each feed is one sealed
-//! message to each evaluator and one share of logits back from each. Forgetting tokens ends the sequence at the parties:
-//! the next feed begins a new one with all that is kept. The dealer is sent no input at all.
+//! A sequence begins with a prompt of a padded length and goes on by single tokens or by padded turns; each feed is one
+//! sealed message to each evaluator and one share of logits back from each. What is forgotten is taken back at the parties
+//! with the next feed; where padding has used up the model's positions, that begins another sequence with all
+//! that is kept. The dealer is sent no input at all.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,17 +15,18 @@ use tacet_protocol::Role;
 use tacet_protocol::model::decoder::{Checkpoint, Embedding};
 use tacet_protocol::plan::{DecoderPlanner, Keep};
 use tacet_protocol::program::Program;
-use tacet_protocol::query::{LENGTHS, padded, step_digest};
+use tacet_protocol::query::{padded, step_digest};
 use tacet_protocol::ring::{packed_len, unpack};
 use tacet_protocol::seal::{SealContext, seal};
-use tacet_protocol::wire::{CONTROL_LIMIT, Message, SessionId};
-use tacet_transport::{receive, send};
+use tacet_protocol::wire::{CONTROL_LIMIT, Message, Next, SessionId};
+use tacet_transport::{TransportError, receive, send};
 use tokio::time::{Instant, sleep, timeout};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::error::{Rank, Report};
 use crate::generate::{Boxed, Decoder, Positions};
 use crate::serve::OpenDecoder;
+use crate::slots::{Part, Slots};
 use crate::target::{Target, silent};
 use crate::{ClientError, random};
 
@@ -51,7 +53,7 @@ impl std::fmt::Debug for Generator {
 /// What sequences have cost so far, as the parties counted it.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct Spent {
-    /// Programs: the prompt's and one a token.
+    /// Programs: the prompt's, one a turn of several tokens, and one a single token.
     pub steps: u64,
     /// Rounds between the evaluators.
     pub rounds: u64,
@@ -147,9 +149,9 @@ struct Live {
     streams: Vec<Stream>,
     /// Digest of the first program.
     first: [u8; 32],
-    /// Padded length of the prompt, and positions so far.
-    marked: usize,
-    past: usize,
+    /// Programs fed.
+    fed: u32,
+    slots: Slots,
 }
 
 /// A sequence of tokens; dropping it ends it at the parties.
@@ -162,30 +164,35 @@ pub struct Sequence {
 impl Sequence {
     /// Feeds tokens; logits of the last.
     async fn extend(&mut self, tokens: &[u32]) -> Result<Vec<f32>, ClientError> {
-        let mut at = 0;
-        let mut logits = Vec::new();
-        if self.live.is_none() {
-            self.tokens.extend_from_slice(tokens);
-            at = self.tokens.len().min(LENGTHS[LENGTHS.len() - 1]);
-            logits = self.begin(at).await?;
-        } else {
-            let before = self.tokens.len();
-            self.tokens.extend_from_slice(tokens);
-            at += before;
-        }
-        while at < self.tokens.len() {
-            logits = self.step(at).await?;
-            at += 1;
+        let keep = self.tokens.len();
+        self.tokens.extend_from_slice(tokens);
+        let going_on = self.live.as_ref().filter(|_| keep > 0).and_then(|l| l.slots.parts(keep, tokens.len()));
+        let (mut at, mut logits, parts) = match going_on {
+            Some(parts) => (keep, Vec::new(), parts),
+            None => {
+                self.live = None;
+                let (n, limit) = (self.tokens.len(), self.lane.planner.longest());
+                let slots = Slots::new(limit, self.lane.model.config.rope.is_some());
+                let full = ClientError::ContextLength { tokens: n, positions: padded(n).unwrap_or(n), limit };
+                let mut parts = slots.parts(0, n).ok_or(full)?;
+                let rest = parts.split_off(parts.len().min(1));
+                let Some(first) = parts.pop() else { return Ok(Vec::new()) };
+                (first.tokens, self.begin(slots, first).await?, rest)
+            }
+        };
+        for part in parts {
+            logits = self.go_on(at, part).await?;
+            at += part.tokens;
         }
         Ok(logits)
     }
 
-    /// Starts a sequence at the parties with the first `n` tokens; again, while they are full.
-    async fn begin(&mut self, n: usize) -> Result<Vec<f32>, ClientError> {
+    /// Starts a sequence at the parties; again, while they are full.
+    async fn begin(&mut self, slots: Slots, first: Part) -> Result<Vec<f32>, ClientError> {
         let until = Instant::now() + self.lane.deadline;
         let mut pause = Duration::from_millis(50);
         loop {
-            match self.attempt(n).await {
+            match self.attempt(slots.clone(), first).await {
                 Err(r) if r.busy && Instant::now() + pause < until => sleep(pause).await,
                 r => return r.map_err(|r| r.error),
             }
@@ -193,20 +200,19 @@ impl Sequence {
         }
     }
 
-    async fn attempt(&mut self, n: usize) -> Result<Vec<f32>, Report> {
+    async fn attempt(&mut self, mut slots: Slots, first: Part) -> Result<Vec<f32>, Report> {
         let lane = Arc::clone(&self.lane);
         let own = |e: ClientError| Report::new(Rank::Refusal, e);
-        let marked = padded(n).unwrap_or(n);
-        let p = lane.planner.program(marked, 0, marked, false).map_err(|e| own(e.into()))?;
+        let p = lane.planner.program(true, 0, first.rows, false).map_err(|e| own(e.into()))?;
         let session = random().map_err(own)?;
-        let sealed = lane.sealed(&p, session, p.digest(), &self.tokens[..n], 0).map_err(own)?;
+        let sealed = lane.sealed(&p, session, p.digest(), &self.tokens[..first.tokens], 0, 0).map_err(own)?;
         let open = lane.targets.iter().zip(sealed).map(|(t, input)| {
             let request = Message::Request {
                 session,
                 token: lane.token.to_string(),
                 model: lane.model.digest(),
                 program: p.digest(),
-                tokens: marked as u32,
+                tokens: first.rows as u32,
             };
             async move {
                 let (connection, tx, rx) = t.request(request, input).await?;
@@ -221,28 +227,37 @@ impl Sequence {
             }
         });
         within(lane.deadline, try_join_all(accepted)).await?;
-        let mut live = Live { session, streams, first: p.digest(), marked, past: marked };
+        slots.apply(&first);
+        let mut live = Live { session, streams, first: p.digest(), fed: 1, slots };
         let logits = lane.answer(&mut live, &p).await?;
         self.live = Some(live);
         Ok(logits)
     }
 
-    /// Feeds the token at `at`.
-    async fn step(&mut self, at: usize) -> Result<Vec<f32>, ClientError> {
+    /// Feeds the tokens of `part`, of which the first is number `at`.
+    async fn go_on(&mut self, at: usize, part: Part) -> Result<Vec<f32>, ClientError> {
         let lane = Arc::clone(&self.lane);
         // Taken out: after an error, or if this future is dropped, the sequence has ended.
         let Some(mut live) = self.live.take() else {
             return Err(ClientError::Config("the sequence has ended".into()));
         };
-        let p = lane.planner.program(live.marked, live.past, 1, false)?;
-        let digest = step_digest(&live.first, live.past);
-        let sealed = lane.sealed(&p, live.session, digest, &self.tokens[at..=at], at)?;
+        let Part { past, rows, tokens, moves } = part;
+        let p = lane.planner.program(true, past, rows, false)?;
+        let digest = step_digest(&live.first, live.fed, past, rows);
+        let sealed = lane.sealed(&p, live.session, digest, &self.tokens[at..at + tokens], at, moves)?;
+        let next = Next { number: live.fed, past: past as u32, rows: rows as u32 };
+        // One row after all that is there needs no word.
+        let next = Some(Message::Next(next)).filter(|_| (past, rows) != (live.slots.len(), 1));
         for ((s, t), input) in live.streams.iter_mut().zip(&lane.targets).zip(sealed) {
-            if let Some(input) = input {
-                send(&mut s.tx, &input).await.map_err(|e| t.broken(&s.connection, &e.to_string()).error)?;
+            let lost = |e: TransportError| t.broken(&s.connection, &e.to_string()).error;
+            let Some(input) = input else { continue };
+            if let Some(next) = &next {
+                send(&mut s.tx, next).await.map_err(lost)?;
             }
+            send(&mut s.tx, &input).await.map_err(lost)?;
         }
-        live.past += 1;
+        live.slots.apply(&part);
+        live.fed += 1;
         let logits = lane.answer(&mut live, &p).await.map_err(|r| r.error)?;
         self.live = Some(live);
         Ok(logits)
@@ -254,7 +269,7 @@ async fn within<T>(limit: Duration, f: impl Future<Output = Result<T, Report>>) 
 }
 
 impl Lane {
-    /// Each target's input for the tokens at positions `at ..`.
+    /// Each target's input for the tokens number `at ..`, where past keys move up by `moves` positions.
     fn sealed(
         &self,
         p: &Program,
@@ -262,9 +277,10 @@ impl Lane {
         digest: [u8; 32],
         tokens: &[u32],
         at: usize,
+        moves: i64,
     ) -> Result<Vec<Option<Message>>, ClientError> {
         let embedded = Zeroizing::new(self.model.embed_tokens(tokens, at)?);
-        let halves = p.split(&p.encode_input(&embedded)?)?;
+        let halves = p.split(&p.encode_moving(&embedded, moves)?)?;
         let input = |t: &Target| {
             let context = SealContext {
                 session,
@@ -370,8 +386,10 @@ impl Decoder for Sequence {
     }
 
     fn truncate(&mut self, len: usize) {
-        if len < self.tokens.len() {
-            self.tokens.truncate(len);
+        let kept = len.min(self.tokens.len());
+        self.tokens[kept..].zeroize();
+        self.tokens.truncate(kept);
+        if kept == 0 {
             self.live = None;
         }
     }

@@ -16,7 +16,7 @@ use tacet_protocol::prg::{Prg, SessionKey};
 use tacet_protocol::program::{Kind, Program};
 use tacet_protocol::ring::{mask, pack, packed_len, unpack};
 use tacet_protocol::seal::{OVERHEAD, SealContext, SealKeyPair, open, seal};
-use tacet_protocol::wire::{Dealing, Message};
+use tacet_protocol::wire::{Dealing, Message, Next};
 use tacet_protocol::{Error, EvaluatorIo, Role, run};
 use tiny::Tiny;
 
@@ -71,6 +71,7 @@ fn wire_seeds() -> Vec<Vec<u8>> {
         Message::Step { step: 3, bytes: vec![1, 2, 3] },
         Message::Output { share: vec![8; 3], rounds: 1, opened: 2, dealt: 3, online_us: 4 },
         Message::Done { dealt: [1, 2], dealing_us: 3, ahead: true },
+        Message::Next(Next { number: 3, past: 40, rows: 8 }),
     ];
     all.iter().map(|m| m.encode()[4..].to_vec()).collect()
 }

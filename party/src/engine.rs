@@ -7,6 +7,7 @@
 //! Bound on memory: a stream and its engine hold at most `limits.buffer_mb` between them, or one message if that is larger.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use quinn::{RecvStream, SendStream};
@@ -15,8 +16,9 @@ use tacet_protocol::program::{Kind, Program};
 use tacet_protocol::ring::pack;
 use tacet_protocol::run::{DealerState, EvaluatorState};
 use tacet_protocol::wipe::Wiped;
+use tacet_protocol::wire::{CONTROL_LIMIT, Message, Next};
 use tacet_protocol::{DealerSink, Error, EvaluatorIo, Role, run};
-use tacet_transport::{receive_step, send_step};
+use tacet_transport::{receive, receive_step, send, send_step};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
@@ -50,7 +52,8 @@ pub enum Space {
     Shared(Room),
 }
 
-/// Receives the expected steps in order and hands them on.
+/// Receives the expected steps in order and hands them on; to the end also where nobody takes them any more, so that
+/// what follows on the stream is found.
 pub async fn collect(
     stream: &mut RecvStream,
     steps: Vec<(u32, usize)>,
@@ -67,18 +70,36 @@ pub async fn collect(
             None => reserved.next().ok_or_else(|| fail(code::PROTOCOL, "a step without room"))?,
         };
         let bytes = receive_step(stream, step, len).await?;
-        if to.send(Held { step, bytes, permit }).is_err() {
-            break;
-        }
+        let _ = to.send(Held { step, bytes, permit });
     }
     Ok(())
 }
 
-/// Sends what an engine makes; a message's room is free again once the stream has taken it.
-async fn forward(mut rx: UnboundedReceiver<Held>, stream: &mut SendStream) -> Result<(), Fail> {
-    while let Some(Held { step, bytes, permit }) = rx.recv().await {
-        send_step(stream, step, bytes).await?;
-        drop(permit);
+/// What a dealer sends.
+enum Dealing {
+    /// Of a sequence: the program whose steps follow.
+    Next(Announced),
+    Step(Held),
+}
+
+/// Sends what a dealer makes; a message's room is free again once the stream has taken it. Programs that the evaluators no
+/// longer wait for are dropped, unless they have been announced.
+async fn forward(mut rx: UnboundedReceiver<Dealing>, stream: &mut SendStream, asked: &AtomicU32) -> Result<(), Fail> {
+    let mut wanted = true;
+    while let Some(d) = rx.recv().await {
+        match d {
+            Dealing::Next(n) => {
+                wanted = n.asked == asked.load(Ordering::Acquire);
+                if wanted {
+                    send(stream, &Message::Next(n.next)).await?;
+                }
+            }
+            Dealing::Step(_) if !wanted => {}
+            Dealing::Step(Held { step, bytes, permit }) => {
+                send_step(stream, step, bytes).await?;
+                drop(permit);
+            }
+        }
     }
     Ok(())
 }
@@ -122,6 +143,8 @@ impl EvaluatorIo for Io {
 /// What an evaluator starts from.
 pub struct Evaluation {
     pub plan: Arc<Program>,
+    /// Of a sequence: what the other evaluator has to be at too.
+    pub next: Option<Next>,
     pub role: Role,
     /// Generator of this evaluator's masks, common with the dealer.
     pub prg: Prg,
@@ -150,9 +173,10 @@ pub async fn evaluate(e: Evaluation, peer: (&mut SendStream, &mut RecvStream)) -
     let openings = openings(&e.plan);
     // One opening at most: the engine waits for the other's before it makes the next.
     let ((out_tx, mut out_rx), (back_tx, back), (done_tx, done)) = (mpsc::channel(1), channel(), oneshot::channel());
-    let Evaluation { plan, role, prg, input, mut state, dealt, room, place } = e;
+    let Evaluation { plan, next, role, prg, input, mut state, dealt, room, place } = e;
     spawn("evaluator", move || {
         let mut io = Io { dealt, out: out_tx, back, rounds: 0, opened: 0, received: 0 };
+        state.cut(plan.past());
         let share = run::evaluate_next(&plan, role, prg, input, &mut state, &mut io).map(Wiped::new);
         let evaluated = share.map(|s| Evaluated {
             share: pack(&s, plan.output_bits()),
@@ -166,13 +190,35 @@ pub async fn evaluate(e: Evaluation, peer: (&mut SendStream, &mut RecvStream)) -
     })?;
     let (tx, rx) = peer;
     let sent = async {
+        if let Some(next) = next {
+            send(tx, &Message::Next(next)).await?;
+        }
         while let Some((step, bytes)) = out_rx.recv().await {
             send_step(tx, step, Wiped::new(bytes)).await?;
         }
         Ok(())
     };
-    let (evaluated, ..) = tokio::try_join!(result(done), sent, collect(rx, openings, Space::Shared(room), back_tx))?;
+    let received = async {
+        if let Some(next) = next {
+            agreed(next, receive(rx, CONTROL_LIMIT).await?)?;
+        }
+        collect(rx, openings, Space::Shared(room), back_tx).await
+    };
+    let (evaluated, ..) = tokio::try_join!(result(done), sent, received)?;
     Ok(evaluated)
+}
+
+/// Whether the other evaluator is at the same program.
+fn agreed(ours: Next, theirs: Message) -> Result<(), Fail> {
+    let text = match theirs {
+        Message::Next(n) if n == ours => return Ok(()),
+        Message::Next(n) => format!(
+            "the other evaluator is at program {} ({} rows after {}), this one at {} ({} after {})",
+            n.number, n.rows, n.past, ours.number, ours.rows, ours.past
+        ),
+        m => format!("{m:?} from the other evaluator in place of its program's number"),
+    };
+    Err(fail(code::PROTOCOL, text))
 }
 
 /// When a dealing ahead may go on: while no session runs here, or once a session waits for this very bundle.
@@ -191,12 +237,18 @@ impl Pace {
 }
 
 struct Sink {
-    to: [UnboundedSender<Held>; 2],
+    to: [UnboundedSender<Dealing>; 2],
     room: [Room; 2],
     sent: [u64; 2],
     pace: Option<Pace>,
     paused: Duration,
     handle: Handle,
+}
+
+impl Sink {
+    fn announce(&self, next: Announced) -> Result<(), Error> {
+        self.to.iter().try_for_each(|to| to.send(Dealing::Next(next))).map_err(|_| ended())
+    }
 }
 
 impl DealerSink for Sink {
@@ -215,7 +267,7 @@ impl DealerSink for Sink {
             }
             let permit = self.room[i].wait(bytes.len()).await;
             self.sent[i] += bytes.len() as u64;
-            self.to[i].send(Held { step, bytes, permit }).map_err(|_| ended())
+            self.to[i].send(Dealing::Step(Held { step, bytes, permit })).map_err(|_| ended())
         })
     }
 }
@@ -238,22 +290,39 @@ pub async fn deal(
     pace: Option<Pace>,
     place: Place,
 ) -> Result<Dealt, Fail> {
-    let mut one = Some((plan, prg));
-    deal_all(move || Ok(one.take()), streams, buffer, pace, place).await
+    let mut one = Some(Dealable { plan, prg, next: None });
+    deal_all(move || Ok(one.take()), streams, buffer, pace, place, &AtomicU32::new(0)).await
 }
 
-/// A program to deal, with the generators of both evaluators' masks.
-pub type Dealable = (Arc<Program>, [Prg; 2]);
+/// A program of a sequence.
+#[derive(Clone, Copy)]
+pub struct Announced {
+    pub next: Next,
+    /// How often the evaluators had asked for another continuation.
+    pub asked: u32,
+}
 
-/// Deals one program after another, each going on where the one before it ended, as far as the streams take it.
+/// A program to deal.
+pub struct Dealable {
+    pub plan: Arc<Program>,
+    /// Generators of both evaluators' masks.
+    pub prg: [Prg; 2],
+    /// Of a sequence: what the evaluators are told first.
+    pub next: Option<Announced>,
+}
+
+/// Deals one program after another, each going on after the positions that it leaves of those before, as far as the
+/// streams take it. `next` may wait, on the dealing's own thread. `asked` counts what the evaluators have asked for.
 pub async fn deal_all(
     mut next: impl FnMut() -> Result<Option<Dealable>, Error> + Send + 'static,
     streams: [&mut SendStream; 2],
     buffer: usize,
     pace: Option<Pace>,
     place: Place,
+    asked: &AtomicU32,
 ) -> Result<Dealt, Fail> {
-    let ((s1, r1), (s2, r2), (done_tx, done)) = (channel(), channel(), oneshot::channel());
+    let ((s1, r1), (s2, r2)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+    let (done_tx, done) = oneshot::channel();
     let mut sink = Sink {
         to: [s1, s2],
         room: [Room::new(buffer), Room::new(buffer)],
@@ -266,7 +335,11 @@ pub async fn deal_all(
         let started = Instant::now();
         let mut state = DealerState::default();
         let mut all = || -> Result<(), Error> {
-            while let Some((plan, [p1, p2])) = next()? {
+            while let Some(Dealable { plan, prg: [p1, p2], next }) = next()? {
+                if let Some(n) = next {
+                    state.cut(plan.past());
+                    sink.announce(n)?;
+                }
                 run::deal_next(&plan, p1, p2, &mut state, &mut sink)?;
             }
             Ok(())
@@ -277,6 +350,6 @@ pub async fn deal_all(
         let _ = done_tx.send(dealt);
     })?;
     let [tx1, tx2] = streams;
-    let (dealt, ..) = tokio::try_join!(result(done), forward(r1, tx1), forward(r2, tx2))?;
+    let (dealt, ..) = tokio::try_join!(result(done), forward(r1, tx1, asked), forward(r2, tx2, asked))?;
     Ok(dealt)
 }

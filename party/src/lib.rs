@@ -7,6 +7,7 @@
 
 mod ahead;
 pub mod config;
+mod course;
 mod engine;
 mod fail;
 mod flow;

@@ -39,7 +39,7 @@ impl Plans {
     pub fn first(&self, tokens: usize) -> Result<Program, Error> {
         match self {
             Plans::Encoder(p) => p.program(tokens),
-            Plans::Decoder(p) if LENGTHS.contains(&tokens) => p.program(tokens, 0, tokens, false),
+            Plans::Decoder(p) if LENGTHS.contains(&tokens) => p.program(true, 0, tokens, false),
             Plans::Decoder(_) => Err(Error::Plan {
                 op: "input".into(),
                 reason: format!("{tokens} is not a padded length; the next one is {}", padded(tokens).unwrap_or(0)),

@@ -191,7 +191,7 @@ async fn one(
     Ok(sent?)
 }
 
-/// The frame with an evaluator's half of `len` bytes, sealed; none where the stream has ended.
+/// The frame with an evaluator's half of at most `len` bytes, sealed, or a shorter one; none where the stream has ended.
 pub async fn next_frame(rx: &mut RecvStream, len: usize) -> Option<Result<Message, Fail>> {
     match receive(rx, len + seal::OVERHEAD + INPUT_OVERHEAD).await {
         Ok(m) => Some(Ok(m)),
@@ -249,7 +249,7 @@ pub fn nonce() -> Result<[u8; 16], Fail> {
 pub fn session_prg(
     link: &Link,
     evaluator: Role,
-    n: usize,
+    n: u32,
     session: &SessionId,
     theirs: &[u8; 16],
     dealers: &[u8; 16],
@@ -359,7 +359,7 @@ async fn evaluate(
     };
     let room = Room::new(limits.buffer());
     let work = engine::evaluate(
-        Evaluation { plan, role, prg, input, state: EvaluatorState::default(), dealt, room, place },
+        Evaluation { plan, next: None, role, prg, input, state: EvaluatorState::default(), dealt, room, place },
         (&mut to_peer, &mut from_peer),
     );
     let (done, ()) = tokio::try_join!(work, arriving)?;

@@ -21,6 +21,7 @@ use crate::gates::rescale::Rescale;
 use crate::gates::rotate::Rotate;
 use crate::gates::rowmax::RowMax;
 use crate::gates::squares::Squares;
+use crate::gates::turn::Turn;
 use crate::gates::{Dealt, dealt_bytes};
 use crate::gemm::Weights;
 use crate::ring::packed_len;
@@ -87,6 +88,10 @@ pub enum Kind {
     Last { cols: usize },
     /// The rows of one masked tensor after those of another: both evaluators and the dealer only put words in order.
     Append,
+    /// Marks of all positions, a share: those of past ones, then those of `rows` new ones, or 1 where none are given.
+    Marks { rows: usize },
+    /// See [`Turn`].
+    Turn(Turn),
     /// See [`Rotate`].
     Rotate(Rotate),
     /// See [`Hadamard`].
@@ -135,6 +140,8 @@ impl Kind {
             Kind::First { .. } => "first",
             Kind::Last { .. } => "last",
             Kind::Append => "append",
+            Kind::Marks { .. } => "marks",
+            Kind::Turn(_) => "turn",
             Kind::Rotate(_) => "rotate",
             Kind::Hadamard(_) => "hadamard",
             Kind::Reached(_) => "reached",
@@ -171,6 +178,7 @@ impl Kind {
             Kind::Squares(g) => g.dealt(),
             Kind::Broadcast(g) => g.dealt(),
             Kind::Cosine(g) => g.dealt(),
+            Kind::Turn(g) => g.dealt(),
             Kind::Rotate(g) => g.dealt(),
             Kind::Hadamard(g) => g.dealt(),
             Kind::Reached(g) => g.dealt(),
@@ -182,6 +190,7 @@ impl Kind {
             | Kind::First { .. }
             | Kind::Last { .. }
             | Kind::Append
+            | Kind::Marks { .. }
             | Kind::PadKeys(_) => Vec::new(),
         }
     }
@@ -252,8 +261,11 @@ pub struct Program {
     pub values: Vec<Value>,
     /// Operations in order.
     pub ops: Vec<Op>,
+    /// Positions before the program's own, of which a session keeps what is carried.
+    pub(crate) past: usize,
     pub(crate) tokens: usize,
-    /// The embedded rows, and where rows may be padding a bit for each that is not.
+    /// The embedded rows; where rows may be padding a bit for each that is not; where the keys of past positions may have to
+    /// move, the cosines and sines of that (see [`Turn`]).
     pub(crate) inputs: Vec<Id>,
     pub(crate) output: Id,
     /// Values that the program before this one left, and those that this one leaves, in the same order.
@@ -263,7 +275,12 @@ pub struct Program {
 }
 
 impl Program {
-    /// Sequence length.
+    /// Positions before those of this program.
+    pub fn past(&self) -> usize {
+        self.past
+    }
+
+    /// Rows: a text's padded length, or the new positions of a sequence.
     pub fn tokens(&self) -> usize {
         self.tokens
     }
@@ -295,11 +312,13 @@ impl Program {
                 Kind::Broadcast(g) => format!("{g:?}"),
                 Kind::Cosine(g) => format!("{g:?}"),
                 Kind::PadKeys(g) => format!("{g:?}"),
+                Kind::Turn(g) => format!("{g:?}"),
                 Kind::Rotate(g) => format!("{g:?}"),
                 Kind::Hadamard(g) => format!("{g:?}"),
                 Kind::Reached(g) => format!("{g:?}"),
                 Kind::Linear { rows, layer } => format!("linear {rows} {:?}", layer.digest),
                 Kind::RowSum(g) => format!("row-sum {g:?}"),
+                Kind::Marks { rows } => format!("marks {rows}"),
                 Kind::First { cols } => format!("first {cols}"),
                 Kind::Last { cols } => format!("last {cols}"),
                 Kind::Input | Kind::Open | Kind::Add | Kind::Append => op.kind.name().to_string(),

@@ -4,7 +4,9 @@
 //! of the first row, so that each computes what the first does, and a second input has a bit per row, 0 for these, by
 //! which the program gives them no weight in attention (see [`crate::gates::pad`]) and leaves them out of the mean. A
 //! decoder's padding comes first, since what follows a text has to lie next to its end; only differences of positions
-//! matter to it, or the client adds positions itself.
+//! matter to it, or the client adds positions itself. Padding of a later turn lies between what was there and what is new:
+//! where positions rotate, the keys of what was there move up to the new rows, by a number that only the client knows (see
+//! [`crate::gates::turn`]).
 //!
 //! The first evaluator's half is the seed it expands from; the second's is the input less that expansion. Each alone is
 //! uniform, and both have a length that depends on `T` only.
@@ -13,7 +15,7 @@ use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::prg::{Prg, SessionKey};
-use crate::program::{Outcome, Program};
+use crate::program::{Kind, Outcome, Program};
 use crate::ring::{mask, pack, packed_len, signed, unpack};
 use crate::{Error, Role};
 
@@ -25,13 +27,13 @@ pub fn padded(tokens: usize) -> Option<usize> {
     LENGTHS.into_iter().find(|l| tokens <= *l)
 }
 
-/// What the input of the step after `past` positions is sealed for, in place of a program's own digest: no input serves
-/// two steps.
-pub fn step_digest(first: &[u8; 32], past: usize) -> [u8; 32] {
+/// What the input of a later program of a sequence is sealed for, in place of a digest of its own: the `turn`-th that its
+/// client feeds, `rows` positions after `past`. No input serves two programs, whatever was taken back in between.
+pub fn step_digest(first: &[u8; 32], turn: u32, past: usize, rows: usize) -> [u8; 32] {
     let mut h = Sha256::new();
-    h.update(b"tacet step 1");
+    h.update(b"tacet step 2");
     h.update(first);
-    h.update((past as u64).to_le_bytes());
+    [u64::from(turn), past as u64, rows as u64].iter().for_each(|v| h.update(v.to_le_bytes()));
     h.finalize().into()
 }
 
@@ -49,6 +51,24 @@ impl Program {
     /// # Errors
     /// More rows than the program holds, none, a part of one, or a value that is not finite.
     pub fn encode_input(&self, rows: &[f64]) -> Result<Vec<Zeroizing<Vec<u64>>>, Error> {
+        self.encode_moving(rows, 0)
+    }
+
+    /// As [`Self::encode_input`], where the keys of past positions move by `positions` first, so that padding leaves no gap
+    /// between past rows and new ones.
+    ///
+    /// # Errors
+    /// Those of [`Self::encode_input`], and a move in a program that makes none.
+    pub fn encode_moving(&self, rows: &[f64], positions: i64) -> Result<Vec<Zeroizing<Vec<u64>>>, Error> {
+        let turn = self.ops.iter().find_map(|o| if let Kind::Turn(g) = &o.kind { Some(g) } else { None });
+        let turn: Zeroizing<Vec<u64>> = match turn {
+            Some(g) => Zeroizing::new(g.by(positions).map(|v| v as u64 & mask(g.k)).collect()),
+            None if positions != 0 => {
+                let reason = "this program does not move past keys: feed more than one row".into();
+                return Err(Error::Malformed { what: "input", reason });
+            }
+            None => Zeroizing::default(),
+        };
         let x = &self.values[self.inputs[0]];
         let cols = x.len() / self.tokens;
         let n = rows.len() / cols;
@@ -70,7 +90,7 @@ impl Program {
             words.rotate_right((self.tokens - n) * cols);
             keep.reverse();
         }
-        Ok([words, keep].into_iter().take(self.inputs.len()).collect())
+        Ok([words, keep, turn].into_iter().take(self.inputs.len()).collect())
     }
 
     /// Splits input words into one half for each evaluator.

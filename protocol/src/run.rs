@@ -3,6 +3,8 @@
 //! The dealer walks the program with masks only; the evaluator with shares and masked values. Both label all randomness
 //! with the step, and [`Prg`] refuses a label twice.
 
+use zeroize::Zeroize;
+
 use crate::gates::{Deal, Masked, Take};
 use crate::gemm::linear;
 use crate::prg::Prg;
@@ -35,31 +37,72 @@ fn masks(p: &Program, op: &Op, step: u32, prg: &mut Prg) -> Result<Vec<Vec<u64>>
         .collect()
 }
 
+/// Wipes all words past the first `keep` of `held` positions.
+fn cut(words: &mut Vec<u64>, held: usize, keep: usize) {
+    let len = words.len() / held * keep;
+    words[len..].zeroize();
+    words.truncate(len);
+}
+
 /// What a dealer keeps between the programs of one session: masks of what the evaluators keep. Wiped when dropped.
 #[derive(Default)]
-pub struct DealerState(Vec<Vec<u64>>);
+pub struct DealerState {
+    positions: usize,
+    kept: Vec<Vec<u64>>,
+}
+
+impl DealerState {
+    /// Forgets and wipes what belongs to positions past the first `keep`; nothing if there are fewer.
+    pub fn cut(&mut self, keep: usize) {
+        if keep < self.positions {
+            self.kept.iter_mut().for_each(|l| cut(l, self.positions, keep));
+            self.positions = keep;
+        }
+    }
+}
 
 impl Drop for DealerState {
     fn drop(&mut self) {
-        self.0.iter_mut().for_each(wipe);
+        self.kept.iter_mut().for_each(wipe);
     }
 }
 
 /// What an evaluator keeps between the programs of one session. Wiped when dropped.
 #[derive(Default)]
-pub struct EvaluatorState(Vec<(Vec<u64>, Masked)>);
+pub struct EvaluatorState {
+    positions: usize,
+    kept: Vec<(Vec<u64>, Masked)>,
+}
+
+impl EvaluatorState {
+    /// Positions of which keys and values are kept.
+    pub fn positions(&self) -> usize {
+        self.positions
+    }
+
+    /// Forgets and wipes what belongs to positions past the first `keep`; nothing if there are fewer.
+    pub fn cut(&mut self, keep: usize) {
+        if keep < self.positions {
+            for (share, masked) in &mut self.kept {
+                [share, &mut masked.m, &mut masked.l].into_iter().for_each(|w| cut(w, self.positions, keep));
+            }
+            self.positions = keep;
+        }
+    }
+}
 
 impl Drop for EvaluatorState {
     fn drop(&mut self) {
-        for (share, masked) in &mut self.0 {
+        for (share, masked) in &mut self.kept {
             wipe(share);
             masked.wipe();
         }
     }
 }
 
-fn not_the_state() -> Error {
-    Error::Malformed { what: "session state", reason: "another program was to come before this one".into() }
+fn not_the_state(p: &Program, held: usize) -> Error {
+    let reason = format!("{held} positions are kept, but the program comes after {}", p.past);
+    Error::Malformed { what: "session state", reason }
 }
 
 /// Deals a whole program: masks and corrections depend on shapes only, so this may run ahead of the query.
@@ -85,16 +128,17 @@ pub fn deal_next(
     let mut prg = [e1, e2];
     let last = last_use(p);
     // Wiped when dropped, also where the sink fails.
-    let mut masks_of = DealerState(vec![Vec::new(); p.values.len()]);
-    let lam = &mut masks_of.0;
-    let kept = std::mem::take(&mut state.0);
+    let mut masks_of = DealerState { positions: 0, kept: vec![Vec::new(); p.values.len()] };
+    let lam = &mut masks_of.kept;
+    let mut held = std::mem::take(state);
     // A share that is kept has no mask.
     let fits = |v: usize, l: &Vec<u64>| l.is_empty() || l.len() == p.values[v].len();
-    if kept.len() != p.carried[0].len() || p.carried[0].iter().zip(&kept).any(|(v, l)| !fits(*v, l)) {
-        return Err(not_the_state());
+    let all = held.positions == p.past && held.kept.len() == p.carried[0].len();
+    if !all || p.carried[0].iter().zip(&held.kept).any(|(v, l)| !fits(*v, l)) {
+        return Err(not_the_state(p, held.positions));
     }
-    for (v, l) in p.carried[0].iter().zip(kept) {
-        lam[*v] = l;
+    for (v, l) in p.carried[0].iter().zip(&mut held.kept) {
+        lam[*v] = std::mem::take(l);
     }
     for (i, op) in p.ops.iter().enumerate() {
         let step = i as u32;
@@ -123,6 +167,7 @@ pub fn deal_next(
             Kind::Squares(g) => g.deal(&mut d, l(0))?,
             Kind::Broadcast(g) => g.deal(&mut d, l(0), l(1))?,
             Kind::Cosine(g) => g.deal(&mut d, l(0))?,
+            Kind::Turn(g) => g.deal(&mut d, l(0), l(1))?,
             Kind::Rotate(g) => g.deal(&mut d, l(0))?,
             Kind::Hadamard(g) => g.deal(&mut d, l(0), l(1))?,
             Kind::Reached(g) => g.deal(&mut d, l(0))?,
@@ -134,6 +179,7 @@ pub fn deal_next(
             | Kind::RowSum(_)
             | Kind::First { .. }
             | Kind::Last { .. }
+            | Kind::Marks { .. }
             | Kind::PadKeys(_) => {}
         }
         let [a, b] = d.end();
@@ -146,7 +192,8 @@ pub fn deal_next(
             wipe(&mut lam[*v]);
         }
     }
-    state.0 = p.carried[1].iter().map(|v| std::mem::take(&mut lam[*v])).collect();
+    let kept = p.carried[1].iter().map(|v| std::mem::take(&mut lam[*v])).collect();
+    *state = DealerState { positions: p.past + p.tokens, kept };
     Ok(())
 }
 
@@ -205,13 +252,14 @@ pub fn evaluate_next(
     if !fits || role == Role::Dealer {
         return Err(Error::Malformed { what: "input share", reason: "not the program's inputs".into() });
     }
-    let mut kept = EvaluatorState(std::mem::take(&mut state.0));
+    let mut held = std::mem::take(state);
     let fits = |v: usize, k: &(Vec<u64>, Masked)| k.0.len().max(k.1.m.len()) == p.values[v].len();
-    if kept.0.len() != p.carried[0].len() || p.carried[0].iter().zip(&kept.0).any(|(v, k)| !fits(*v, k)) {
-        return Err(not_the_state());
+    let all = held.positions == p.past && held.kept.len() == p.carried[0].len();
+    if !all || p.carried[0].iter().zip(&held.kept).any(|(v, k)| !fits(*v, k)) {
+        return Err(not_the_state(p, held.positions));
     }
-    for (v, (share, masked)) in p.carried[0].iter().zip(std::mem::take(&mut kept.0)) {
-        (st.share[*v], st.masked[*v]) = (share, masked);
+    for (v, kept) in p.carried[0].iter().zip(&mut held.kept) {
+        (st.share[*v], st.masked[*v]) = std::mem::take(kept);
     }
     for (i, op) in p.ops.iter().enumerate() {
         let step = i as u32;
@@ -240,7 +288,8 @@ pub fn evaluate_next(
         }
     }
     let kept = |v: &usize| (std::mem::take(&mut st.share[*v]), std::mem::take(&mut st.masked[*v]));
-    state.0 = p.carried[1].iter().map(kept).collect();
+    let kept = p.carried[1].iter().map(kept).collect();
+    *state = EvaluatorState { positions: p.past + p.tokens, kept };
     Ok(std::mem::take(&mut st.share[p.output]))
 }
 
@@ -344,10 +393,36 @@ fn gate(p: &Program, op: &Op, t: &mut Take, st: &State, role: Role) -> Result<Ve
         }
         Kind::First { cols } => one(s(0)[..*cols].to_vec()),
         Kind::Last { cols } => one(s(0)[s(0).len() - cols..].to_vec()),
+        Kind::Marks { rows } => one(match op.inputs.len() {
+            1 => [s(0), &vec![u64::from(role == Role::E1); *rows]].concat(),
+            _ => [s(0), s(1)].concat(),
+        }),
+        Kind::Turn(g) => one(g.eval(t, m(0), m(1))?),
         Kind::Rotate(g) => one(g.eval(t, m(0))?),
         Kind::Hadamard(g) => one(g.eval(t, m(0), m(1))?),
         Kind::Reached(g) => one(g.eval(t, m(0))?),
         Kind::PadKeys(g) => one(g.eval(role == Role::E1, s(0), s(1))),
         Kind::Input | Kind::Open | Kind::Append => Ok(Vec::new()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_forget_whole_positions_of_everything_they_keep() {
+        let words: Vec<u64> = (0..12).collect();
+        let masked = || Masked { m: words.clone(), l: words.clone() };
+        let mut e =
+            EvaluatorState { positions: 6, kept: vec![(words[..6].to_vec(), Masked::default()), (vec![], masked())] };
+        let mut d = DealerState { positions: 6, kept: vec![vec![], words.clone()] };
+        for keep in [9, 6, 4, 5] {
+            e.cut(keep);
+            d.cut(keep);
+        }
+        assert_eq!((e.positions(), d.positions), (4, 4));
+        assert_eq!((&e.kept[0].0[..], &e.kept[1].1.m[..], &e.kept[1].1.l[..]), (&words[..4], &words[..8], &words[..8]));
+        assert!(e.kept[0].1.m.is_empty() && d.kept[0].is_empty() && d.kept[1] == words[..8]);
     }
 }

@@ -113,6 +113,11 @@ fn operation(op: &Op, values: &[Plain]) -> Result<Vec<Plain>, Error> {
         Kind::First { cols } => real(x(0)?[..*cols].to_vec()),
         Kind::Last { cols } => real(x(0)?[x(0)?.len() - cols..].to_vec()),
         Kind::Append => real([x(0)?, x(1)?].concat()),
+        Kind::Marks { rows } => real(match op.inputs.len() {
+            1 => [x(0)?, &vec![1.0; *rows]].concat(),
+            _ => [x(0)?, x(1)?].concat(),
+        }),
+        Kind::Turn(g) => real(g.plain(x(0)?, x(1)?)),
         Kind::Rotate(g) => real(g.plain(x(0)?)),
         Kind::Hadamard(g) => real(g.plain(x(0)?, x(1)?)),
         Kind::Reached(g) => real(g.plain(b(0)?)),

@@ -6,7 +6,7 @@
 use crate::Error;
 
 /// Version of the format and of the protocol behind it.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 /// Bytes of a frame before its body.
 pub const HEADER: usize = 6;
 /// Bound on frames that carry no tensor.
@@ -28,6 +28,29 @@ pub enum Dealing {
     Fresh { nonce: [u8; 16] },
     /// Dealt ahead, under this name.
     Ahead { bundle: BundleId },
+}
+
+/// Which program of a sequence comes next: public, and the same at all who take part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Next {
+    /// Which one, as the stream that carries this counts: programs that the client feeds, or programs that are dealt.
+    pub number: u32,
+    /// Positions that are kept; what lies behind is forgotten.
+    pub past: u32,
+    /// New positions: one, or a padded length.
+    pub rows: u32,
+}
+
+impl Next {
+    /// Positions when the program is done.
+    pub fn end(&self) -> u32 {
+        self.past.saturating_add(self.rows)
+    }
+
+    /// What follows where nobody says otherwise: one more row. None after the last number, since none is used twice.
+    pub fn step(&self) -> Option<Next> {
+        Some(Next { number: self.number.checked_add(1)?, past: self.end(), rows: 1 })
+    }
 }
 
 /// Everything that is ever sent.
@@ -62,6 +85,10 @@ pub enum Message {
     Prepare { bundle: BundleId, program: [u8; 32], tokens: u32, nonce: [u8; 16] },
     /// Evaluator to dealer: there is room for the bundle.
     Ready { nonce: [u8; 16] },
+    /// Of a sequence. Client to evaluator: the program of the input that follows, where it is not one more row. Evaluator to
+    /// dealer: the same, where `number` is the last program that was evaluated. Dealer to evaluator, and evaluators to one
+    /// another: the program whose steps follow.
+    Next(Next),
 }
 
 impl std::fmt::Debug for Message {
@@ -160,6 +187,7 @@ impl Message {
             Message::Ready { .. } => 12,
             Message::Input { .. } => 13,
             Message::Token { .. } => 14,
+            Message::Next(_) => 15,
         }
     }
 
@@ -221,6 +249,9 @@ impl Message {
                 o.extend_from_slice(nonce);
             }
             Message::Ready { nonce } => o.extend_from_slice(nonce),
+            Message::Next(n) => {
+                [n.number, n.past, n.rows].iter().for_each(|v| o.extend_from_slice(&v.to_le_bytes()));
+            }
         }
         let len = (o.len() - 4) as u32;
         o[..4].copy_from_slice(&len.to_le_bytes());
@@ -277,6 +308,7 @@ impl Message {
             12 => Message::Ready { nonce: r.array()? },
             13 => Message::Input { sealed: r.bytes()? },
             14 => Message::Token { token: r.text(256)? },
+            15 => Message::Next(Next { number: r.u32()?, past: r.u32()?, rows: r.u32()? }),
             k => return Err(bad(format!("unknown kind {k}"))),
         };
         if !r.0.is_empty() {
@@ -307,6 +339,7 @@ mod tests {
             Message::Done { dealt: [1, 2], dealing_us: 3, ahead: true },
             Message::Prepare { bundle: [6; 16], program: [2; 32], tokens: 7, nonce: [5; 16] },
             Message::Ready { nonce: [5; 16] },
+            Message::Next(Next { number: 3, past: 40, rows: 8 }),
         ]
     }
 
@@ -314,16 +347,16 @@ mod tests {
     fn frozen_vectors() {
         let frame = |kind: u8, body: &[&[u8]]| {
             let body = body.concat();
-            [&(body.len() as u32 + 2).to_le_bytes()[..], &[2, kind], &body].concat()
+            [&(body.len() as u32 + 2).to_le_bytes()[..], &[3, kind], &body].concat()
         };
-        assert_eq!(Message::Accept.encode(), [2, 0, 0, 0, 2, 3]);
+        assert_eq!(Message::Accept.encode(), [2, 0, 0, 0, 3, 3]);
         assert_eq!(
             Message::Step { step: 3, bytes: vec![1, 2, 3] }.encode(),
-            [13, 0, 0, 0, 2, 8, 3, 0, 0, 0, 3, 0, 0, 0, 1, 2, 3]
+            [13, 0, 0, 0, 3, 8, 3, 0, 0, 0, 3, 0, 0, 0, 1, 2, 3]
         );
         assert_eq!(
             Message::Failure { code: 12, text: "no".into() }.encode(),
-            [10, 0, 0, 0, 2, 4, 12, 0, 2, 0, 0, 0, b'n', b'o']
+            [10, 0, 0, 0, 3, 4, 12, 0, 2, 0, 0, 0, b'n', b'o']
         );
         assert_eq!(Message::Start { dealing: Dealing::Fresh { nonce: [5; 16] } }.encode(), frame(6, &[&[0], &[5; 16]]));
         assert_eq!(
@@ -341,6 +374,10 @@ mod tests {
         assert_eq!(Message::Ready { nonce: [5; 16] }.encode(), frame(12, &[&[5; 16]]));
         assert_eq!(Message::Input { sealed: vec![9; 5] }.encode(), frame(13, &[&[5, 0, 0, 0], &[9; 5]]));
         assert_eq!(Message::Token { token: "t".into() }.encode(), frame(14, &[&[1, 0, 0, 0, b't']]));
+        assert_eq!(
+            Message::Next(Next { number: 3, past: 40, rows: 8 }).encode(),
+            [14, 0, 0, 0, 3, 15, 3, 0, 0, 0, 40, 0, 0, 0, 8, 0, 0, 0]
+        );
         let request =
             Message::Request { session: [4; 16], token: "t".into(), model: [1; 32], program: [2; 32], tokens: 7 };
         assert_eq!(request.encode(), frame(2, &[&[4; 16], &[1, 0, 0, 0, b't'], &[1; 32], &[2; 32], &[7, 0, 0, 0]]));
@@ -348,26 +385,28 @@ mod tests {
 
     #[test]
     fn bad_frames_are_refused() {
-        let start = |tag: u8, len: usize| [&[2, 6, tag][..], &vec![5; len]].concat();
-        let done = |flag: u8| [&[2, 10][..], &[0; 24], &[flag]].concat();
+        let start = |tag: u8, len: usize| [&[3, 6, tag][..], &vec![5; len]].concat();
+        let done = |flag: u8| [&[3, 10][..], &[0; 24], &[flag]].concat();
         assert!(Message::decode(&start(0, 16)).is_ok() && Message::decode(&done(0)).is_ok());
         for bad in [
             vec![],
-            vec![2],
-            vec![1, 3],
-            vec![3, 3],
-            vec![2, 99],
-            vec![2, 3, 0],
-            vec![2, 8, 3, 0, 0, 0, 4, 0, 0, 0, 1],
-            vec![2, 4, 0, 0, 1, 0, 0, 0, 255],
+            vec![3],
+            vec![2, 3],
+            vec![4, 3],
+            vec![3, 99],
+            vec![3, 3, 0],
+            vec![3, 8, 3, 0, 0, 0, 4, 0, 0, 0, 1],
+            vec![3, 4, 0, 0, 1, 0, 0, 0, 255],
             start(2, 16),
             start(0, 15),
             start(1, 17),
             done(2),
-            [&[2, 11][..], &[0; 67]].concat(),
-            [&[2, 12][..], &[0; 17]].concat(),
-            vec![2, 13, 2, 0, 0, 0, 1],
-            [&[2, 14, 1, 1, 0, 0][..], &[b't'; 257]].concat(),
+            [&[3, 11][..], &[0; 67]].concat(),
+            [&[3, 12][..], &[0; 17]].concat(),
+            vec![3, 13, 2, 0, 0, 0, 1],
+            [&[3, 14, 1, 1, 0, 0][..], &[b't'; 257]].concat(),
+            [&[3, 15][..], &[0; 11]].concat(),
+            [&[3, 15][..], &[0; 13]].concat(),
         ] {
             assert!(Message::decode(&bad).is_err(), "{bad:?}");
         }

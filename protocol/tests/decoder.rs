@@ -33,28 +33,46 @@ fn error(got: &[f64], want: &[f64]) -> f64 {
     got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / spread
 }
 
-/// Masked and in the twin: logits of the last position after each part of `tokens`: a padded first one, then steps of the given lengths.
-fn private(model: &DecoderModel, planner: &DecoderPlanner, tokens: &[u32], parts: &[usize]) -> Vec<[Vec<f64>; 2]> {
-    let (mut states, mut twin) = (States::default(), vec![]);
-    let (mut at, mut past, mut marked, mut out) = (0, 0, 0, vec![]);
-    for (key, part) in parts.iter().enumerate() {
-        let rows = if key == 0 { query::padded(*part).unwrap() } else { *part };
-        if key == 0 {
-            marked = rows;
-        }
-        let p = planner.program(marked, past, rows, false).unwrap();
-        let x = model.embed_tokens(&tokens[at..at + part], at).unwrap();
-        let input = p.encode_input(&x).unwrap();
+/// What happens to a sequence: new tokens in rows of a padded length, or all positions past the first few are forgotten.
+#[derive(Clone, Copy)]
+enum Event {
+    Feed(usize),
+    Rewind(usize),
+}
+use Event::{Feed, Rewind};
+
+/// A sequence as its parties and its client hold it, masked and in the twin.
+#[derive(Default)]
+struct Sequence {
+    states: States,
+    twin: Vec<Vec<f64>>,
+    key: u64,
+    /// Of every position, whether it is a token.
+    real: Vec<bool>,
+    /// Position less number of a token, as the kept keys have it.
+    base: i64,
+}
+
+impl Sequence {
+    /// Feeds `tokens`, the first of which is the `at`-th; the last one's logits, masked and in the twin.
+    fn feed(&mut self, model: &DecoderModel, planner: &DecoderPlanner, tokens: &[u32], at: usize) -> [Vec<f64>; 2] {
+        let past = self.real.len();
+        let rows = if tokens.len() == 1 && past > 0 { 1 } else { query::padded(tokens.len()).unwrap() };
+        let p = planner.program(true, past, rows, false).unwrap();
+        let x = model.embed_tokens(tokens, at).unwrap();
+        let base = (past + rows - tokens.len()) as i64 - at as i64;
+        let moves = if past > 0 && model.config.rope.is_some() { base - self.base } else { 0 };
+        let input = p.encode_moving(&x, moves).unwrap();
         let units: Vec<Vec<f64>> = p
             .inputs()
             .zip(&input)
             .map(|(v, x)| x.iter().map(|x| signed(*x, p.values[v].bits) as f64).collect())
             .collect();
-        let plain = twin::evaluate(&p, &units, &mut twin, |_, _| ()).unwrap();
+        let plain = twin::evaluate(&p, &units, &mut self.twin, |_, _| ()).unwrap();
         let plain = plain.iter().map(|v| v * p.values[p.output()].ulp).collect();
-        let ([a, b], io) = run(&p, &input, key as u64, &mut states);
-        let cost = p.cost();
-        if key < 2 {
+        let ([a, b], io) = run(&p, &input, self.key, &mut self.states);
+        if self.key < 2 || rows > 1 {
+            let cost = p.cost();
             println!(
                 "{rows} rows after {past}: {} rounds, opened {:.2} MB, dealt {:.2} MB",
                 io[0].rounds,
@@ -62,9 +80,25 @@ fn private(model: &DecoderModel, planner: &DecoderPlanner, tokens: &[u32], parts
                 cost.dealt_bytes.iter().sum::<u64>() as f64 / 1e6
             );
         }
-        out.push([p.decode_output(&a, &b, 1).unwrap(), plain]);
-        (at, past) = (at + part, past + rows);
+        self.real.extend((0..rows).map(|i| i >= rows - tokens.len()));
+        (self.base, self.key) = (base, self.key + 1);
+        [p.decode_output(&a, &b, 1).unwrap(), plain]
     }
+
+    /// Forgets all but the first `tokens` tokens, and the padding that lies after them.
+    fn rewind(&mut self, tokens: usize) {
+        let ends = self.real.iter().enumerate().filter(|(_, r)| **r).nth(tokens - 1).unwrap().0 + 1;
+        self.states.cut(ends);
+        self.twin.iter_mut().for_each(|v| v.truncate(v.len() / self.real.len() * ends));
+        self.real.truncate(ends);
+    }
+}
+
+/// Masked and in the twin: logits of the last position after each part of `tokens`: a padded first one, then single ones.
+fn private(model: &DecoderModel, planner: &DecoderPlanner, tokens: &[u32], first: usize) -> Vec<[Vec<f64>; 2]> {
+    let mut s = Sequence::default();
+    let mut out = vec![s.feed(model, planner, &tokens[..first], 0)];
+    out.extend((first..tokens.len()).map(|at| s.feed(model, planner, &tokens[at..=at], at)));
     out
 }
 
@@ -80,7 +114,7 @@ fn a_real_llama_continues_as_published() {
     let planner = DecoderPlanner::new(&model).unwrap();
     let tokens = &ids[..ids.len() - 1];
     assert_eq!(tokens.len(), 200);
-    let got = private(&model, &planner, tokens, &[1; 200]);
+    let got = private(&model, &planner, tokens, 1);
     let want = model.logits(tokens).unwrap();
     let (mut worst, mut rounding, mut approximation) = (0f64, 0f64, 0f64);
     let (mut clear, mut published) = (0, 0);
@@ -104,27 +138,19 @@ fn a_real_llama_continues_as_published() {
 struct Greedy<'a> {
     model: &'a DecoderModel,
     planner: &'a DecoderPlanner,
-    states: States,
+    sequence: Sequence,
     text: Vec<u32>,
-    marked: usize,
-    past: usize,
-    key: u64,
 }
 
 impl<'a> Greedy<'a> {
     fn new(model: &'a DecoderModel, planner: &'a DecoderPlanner, prompt: &[u32], key: u64) -> Greedy<'a> {
-        let (states, text) = (States::default(), prompt.to_vec());
-        Greedy { model, planner, states, text, marked: query::padded(prompt.len()).unwrap(), past: 0, key }
+        Greedy { model, planner, sequence: Sequence { key, ..Sequence::default() }, text: prompt.to_vec() }
     }
 
     fn step(&mut self) {
-        let rows = if self.past == 0 { self.marked } else { 1 };
-        let p = self.planner.program(self.marked, self.past, rows, false).unwrap();
-        let at = if self.past == 0 { 0 } else { self.text.len() - 1 };
-        let x = self.model.embed_tokens(&self.text[at..], at).unwrap();
-        let ([a, b], _) = run(&p, &p.encode_input(&x).unwrap(), self.key, &mut self.states);
-        self.text.push(top(&p.decode_output(&a, &b, 1).unwrap()) as u32);
-        (self.past, self.key) = (self.past + rows, self.key + 1);
+        let at = if self.sequence.real.is_empty() { 0 } else { self.text.len() - 1 };
+        let [logits, _] = self.sequence.feed(self.model, self.planner, &self.text[at..], at);
+        self.text.push(top(&logits) as u32);
     }
 }
 
@@ -167,19 +193,18 @@ fn every_family_agrees_with_transformers_in_prefill_and_in_steps() {
         let planner = DecoderPlanner::new(&model).unwrap_or_else(|e| panic!("{name}: {e}"));
         let n = want.tokens.len();
 
-        let p = planner.program(0, 0, n, true).unwrap();
+        let p = planner.program(false, 0, n, true).unwrap();
         let x = model.embed_tokens(&want.tokens, 0).unwrap();
         let ([a, b], _) = run(&p, &p.encode_input(&x).unwrap(), 1, &mut States::default());
         let all = p.decode_output(&a, &b, n).unwrap();
         let prefill: Vec<f64> =
             all.chunks_exact(planner.vocab()).zip(&want.logits).map(|(got, want)| error(got, want)).collect();
 
-        let parts: Vec<usize> = std::iter::once(3).chain(std::iter::repeat_n(1, n - 3)).collect();
-        let steps = private(&model, &planner, &want.tokens, &parts);
+        let steps = private(&model, &planner, &want.tokens, 3);
         let decoded: Vec<f64> = steps.iter().zip(&want.logits[2..]).map(|([got, _], want)| error(got, want)).collect();
         let worst = |errors: &[f64]| errors.iter().copied().fold(0.0, f64::max);
         let layers = model.config.layers as u32;
-        let rounds = planner.program(0, n - 1, 1, false).unwrap().cost().rounds;
+        let rounds = planner.program(false, n - 1, 1, false).unwrap().cost().rounds;
         println!(
             "{name}: largest error {:.4} of the spread in prefill, {:.4} in steps; {rounds} rounds for {layers} layers",
             worst(&prefill),
@@ -195,8 +220,8 @@ fn every_family_agrees_with_transformers_in_prefill_and_in_steps() {
         assert!(rounds <= 22 * layers + 4, "{name}");
 
         // A prompt at once, padded, and the same tokens one by one.
-        let [got, _] = &private(&model, &planner, &want.tokens, &[n])[0];
-        let single = private(&model, &planner, &want.tokens, &vec![1; n]);
+        let [got, _] = &private(&model, &planner, &want.tokens, n)[0];
+        let single = private(&model, &planner, &want.tokens, 1);
         let [one, _] = &single[n - 1];
         assert_eq!(top(got), top(one), "{name} prompt and tokens");
         assert!(error(got, one) <= 0.01, "{name}: {} between prompt and tokens", error(got, one));
@@ -215,10 +240,55 @@ fn a_named_checkpoint_agrees_with_f64() {
     let vocab = model.config.vocab as u32;
     let tokens: Vec<u32> = (1..12u32).map(|i| i.wrapping_mul(2_654_435_761) % vocab).collect();
     let want = model.logits(&tokens).unwrap();
-    let got = private(&model, &planner, &tokens, &[8, 1, 1, 1]);
+    let got = private(&model, &planner, &tokens, 8);
     for ([got, plain], want) in got.iter().zip(want.chunks_exact(vocab as usize).skip(7)) {
         let (all, rounding, approximation) = (error(got, want), error(got, plain), error(plain, want));
         println!("{all:.4} of the spread ({rounding:.4} to the twin, {approximation:.4} of the twin)");
         assert!(all < 0.01);
+    }
+}
+
+/// Turns of several tokens, padded in between, and tokens taken back: the logits are those of the tokens by themselves,
+/// wherever positions come from.
+#[test]
+fn padded_later_turns_and_forgotten_ones_leave_no_trace() {
+    let vectors = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
+    let families = ["llama", "llama3", "smollm2", "mistral", "qwen2", "qwen3", "gpt2"];
+    let mut dirs: Vec<PathBuf> = families.iter().map(|name| vectors.join(name)).collect();
+    dirs.extend(shared("stories260k-hf"));
+    for dir in dirs {
+        let name = dir.file_name().unwrap().to_string_lossy().into_owned();
+        let model = DecoderModel::load(&dir).unwrap();
+        let planner = DecoderPlanner::new(&model).unwrap();
+        let (mut s, mut tokens, mut fed) = (Sequence::default(), Vec::<u32>::new(), 0u32);
+        // The second rewind ends within the first program, whose keys have moved twice by then; the last one leaves a token.
+        let events =
+            [Feed(3), Feed(1), Feed(5), Feed(1), Feed(1), Feed(2), Rewind(10), Feed(3), Rewind(2), Feed(5), Feed(1)];
+        let (mut worst, mut rounding, mut moved) = (0f64, 0f64, 0);
+        for event in events.into_iter().chain([Rewind(1), Feed(2), Feed(1)]) {
+            let n = match event {
+                Rewind(n) => {
+                    s.rewind(n);
+                    tokens.truncate(n);
+                    continue;
+                }
+                Feed(n) => n,
+            };
+            let at = tokens.len();
+            tokens.extend((0..n as u32).map(|i| 3 + (fed + i) * 7 % 29));
+            fed += n as u32;
+            let before = s.base;
+            let [got, plain] = s.feed(&model, &planner, &tokens[at..], at);
+            moved += usize::from(s.base != before && at > 0);
+            let want = model.logits(&tokens).unwrap();
+            let want = &want[(tokens.len() - 1) * planner.vocab()..];
+            worst = worst.max(error(&got, want));
+            rounding = rounding.max(error(&got, &plain));
+            assert_eq!(top(&got), top(want), "{name} after {} tokens", tokens.len());
+        }
+        println!(
+            "{name}: largest error {worst:.4} of the spread ({rounding:.4} to the twin); past keys moved {moved} times"
+        );
+        assert!(worst <= 0.01 && moved >= 4, "{name}");
     }
 }

@@ -70,6 +70,11 @@ impl Codec {
         Codec { template: Some(template), ..self }
     }
 
+    /// For an engine whose sequences are at most that long.
+    pub fn within(self, longest: usize) -> Codec {
+        Codec { context: self.context.min(longest), ..self }
+    }
+
     /// The most tokens of prompt and answer together.
     pub fn context(&self) -> usize {
         self.context

@@ -136,7 +136,7 @@ impl From<GenerateError> for ApiError {
 impl From<ClientError> for ApiError {
     fn from(e: ClientError) -> ApiError {
         let (status, sent) = match &e {
-            ClientError::TooLong { .. } => (400, false),
+            ClientError::TooLong { .. } | ClientError::ContextLength { .. } => (400, false),
             ClientError::Unreachable { .. } => (503, false),
             ClientError::Refused { .. } | ClientError::Failed { .. } => (502, true),
             ClientError::Deadline(_) => (504, true),
@@ -163,4 +163,21 @@ pub fn json_response(v: &Value) -> Response<Body> {
     let mut r = Response::new(Body::from(v.to_string()));
     r.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     r
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sequence_that_does_not_fit_is_the_requests_fault_in_both_dialects() {
+        let e = ApiError::from(ClientError::ContextLength { tokens: 70, positions: 96, limit: 64 });
+        assert_eq!((e.status.as_u16(), e.sent), (400, false));
+        let openai = e.body(Dialect::OpenAi);
+        assert_eq!(openai["error"]["code"], "context_length_exceeded");
+        for body in [openai["error"]["message"].clone(), e.body(Dialect::Ollama)["error"].clone()] {
+            let text = body.as_str().unwrap().to_string();
+            assert!(text.contains("70 tokens") && text.contains("96 positions") && text.contains("64"), "{text}");
+        }
+    }
 }

@@ -1,8 +1,10 @@
 //! Idle conversations, so that the next turn of a chat does not evaluate the whole of it again.
 //!
 //! Requests do not say which conversation they continue; the tokens do. A conversation is taken only by a prompt that
-//! repeats at least half of it: a shared system prompt alone must not take another chat's cache away.
+//! repeats at least half of it, so that what it takes back there is less than what it saves: a shared system prompt alone
+//! must not take another chat's cache away.
 
+use std::cmp::Reverse;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,12 +41,12 @@ impl Pool {
         drop(self.live());
     }
 
-    /// The conversation that shares the longest beginning with a prompt.
+    /// The conversation that shares the longest beginning with a prompt; of several, the one that forgets the least.
     pub fn take(&self, model: &str, prompt: &[u32]) -> Option<Conversation> {
         let mut idle = self.live();
         let fits = |i: &Idle| i.model == model && i.conversation.common(prompt) * 2 >= i.conversation.len().max(1);
         let all = idle.iter().enumerate().filter(|(_, i)| fits(i));
-        let (at, _) = all.max_by_key(|(_, i)| i.conversation.common(prompt))?;
+        let (at, _) = all.max_by_key(|(_, i)| (i.conversation.common(prompt), Reverse(i.conversation.len())))?;
         Some(idle.swap_remove(at).conversation)
     }
 

@@ -26,6 +26,7 @@ pub mod rescale;
 pub mod rotate;
 pub mod rowmax;
 pub mod squares;
+pub mod turn;
 
 use crate::prg::{Prg, Words};
 use crate::ring::{check_packed, pack_to, packed_len, unpack_to, word_at};

@@ -12,8 +12,7 @@ use crate::ring::mask;
 /// one for the rounding that tells a copy from its original.
 pub const LEVELS: u32 = 17;
 
-/// Adds `levels (keep_j - 1 / 2)` steps to every score of key `j`, with `keep_j = 1` for keys after
-/// the marked ones, which keeps scores centred in their ring.
+/// Adds `levels (keep_j - 1 / 2)` steps to every score of key `j`, which keeps scores centred in their ring.
 #[derive(Clone, Debug)]
 pub struct PadKeys {
     /// The scores of each head.
@@ -38,9 +37,7 @@ impl PadKeys {
         for (h, head) in scores.chunks_exact(self.grid.len()).enumerate() {
             let up = self.shift(h);
             let down = if leads { up / 2 } else { 0 };
-            let marked = keep.iter().map(|b| b.wrapping_mul(up).wrapping_sub(down));
-            let unmarked = if leads { up - down } else { 0 };
-            let by: Vec<u64> = marked.chain(std::iter::repeat(unmarked)).take(self.grid.keys).collect();
+            let by: Vec<u64> = keep.iter().map(|b| b.wrapping_mul(up).wrapping_sub(down)).collect();
             for (_, row) in self.grid.split(head) {
                 out.extend(row.iter().zip(&by).map(|(s, b)| s.wrapping_add(*b) & mask(self.k)));
             }
@@ -53,7 +50,6 @@ impl PadKeys {
         let mut out = Vec::with_capacity(scores.len());
         for (h, head) in scores.chunks_exact(self.grid.len()).enumerate() {
             for (_, row) in self.grid.split(head) {
-                let keep = keep.iter().copied().chain(std::iter::repeat(1.0));
                 out.extend(row.iter().zip(keep).map(|(s, b)| s + self.shift(h) as f64 * (b - 0.5)));
             }
         }
@@ -69,13 +65,13 @@ mod tests {
     #[test]
     fn moves_are_exact_on_shares() {
         let g = PadKeys { grid: Grid::causal(1, 3), levels: vec![LEVELS, 30], level_bits: vec![7, 9], k: 28 };
-        let (s1, keep1) = ([0x0fff_fff0u64; 18], [5u64, 0x0fff_ffff, 7]);
+        let (s1, keep1) = ([0x0fff_fff0u64; 18], [5u64, 0x0fff_ffff, 7, 1]);
         let s2: Vec<u64> = (0..18).map(|i| (i * i * 1000) as u64).collect();
-        let keep2: Vec<u64> = keep1.iter().zip([1u64, 0, 0]).map(|(p, x)| x.wrapping_sub(*p) & mask(32)).collect();
+        let keep2: Vec<u64> = keep1.iter().zip([1u64, 0, 0, 1]).map(|(p, x)| x.wrapping_sub(*p) & mask(32)).collect();
         let sum = |a: &[u64], b: &[u64]| -> Vec<f64> {
             a.iter().zip(b).map(|(a, b)| signed(a.wrapping_add(*b) & mask(28), 28) as f64).collect()
         };
         let got = sum(&g.eval(true, &s1, &keep1), &g.eval(false, &s2, &keep2));
-        assert_eq!(got, g.plain(&sum(&s1, &s2), &[1.0, 0.0, 0.0]));
+        assert_eq!(got, g.plain(&sum(&s1, &s2), &[1.0, 0.0, 0.0, 1.0]));
     }
 }

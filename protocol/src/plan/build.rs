@@ -62,11 +62,16 @@ impl Build {
 
     /// One round for all of `shares`.
     pub fn open<const N: usize>(&mut self, shares: [Id; N]) -> [Id; N] {
-        let out = shares.map(|s| {
-            self.values.push(self.values[s].clone());
-            self.values.len() - 1
-        });
-        self.op(Kind::Open, &shares, &out);
+        let out = self.open_all(&shares);
+        std::array::from_fn(|i| out[i])
+    }
+
+    /// As [`Self::open`].
+    pub fn open_all(&mut self, shares: &[Id]) -> Vec<Id> {
+        let first = self.values.len();
+        shares.iter().for_each(|s| self.values.push(self.values[*s].clone()));
+        let out: Vec<Id> = (first..self.values.len()).collect();
+        self.op(Kind::Open, shares, &out);
         out
     }
 

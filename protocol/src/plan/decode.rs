@@ -12,8 +12,15 @@
 //! since it belongs to heads of normalised rows: that changes a head whose mean square there is `s` by `eps / (2 s)` of itself.
 //!
 //! Keys and values of past rows stay masked at the evaluators from the step that opened them; the dealer keeps their
-//! masks. A masked value may be read by any number of products, so nothing is opened again. Bits that say which rows of
-//! the first program are padding stay as shares; rows of later programs are never padding.
+//! masks. A masked value may be read by any number of products, so nothing is opened again. Bits that say which rows are
+//! padding stay as shares.
+//!
+//! Several rows after past ones come with padding in front of them, that is, between what a text was and how it goes on. Where
+//! positions rotate, past keys first move up to the new rows, by a number of positions that is an input ([`Turn`]): they are
+//! multiplied, scaled back and opened again under fresh masks, in three rounds for all blocks at once. Scores depend on
+//! differences of positions only, so that those of real rows are what they would be without padding. Every move rounds a key
+//! to a unit of its ring, as making it did, and keeps its norm to a part in 2^12 or, with the 15 fraction bits that there mostly
+//! are, in 2^15; the keys' proven bound is 1.4 times their norm, room for more than a thousand moves of one key.
 
 use std::sync::Arc;
 
@@ -24,7 +31,7 @@ use super::layer::{BlockPlan, MlpPlan, PERIOD};
 use super::norm::{F_RESIDUAL, HeadNorm, K_SQUARES, LARGEST, PreNorm};
 use super::prove::prove;
 use super::rows::Wide;
-use super::{F_VALUE, SLACK, pow2};
+use super::{F_VALUE, SLACK, pow2, refuse};
 use crate::Error;
 use crate::gates::broadcast::{Broadcast, Variance};
 use crate::gates::cosine::Cosine;
@@ -34,12 +41,16 @@ use crate::gates::pad::PadKeys;
 use crate::gates::product::{HeadProduct, Side};
 use crate::gates::rotate::Rotate;
 use crate::gates::squares::Squares;
-use crate::program::{Id, Kind, Outcome, Program};
+use crate::gates::turn::Turn;
+use crate::program::{Id, Kind, Outcome, Program, Value};
 
 /// Rows up to which a round is worth more than the dealt bytes of a row.
 const FEW_ROWS: usize = 4;
 /// Ring of the bits that mark rows.
 const K_KEEP: u32 = 32;
+/// Most fraction bits of the cosines and sines by which past keys move, and the fewest that keep them as they are.
+const F_TURN: i32 = 20;
+const F_TURN_LEAST: i32 = 12;
 
 struct Emit<'a> {
     p: &'a DecoderPlanner,
@@ -157,6 +168,45 @@ impl Emit<'_> {
         };
         self.b.op(Kind::Rotate(rotate), &[acc], &[out]);
         out
+    }
+
+    /// The past keys of all blocks, masked, moved by as many positions as the input `turn` says. Three rounds.
+    fn moved(&mut self, turn: Id, f: i32, keys: &[Id]) -> Vec<Id> {
+        let c = &self.p.config;
+        let (dim, cols) = (c.head_dim, c.kv_heads * c.head_dim);
+        let frequencies = c.rope.as_ref().map_or(&[][..], |r| &r.inverse_frequencies);
+        let [turn] = self.b.open([turn]);
+        let of_all = |e: &mut Self, from: &[Id], make: &dyn Fn(&mut Build, Id) -> Id| -> Vec<Id> {
+            let shares = from.iter().enumerate().map(|(i, x)| {
+                e.b.layer = format!("layer {i}: ");
+                make(&mut e.b, *x)
+            });
+            let shares: Vec<Id> = shares.collect();
+            e.b.open_all(&shares)
+        };
+        let rows = self.past;
+        let turned = of_all(self, keys, &|b, x| {
+            let Value { shape, bits: k, bound, .. } = b.values[x].clone();
+            let y = b.value("turned keys", &shape, k, 0.0, bound * pow2(f));
+            b.op(Kind::Turn(Turn { rows, dim, cols, frequencies: frequencies.to_vec(), f, k }), &[x, turn], &[y]);
+            y
+        });
+        of_all(self, &turned, &|b, y| {
+            let (k, bound) = (b.values[y].bits, b.values[y].bound * pow2(-f));
+            b.rescale("moved keys", y, 0, cols, &vec![pow2(-f); cols], &[], k, 0.0, bound)
+        })
+    }
+
+    /// Bound on the norm of a pair of a past key's values, in units, which rotations keep.
+    fn key_bound(&self, b: &BlockPlan) -> f64 {
+        let c = &self.p.config;
+        let k_at = c.heads * c.head_dim;
+        let (unit, bound): (Vec<f64>, f64) = match &b.head_norm {
+            None => (b.qkv.layer.ulp.clone(), b.qkv.layer.units),
+            Some(n) => (n.unit(c.head_dim), n.bound(c.head_dim)),
+        };
+        let largest = unit[k_at..].iter().zip(&b.k_scale).fold(0f64, |m, (u, s)| m.max((u * s).abs()));
+        2.0 * largest * bound
     }
 
     /// Attention's part of the residual; `cache` is past keys and values, and becomes all.
@@ -279,34 +329,56 @@ impl Emit<'_> {
 }
 
 /// See [`DecoderPlanner::program`].
-pub fn program(p: &DecoderPlanner, marked: usize, past: usize, rows: usize, every: bool) -> Result<Program, Error> {
+pub fn program(p: &DecoderPlanner, marked: bool, past: usize, rows: usize, every: bool) -> Result<Program, Error> {
     let c = &p.config;
     let mut e = Emit { p, past, rows, b: Build::default() };
     let input = e.b.value("embedded tokens", &[rows, c.hidden], p.k, pow2(-F_RESIDUAL), p.embedded * pow2(F_RESIDUAL));
     let first = past == 0;
     let mut inputs = vec![input];
     let mut carried = [Vec::new(), Vec::new()];
-    let keep = (marked > 0).then(|| e.b.value("rows that are not padding", &[marked], K_KEEP, 1.0, 1.0));
-    if let Some(keep) = keep {
-        if first {
-            inputs.push(keep)
-        } else {
-            carried[0].push(keep)
-        }
-        carried[1].push(keep);
+    let marks = |e: &mut Emit, n: usize| e.b.value("rows that are not padding", &[n], K_KEEP, 1.0, 1.0);
+    let (several, rotates) = (marked && (rows > 1 || first), c.rope.is_some());
+    let new = several.then(|| marks(&mut e, rows));
+    let old = (marked && !first).then(|| marks(&mut e, past));
+    inputs.extend(new);
+    carried[0].extend(old);
+    // Past keys have to fit beside the cosines' fraction bits.
+    let widest = p.blocks.iter().map(|b| e.key_bound(b)).fold(1.0, f64::max);
+    let f = (K_SCORE as i32 - 2 - libm::ceil(libm::log2(widest)) as i32).min(F_TURN);
+    let turn = (several && !first && rotates)
+        .then(|| e.b.value("how far past keys move", &[c.head_dim], K_SCORE, pow2(-f), pow2(f)));
+    if turn.is_some() && f < F_TURN_LEAST {
+        return Err(refuse("turned keys", format!("{F_TURN_LEAST} fraction bits of a turn do not fit beside keys")));
     }
+    inputs.extend(turn);
     e.b.op(Kind::Input, &[], &inputs);
     let mut caches = vec![None; p.blocks.len()];
     if !first {
         for (i, (cache, b)) in caches.iter_mut().zip(&p.blocks).enumerate() {
             let width = c.kv_heads * c.head_dim;
             e.b.layer = format!("layer {i}: ");
-            let k = e.b.value("past keys", &[past, width], K_SCORE, 0.0, 0.0);
+            let bound = e.key_bound(b);
+            let k = e.b.value("past keys", &[past, width], K_SCORE, 0.0, bound);
             let bound = b.value_bound * pow2(F_VALUE);
             let v = e.b.value("past values", &[past, width], b.k_av, pow2(-F_VALUE), bound);
             carried[0].extend([k, v]);
             *cache = Some([k, v]);
         }
+    }
+    e.b.layer = String::new();
+    let keep = match (old, new) {
+        (None, new) => new,
+        (Some(old), new) => {
+            let all = marks(&mut e, past + rows);
+            e.b.op(Kind::Marks { rows }, &[Some(old), new].into_iter().flatten().collect::<Vec<_>>(), &[all]);
+            Some(all)
+        }
+    };
+    carried[1].extend(keep);
+    if let Some(turn) = turn {
+        let keys: Vec<Id> = caches.iter().flatten().map(|[k, _]| *k).collect();
+        let moved = e.moved(turn, f, &keys);
+        caches.iter_mut().flatten().zip(moved).for_each(|(c, k)| c[0] = k);
     }
     let mut x = input;
     for (i, (b, cache)) in p.blocks.iter().zip(&mut caches).enumerate() {
@@ -330,6 +402,7 @@ pub fn program(p: &DecoderPlanner, marked: usize, past: usize, rows: usize, ever
     let program = Program {
         values: e.b.values,
         ops: e.b.ops,
+        past,
         tokens: rows,
         inputs,
         output: logits,

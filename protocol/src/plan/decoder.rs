@@ -162,18 +162,16 @@ impl DecoderPlanner {
         self.config.vocab
     }
 
-    /// The program for `rows` new positions after `past` ones, the first `marked` of all of which may be padding (none, or
-    /// those of the first program): logits of the last position, or of all new ones if `every`.
+    /// The program for `rows` new positions after `past` ones: logits of the last position, or of all new ones if `every`.
+    /// Where positions are `marked`, all but the last row of several may be padding, and so may past ones; a single later row
+    /// never is.
     ///
     /// The first program of a sequence carries the digest over the model that all later ones follow from; theirs is zero,
     /// since spelling out every parameter would take longer than to run them.
     ///
     /// # Errors
     /// [`Error::Plan`] for a sequence that is too long.
-    pub fn program(&self, marked: usize, past: usize, rows: usize, every: bool) -> Result<Program, Error> {
-        if marked > 0 && marked != past + rows && marked > past {
-            return Err(refuse("input", format!("{marked} marked positions end within the {rows} after {past}")));
-        }
+    pub fn program(&self, marked: bool, past: usize, rows: usize, every: bool) -> Result<Program, Error> {
         if rows == 0 || past + rows > self.longest {
             let reason = format!("{rows} positions after {past}, but the model takes {}", self.longest);
             return Err(refuse("input", reason));

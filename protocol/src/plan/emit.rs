@@ -193,6 +193,7 @@ pub fn program(p: &Planner, t: usize) -> Result<Program, Error> {
     let program = Program {
         values: e.b.values,
         ops: e.b.ops,
+        past: 0,
         tokens: t,
         inputs: vec![input, keep],
         output,

@@ -64,6 +64,15 @@ impl DealerSink for Sink {
 #[derive(Default)]
 pub struct States(DealerState, [EvaluatorState; 2]);
 
+impl States {
+    /// Forgets the positions past the first `keep`.
+    #[allow(dead_code)]
+    pub fn cut(&mut self, keep: usize) {
+        self.0.cut(keep);
+        self.1.iter_mut().for_each(|s| s.cut(keep));
+    }
+}
+
 /// Shares `input` and runs the three roles; the result shares, and checked costs.
 pub fn run(p: &Program, input: &[Zeroizing<Vec<u64>>], key: u64, states: &mut States) -> ([Vec<u64>; 2], [Io; 2]) {
     let prg = |i: u8| {
