@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tacet_client::{Client, Embedding, Parties, cosine};
-use tacet_party::config::Limits;
+use tacet_party::config::{BackendKind, Limits, Pool};
 
 use crate::fetch;
 use crate::local::Lane;
@@ -51,6 +51,9 @@ pub struct Args {
     /// Start three parties on this machine for the run
     #[arg(long)]
     local: bool,
+    /// Where the parties of this machine compute products: auto, cpu or gpu
+    #[arg(long, default_value = "auto", conflicts_with = "parties")]
+    backend: BackendKind,
     /// Model directory or name, the same as the parties'
     #[arg(long)]
     model: Option<String>,
@@ -116,7 +119,8 @@ pub async fn run(args: Args) -> Result<()> {
     let (_lane, parties) = match &args.parties {
         Some(p) => (None, Parties::load(p)?),
         None => {
-            let lane = Lane::start(&std::env::current_exe()?, &model, Limits::default())?;
+            let lane =
+                Lane::start_on(&std::env::current_exe()?, &model, Limits::default(), Pool::default(), args.backend)?;
             let parties = lane.parties.clone();
             (Some(lane), parties)
         }

@@ -9,7 +9,7 @@ use clap::Args as ClapArgs;
 use tacet_client::generate::{Codec, Conversation, Finish, Request, Sampling};
 use tacet_client::serve::OpenDecoder;
 use tacet_client::{Client, Parties};
-use tacet_party::config::Limits;
+use tacet_party::config::{BackendKind, Limits, Pool};
 
 use crate::fetch;
 use crate::local::Lane;
@@ -54,6 +54,9 @@ pub struct Args {
     /// Start three parties on this machine for the run
     #[arg(long)]
     local: bool,
+    /// Where the parties of this machine compute products: auto, cpu or gpu
+    #[arg(long, default_value = "auto", conflicts_with = "parties")]
+    backend: BackendKind,
     /// Print one JSON object in the end instead of the text as it comes
     #[arg(long)]
     json: bool,
@@ -65,7 +68,8 @@ pub async fn run(args: Args) -> Result<()> {
     let (lane, parties) = match &args.parties {
         Some(p) => (None, Parties::load(p)?),
         None => {
-            let lane = Lane::start(&std::env::current_exe()?, &model, Limits::default())?;
+            let lane =
+                Lane::start_on(&std::env::current_exe()?, &model, Limits::default(), Pool::default(), args.backend)?;
             let parties = lane.parties.clone();
             (Some(lane), parties)
         }

@@ -10,7 +10,7 @@ use clap::Args as ClapArgs;
 use tacet_client::generate::Codec;
 use tacet_client::serve::{About, Config, Endpoint, Model, Registry, TextModel};
 use tacet_client::{Client, Parties};
-use tacet_party::config::{Limits, hex};
+use tacet_party::config::{BackendKind, Limits, Pool, hex};
 use zeroize::Zeroizing;
 
 use crate::fetch;
@@ -57,6 +57,9 @@ pub struct Args {
     /// Start three parties on this machine
     #[arg(long)]
     local: bool,
+    /// Where the parties of this machine compute products: auto, cpu or gpu
+    #[arg(long, default_value = "auto", conflicts_with = "parties")]
+    backend: BackendKind,
 }
 
 fn about(dir: &Path, family: &str, digest: [u8; 32]) -> About {
@@ -76,7 +79,8 @@ pub async fn run(args: Args) -> Result<()> {
     let (_lane, parties) = match &args.parties {
         Some(p) => (None, Parties::load(p)?),
         None => {
-            let lane = Lane::start(&std::env::current_exe()?, &dir, Limits::default())?;
+            let lane =
+                Lane::start_on(&std::env::current_exe()?, &dir, Limits::default(), Pool::default(), args.backend)?;
             let parties = lane.parties.clone();
             (Some(lane), parties)
         }

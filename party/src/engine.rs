@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quinn::{RecvStream, SendStream};
+use tacet_protocol::backend::Backend;
 use tacet_protocol::prg::Prg;
 use tacet_protocol::program::{Kind, Program};
 use tacet_protocol::ring::pack;
@@ -21,6 +22,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use zeroize::Zeroizing;
 
+use crate::compute::Compute;
 use crate::fail::{Fail, code, fail};
 use crate::flow::{Held, Permit, Room, channel};
 
@@ -93,6 +95,7 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Fail> {
 }
 
 struct Io {
+    backend: Arc<dyn Backend>,
     dealt: UnboundedReceiver<Held>,
     out: mpsc::Sender<(u32, Vec<u8>)>,
     back: UnboundedReceiver<Held>,
@@ -117,6 +120,10 @@ impl EvaluatorIo for Io {
         self.out.blocking_send((step, out)).map_err(|_| ended())?;
         next(&mut self.back)
     }
+
+    fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
 }
 
 /// What an evaluator starts from.
@@ -134,6 +141,7 @@ pub struct Evaluation {
     /// Bound on openings that wait.
     pub room: Room,
     pub place: Place,
+    pub compute: Arc<Compute>,
 }
 
 /// An evaluator's share of the result, and what it counted.
@@ -150,18 +158,15 @@ pub async fn evaluate(e: Evaluation, peer: (&mut SendStream, &mut RecvStream)) -
     let openings = openings(&e.plan);
     // One opening at most: the engine waits for the other's before it makes the next.
     let ((out_tx, mut out_rx), (back_tx, back), (done_tx, done)) = (mpsc::channel(1), channel(), oneshot::channel());
-    let Evaluation { plan, role, prg, input, mut state, dealt, room, place } = e;
+    let Evaluation { plan, role, prg, input, mut state, dealt, room, place, compute } = e;
     spawn("evaluator", move || {
-        let mut io = Io { dealt, out: out_tx, back, rounds: 0, opened: 0, received: 0 };
-        let share = run::evaluate_next(&plan, role, prg, input, &mut state, &mut io).map(Zeroizing::new);
-        let evaluated = share.map(|s| Evaluated {
-            share: pack(&s, plan.output_bits()),
-            rounds: io.rounds,
-            opened: io.opened,
-            dealt: io.received,
-            state,
+        let evaluated = compute.backend().and_then(|backend| {
+            let mut io = Io { backend, dealt, out: out_tx, back, rounds: 0, opened: 0, received: 0 };
+            let share = Zeroizing::new(run::evaluate_next(&plan, role, prg, input, &mut state, &mut io)?);
+            let share = pack(&share, plan.output_bits());
+            Ok(Evaluated { share, rounds: io.rounds, opened: io.opened, dealt: io.received, state })
         });
-        drop((io, place));
+        drop(place);
         let _ = done_tx.send(evaluated);
     })?;
     let (tx, rx) = peer;
@@ -191,6 +196,7 @@ impl Pace {
 }
 
 struct Sink {
+    backend: Arc<dyn Backend>,
     to: [UnboundedSender<Held>; 2],
     room: [Room; 2],
     sent: [u64; 2],
@@ -218,6 +224,10 @@ impl DealerSink for Sink {
             self.to[i].send(Held { step, bytes, permit }).map_err(|_| ended())
         })
     }
+
+    fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
 }
 
 /// What a dealing came to.
@@ -237,9 +247,10 @@ pub async fn deal(
     buffer: usize,
     pace: Option<Pace>,
     place: Place,
+    compute: Arc<Compute>,
 ) -> Result<Dealt, Fail> {
     let mut one = Some((plan, prg));
-    deal_all(move || Ok(one.take()), streams, buffer, pace, place).await
+    deal_all(move || Ok(one.take()), streams, buffer, pace, place, compute).await
 }
 
 /// A program to deal, with the generators of both evaluators' masks.
@@ -252,28 +263,23 @@ pub async fn deal_all(
     buffer: usize,
     pace: Option<Pace>,
     place: Place,
+    compute: Arc<Compute>,
 ) -> Result<Dealt, Fail> {
     let ((s1, r1), (s2, r2), (done_tx, done)) = (channel(), channel(), oneshot::channel());
-    let mut sink = Sink {
-        to: [s1, s2],
-        room: [Room::new(buffer), Room::new(buffer)],
-        sent: [0; 2],
-        pace,
-        paused: Duration::ZERO,
-        handle: Handle::current(),
-    };
+    let handle = Handle::current();
     spawn("dealer", move || {
-        let started = Instant::now();
-        let mut state = DealerState::default();
-        let mut all = || -> Result<(), Error> {
+        let dealt = compute.backend().and_then(|backend| {
+            let started = Instant::now();
+            let room = [Room::new(buffer), Room::new(buffer)];
+            let (sent, paused) = ([0; 2], Duration::ZERO);
+            let mut sink = Sink { backend, to: [s1, s2], room, sent, pace, paused, handle };
+            let mut state = DealerState::default();
             while let Some((plan, [p1, p2])) = next()? {
                 run::deal_next(&plan, p1, p2, &mut state, &mut sink)?;
             }
-            Ok(())
-        };
-        let dealt = all();
-        let dealt = dealt.map(|()| Dealt { bytes: sink.sent, time: started.elapsed().saturating_sub(sink.paused) });
-        drop((sink, place));
+            Ok(Dealt { bytes: sink.sent, time: started.elapsed().saturating_sub(sink.paused) })
+        });
+        drop(place);
         let _ = done_tx.send(dealt);
     })?;
     let [tx1, tx2] = streams;

@@ -95,7 +95,8 @@ async fn deal(party: &Party, s: Sequence, client: &mut RecvStream) -> Result<(),
         Ok(Some((p, prg)))
     };
     let dealing = async {
-        let dealt = engine::deal_all(next, [&mut j1.tx, &mut j2.tx], party.config.limits.buffer(), None, place).await;
+        let (streams, buffer) = ([&mut j1.tx, &mut j2.tx], party.config.limits.buffer());
+        let dealt = engine::deal_all(next, streams, buffer, None, place, Arc::clone(&party.compute)).await;
         if let Ok(d) = &dealt {
             party.counters.dealt_fresh.fetch_add(1, Relaxed);
             party.counters.dealt.fetch_add(d.bytes.iter().sum(), Relaxed);
@@ -177,9 +178,9 @@ async fn evaluate(
             let prg = session_prg(&dealer, role, n, &session, &ours, &nonce);
             (n, past) = (n + 1, past + plan.tokens());
             let room = Room::new(limits.buffer());
-            let place = place.clone();
+            let (place, compute) = (place.clone(), Arc::clone(&party.compute));
             let work = engine::evaluate(
-                Evaluation { plan, role, prg, input, state, dealt, room, place },
+                Evaluation { plan, role, prg, input, state, dealt, room, place, compute },
                 (&mut to_peer, &mut from_peer),
             );
             let limit = Duration::from_secs(limits.session_s);

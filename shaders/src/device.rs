@@ -60,6 +60,15 @@ struct Trouble {
     other: Option<GpuError>,
 }
 
+/// Tells whether a device is gone, also while it works.
+pub(crate) struct Health(Arc<Mutex<Trouble>>);
+
+impl Health {
+    pub(crate) fn lost(&self) -> bool {
+        lock(&self.0).lost.is_some()
+    }
+}
+
 /// Locks ignoring poison: every critical section leaves its data whole.
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
@@ -177,9 +186,8 @@ impl Device {
         Ok(())
     }
 
-    /// Whether the device is gone.
-    pub(crate) fn lost(&self) -> bool {
-        lock(&self.trouble).lost.is_some()
+    pub(crate) fn health(&self) -> Health {
+        Health(Arc::clone(&self.trouble))
     }
 
     /// Tiles, or rows where there are few.

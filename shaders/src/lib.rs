@@ -22,6 +22,7 @@ mod product;
 mod words;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tacet_protocol::Error;
@@ -32,7 +33,7 @@ use tacet_protocol::program::Linear;
 pub use adapter::{Adapter, Choice, adapters};
 pub use error::GpuError;
 
-use device::Device;
+use device::{Device, Health};
 use linear::Resident;
 
 /// Multiply-accumulates of a job: well within what drivers let a device work at a time.
@@ -48,6 +49,8 @@ const SMALL: usize = 1 << 21;
 pub struct Gpu {
     about: Adapter,
     small: usize,
+    health: Health,
+    products: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -68,7 +71,9 @@ impl Gpu {
             device.prefer()?;
         }
         let about = device.about.clone();
-        Ok(Gpu { about, small: SMALL, state: Mutex::new(State { device, layers: HashMap::new() }) })
+        let (health, products) = (device.health(), AtomicU64::new(0));
+        let state = Mutex::new(State { device, layers: HashMap::new() });
+        Ok(Gpu { about, small: SMALL, health, products, state })
     }
 
     /// The same device for every product: small ones, too, which a processor computes in less time.
@@ -83,7 +88,12 @@ impl Gpu {
 
     /// Whether the device is gone; then every product fails.
     pub fn lost(&self) -> bool {
-        self.state().device.lost()
+        self.health.lost()
+    }
+
+    /// Products computed so far.
+    pub fn products(&self) -> u64 {
+        self.products.load(Relaxed)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -104,7 +114,9 @@ impl Backend for Gpu {
             layers.retain(|_, l| l.in_use());
             layers.insert(name, Resident::new(device, layer)?);
         }
-        Ok(layers[&name].apply(device, w, x, rows, bits)?)
+        let y = layers[&name].apply(device, w, x, rows, bits)?;
+        self.products.fetch_add(1, Relaxed);
+        Ok(y)
     }
 
     fn product(&self, g: &HeadProduct, pairs: &[(&[u64], &[u64])]) -> Result<Vec<u64>, Error> {
@@ -112,7 +124,9 @@ impl Backend for Gpu {
         if macs == 0 || macs < self.small {
             return Cpu.product(g, pairs);
         }
-        Ok(product::product(&mut self.state().device, g, pairs)?)
+        let y = product::product(&mut self.state().device, g, pairs)?;
+        self.products.fetch_add(1, Relaxed);
+        Ok(y)
     }
 }
 
