@@ -6,13 +6,13 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use wgpu::{BufferUsages, Features, MapMode, PollType};
 
 use crate::adapter::{self, Adapter};
 use crate::error::GpuError;
-use crate::kernel::{By, Kernel, Layout, TILE, Word};
+use crate::kernel::{Kernel, Layout, TILE, Word};
 
 /// A job that takes longer has hung: jobs are cut to what slow adapters do in a few seconds.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -36,6 +36,8 @@ pub(crate) struct Job<'a> {
     pub share: usize,
     pub left: &'a [u8],
     pub right: Right<'a>,
+    /// How often to compute it; once, but for measuring.
+    pub times: usize,
 }
 
 impl Job<'_> {
@@ -160,30 +162,6 @@ impl Device {
     /// The words of rings above 32 bits.
     pub(crate) fn wide(&self) -> Word {
         if self.int64 { Word::Native } else { Word::Pair }
-    }
-
-    /// Measures which kernels are the faster ones: whether an adapter has instructions for dot products is not told.
-    pub(crate) fn prefer(&mut self) -> Result<(), GpuError> {
-        let (rows, columns, depth) = (64, 1024, 512);
-        let weights = self.resident(&vec![0; columns * 4 * depth * 4])?;
-        for (wide, dots) in [(Word::Narrow, Word::Narrow), (self.wide(), Word::Pair)].into_iter().enumerate() {
-            let mut seconds = |word: Word, by| -> Result<f64, GpuError> {
-                let left = vec![0; rows * depth * word.group()];
-                let kernel = Kernel { word, by, layout: Layout::Tiles };
-                let right = Right::Resident(&weights);
-                let job = Job { kernel, batch: 1, rows, columns, depth, share: 1, left: &left, right };
-                let mut best = f64::INFINITY;
-                // The first one compiles.
-                for _ in 0..4 {
-                    let start = Instant::now();
-                    self.run(&job, |_| ())?;
-                    best = best.min(start.elapsed().as_secs_f64());
-                }
-                Ok(best)
-            };
-            self.dots[wide] = seconds(dots.1, By::Dots { bytes: 1 })? < seconds(dots.0, By::Weights { bytes: 1 })?;
-        }
-        Ok(())
     }
 
     pub(crate) fn health(&self) -> Health {
@@ -323,7 +301,9 @@ impl Device {
                 Layout::Tiles => [(job.columns * 4).div_ceil(TILE.1), job.rows.div_ceil(TILE.0)],
                 Layout::Rows | Layout::RowsBySubgroups => [job.columns, job.rows],
             };
-            pass.dispatch_workgroups(x as u32, y as u32, job.batch as u32);
+            for _ in 0..job.times {
+                pass.dispatch_workgroups(x as u32, y as u32, job.batch as u32);
+            }
         }
         encoder.copy_buffer_to_buffer(&s.out, 0, &s.down, 0, job.out() as u64);
         encoder.clear_buffer(&s.left, 0, Some(job.left.len() as u64));

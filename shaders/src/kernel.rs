@@ -1,5 +1,7 @@
 //! The kernels: which WGSL files make one up.
 
+use std::fmt;
+
 /// How ring words are computed with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Word {
@@ -92,7 +94,6 @@ impl Kernel {
     }
 
     /// All that there are.
-    #[cfg(test)]
     pub(crate) fn all() -> impl Iterator<Item = Kernel> {
         let by = |word| {
             let all = [1, 2].into_iter().flat_map(|bytes| [By::Weights { bytes }, By::Dots { bytes }]);
@@ -105,6 +106,27 @@ impl Kernel {
                 [Layout::Tiles, Layout::Rows, Layout::RowsBySubgroups].map(move |layout| Kernel { word, by, layout })
             })
         })
+    }
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let word = match self.word {
+            Word::Narrow => "u32",
+            Word::Pair => "2 x u32",
+            Word::Native => "u64",
+        };
+        let by = match self.by {
+            By::Weights { bytes } => format!("i{}", 8 * bytes),
+            By::Dots { bytes } => format!("i{} by bytes", 8 * bytes),
+            By::Words => "words".into(),
+        };
+        let layout = match self.layout {
+            Layout::Tiles => "tiles",
+            Layout::Rows => "rows",
+            Layout::RowsBySubgroups => "rows by subgroups",
+        };
+        write!(f, "{word} x {by}, {layout}")
     }
 }
 

@@ -19,6 +19,7 @@ mod error;
 mod kernel;
 mod linear;
 mod product;
+mod rates;
 mod words;
 
 use std::collections::HashMap;
@@ -32,6 +33,7 @@ use tacet_protocol::program::Linear;
 
 pub use adapter::{Adapter, Choice, adapters};
 pub use error::GpuError;
+pub use rates::Rate;
 
 use device::{Device, Health};
 use linear::Resident;
@@ -68,7 +70,7 @@ impl Gpu {
     pub fn open(choice: Choice) -> Result<Gpu, GpuError> {
         let mut device = Device::open(&adapter::choose(choice)?)?;
         if device.about.hardware {
-            device.prefer()?;
+            device.prefer(rates::MIDDLING)?;
         }
         let about = device.about.clone();
         let (health, products) = (device.health(), AtomicU64::new(0));

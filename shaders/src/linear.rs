@@ -92,7 +92,7 @@ impl Resident {
             for (outputs, weights) in &self.parts {
                 let columns = outputs.len().div_ceil(4);
                 let right = Right::Resident(weights);
-                let job = Job { kernel, batch: 1, rows, columns, depth, share: 1, left: &left, right };
+                let job = Job { kernel, batch: 1, rows, columns, depth, share: 1, left: &left, right, times: 1 };
                 device.run(&job, |made| {
                     for (made, y) in made.chunks_exact(columns * word.group()).zip(y.chunks_exact_mut(out)) {
                         read_row(made, word, bits, &mut y[outputs.clone()]);

@@ -74,7 +74,7 @@ pub(crate) fn product(device: &mut Device, g: &HeadProduct, pairs: &[(&[u64], &[
             }
             let kernel = Kernel { word, by: By::Words, layout: device.layout(rows.len()) };
             let (batch, right) = (heads.len(), Right::Sent(&right));
-            let job = Job { kernel, batch, rows: rows.len(), columns, depth, share, left: &left, right };
+            let job = Job { kernel, batch, rows: rows.len(), columns, depth, share, left: &left, right, times: 1 };
             device.run(&job, |made| {
                 let places = heads.clone().flat_map(|h| rows.clone().map(move |i| (h, i)));
                 for ((h, i), made) in places.zip(made.chunks_exact(columns * word.group())) {

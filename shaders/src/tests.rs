@@ -239,6 +239,20 @@ fn a_refusal_is_an_error_and_passes() {
     assert!(!gpu.lost());
 }
 
+/// The choice between kernels is made by time, and any choice is right.
+#[test]
+fn kernels_are_chosen_by_measuring() {
+    let Some(gpu) = gpu() else { return };
+    gpu.state().device.prefer([8, 4, 4]).unwrap();
+    let dots = gpu.state().device.dots;
+    println!("dot products of bytes: {dots:?}");
+    let l = layer(3, 2, &[1, -2, 300, 4, 5, 6]);
+    for bits in [32, 64] {
+        let x = [3, u64::MAX];
+        assert_eq!(gpu.linear(&l, &x, 1, bits).unwrap(), Cpu.linear(&l, &x, 1, bits).unwrap());
+    }
+}
+
 #[test]
 fn hardware_is_not_software() {
     let all = adapters();
