@@ -143,4 +143,23 @@ mod tests {
             Err(e) => assert!(e.to_string().contains("backend = \"gpu\""), "{e}"),
         }
     }
+
+    #[cfg(feature = "gpu")]
+    #[test]
+    fn a_lost_device_is_opened_again_for_the_next_session() {
+        let Ok(compute) = Compute::open(BackendKind::Gpu) else {
+            return println!("skipped: this machine has no graphics adapter, nor lavapipe");
+        };
+        let held = Arc::clone(lock(&compute.gpu).as_ref().unwrap());
+        held.close();
+        compute.backend().unwrap();
+        let again = Arc::clone(lock(&compute.gpu).as_ref().unwrap());
+        assert!(held.lost() && !again.lost());
+        // Where it does not come back: a wish is given up, an order is not.
+        *lock(&compute.gpu) = Some(held);
+        let gone = |kind| Compute { kind, gpu: Mutex::new(lock(&compute.gpu).clone()) };
+        let auto = gone(BackendKind::Auto);
+        assert!(auto.backend().is_ok());
+        assert!(lock(&auto.gpu).as_ref().is_none_or(|g| !g.lost()), "not the lost one");
+    }
 }

@@ -84,7 +84,7 @@ pub(crate) struct Device {
     pub dots: [bool; 2],
     /// Whether wide words may be u64.
     pub int64: bool,
-    pub(crate) device: wgpu::Device,
+    device: wgpu::Device,
     queue: wgpu::Queue,
     trouble: Arc<Mutex<Trouble>>,
     bindings: wgpu::BindGroupLayout,
@@ -162,6 +162,13 @@ impl Device {
     /// The words of rings above 32 bits.
     pub(crate) fn wide(&self) -> Word {
         if self.int64 { Word::Native } else { Word::Pair }
+    }
+
+    /// Gives everything back.
+    pub(crate) fn close(&mut self) {
+        self.scratch = None;
+        self.device.destroy();
+        self.gone("it was closed");
     }
 
     pub(crate) fn health(&self) -> Health {

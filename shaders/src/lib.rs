@@ -98,6 +98,11 @@ impl Gpu {
         self.products.load(Relaxed)
     }
 
+    /// Gives the device up: products fail from now on, as after a driver's reset.
+    pub fn close(&self) {
+        self.state().device.close();
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -40,7 +40,9 @@ pub(crate) fn product(device: &mut Device, g: &HeadProduct, pairs: &[(&[u64], &[
     let most = device.room / (row * share * kv);
     let most = most.min(MOST_MACS / (depth * columns * 16 * share * kv)).clamp(1, MOST_WORKGROUPS);
     let mut y = Zeroizing::new(vec![0; g.out_len()]);
-    let (mut left, mut right) = (Zeroizing::new(Vec::new()), Zeroizing::new(Vec::new()));
+    // Large enough at once: a vector that grows leaves its words behind.
+    let mut left = Zeroizing::new(Vec::with_capacity(share * kv * most.min(g.grid.rows) * depth * word.group()));
+    let mut right = Zeroizing::new(Vec::with_capacity(kv * columns * 4 * depth * word.group()));
     let mut line = Zeroizing::new(vec![0; pairs.len() * inputs]);
     for first in (0..g.kv_heads).step_by(kv) {
         let groups = first..(first + kv).min(g.kv_heads);

@@ -219,7 +219,7 @@ fn a_lost_device_is_an_error_and_stays_one() {
     let l = layer(3, 2, &[1, 2, 3, 4, 5, 6]);
     gpu.linear(&l, &[1, 1], 1, 32).unwrap();
     assert!(!gpu.lost());
-    gpu.state().device.device.destroy();
+    gpu.close();
     for _ in 0..2 {
         let e = gpu.linear(&l, &[1, 1], 1, 32).unwrap_err();
         assert!(matches!(&e, Error::Device(t) if t.contains("was lost")), "{e}");
