@@ -145,8 +145,15 @@ fn gpus(r: &mut Report, listed: &[String]) {
         let listed = listed.join(", ");
         r.add("GPU", Status::Note, format!("{listed}: listed by the kernel, but no Vulkan driver offers it"));
     }
-    let taken = found.iter().find(|a| a.hardware).map_or("the CPU".to_string(), |a| a.name.clone());
-    r.add("backend", Status::Note, format!("auto takes {taken}"));
+    let Some(best) = found.iter().find(|a| a.hardware) else {
+        return r.add("backend", Status::Note, "auto takes the CPU");
+    };
+    let opened = tacet_shaders::Gpu::open(tacet_shaders::Choice::Hardware);
+    match opened.and_then(|gpu| gpu.pays()) {
+        Ok(true) => r.add("backend", Status::Note, format!("auto takes {}", best.name)),
+        Ok(false) => r.add("backend", Status::Note, format!("auto takes the CPU, which is faster than {}", best.name)),
+        Err(e) => r.add("backend", Status::Warning, format!("auto takes the CPU: {e}")),
+    }
 }
 
 #[cfg(not(feature = "gpu"))]

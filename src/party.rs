@@ -20,7 +20,7 @@ pub struct Args {
     #[arg(long)]
     config: PathBuf,
     /// Where products are computed, in place of the configuration's word: auto, cpu or gpu. `auto` takes a graphics adapter
-    /// in hardware if there is one; `gpu` takes any, and fails without one
+    /// in hardware if there is one that is faster than the processor; `gpu` takes any, and fails without one
     #[arg(long)]
     backend: Option<BackendKind>,
 }

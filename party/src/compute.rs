@@ -87,6 +87,10 @@ fn open(kind: BackendKind) -> Result<Option<Arc<Gpu>>, GpuError> {
         BackendKind::Gpu => Choice::Any,
     };
     match Gpu::open(choice) {
+        Ok(gpu) if kind == BackendKind::Auto && !gpu.pays()? => {
+            eprintln!("computing on the processor: it is faster than {}", gpu.adapter());
+            Ok(None)
+        }
         Ok(gpu) => Ok(Some(Arc::new(gpu))),
         Err(GpuError::NoAdapter(_)) if kind == BackendKind::Auto => Ok(None),
         Err(e) => Err(e),

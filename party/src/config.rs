@@ -48,7 +48,7 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendKind {
-    /// On a graphics adapter if the machine has one in hardware, else on the processor.
+    /// On a graphics adapter if the machine has one in hardware that is faster than a thread of its processor, else there.
     #[default]
     Auto,
     /// On the processor.

@@ -119,7 +119,7 @@ impl Backend for Gpu {
         let name = (layer.digest, w.rows_out(), w.cols_in());
         if !layers.contains_key(&name) {
             layers.retain(|_, l| l.in_use());
-            layers.insert(name, Resident::new(device, layer)?);
+            layers.insert(name, Resident::new(device, w, Arc::downgrade(layer))?);
         }
         let y = layers[&name].apply(device, w, x, rows, bits)?;
         self.products.fetch_add(1, Relaxed);

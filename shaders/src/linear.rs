@@ -1,7 +1,7 @@
 //! Shares times public weights.
 
 use std::ops::Range;
-use std::sync::{Arc, Weak};
+use std::sync::Weak;
 
 use tacet_protocol::gemm::Weights;
 use tacet_protocol::program::Linear;
@@ -37,8 +37,7 @@ impl Resident {
     }
 
     /// Puts a layer's weights on the device.
-    pub(crate) fn new(device: &Device, layer: &Arc<Linear>) -> Result<Resident, GpuError> {
-        let w = &layer.weights;
+    pub(crate) fn new(device: &Device, w: &Weights, owner: Weak<Linear>) -> Result<Resident, GpuError> {
         let all = || (0..w.rows_out()).flat_map(|o| (0..w.cols_in()).map(move |i| w.at(o, i)));
         let bytes = if all().all(|w| i8::try_from(w).is_ok()) { 1 } else { 2 };
         let dots = all().all(|w| i64::from(w) <= i64::from(DOTS_LARGEST));
@@ -52,7 +51,7 @@ impl Resident {
             let outputs = from..(from + groups * 4).min(w.rows_out());
             Ok((outputs.clone(), device.resident(&pack(w, outputs, bytes))?))
         });
-        Ok(Resident { owner: Arc::downgrade(layer), bytes, dots, parts: parts.collect::<Result<_, GpuError>>()? })
+        Ok(Resident { owner, bytes, dots, parts: parts.collect::<Result<_, GpuError>>()? })
     }
 
     /// `x W^T` in Z_2^bits.

@@ -1,11 +1,15 @@
 //! How fast the kernels are on this device.
 
+use std::sync::Weak;
 use std::time::Instant;
+
+use tacet_protocol::gemm::{Weights, linear};
 
 use crate::device::{Device, Job, Right};
 use crate::error::GpuError;
 use crate::kernel::{By, Kernel, Layout, Word};
-use crate::{Gpu, MOST_MACS};
+use crate::linear::Resident;
+use crate::{Gpu, MOST_MACS, State};
 
 /// One kernel's rate on one shape.
 #[derive(Clone, Debug)]
@@ -68,6 +72,30 @@ impl Device {
 }
 
 impl Gpu {
+    /// Measures whether a layer of middling size takes less time here, with transfers, than on the calling thread.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn pays(&self) -> Result<bool, GpuError> {
+        let (rows, width) = (128, 768);
+        let ints: Vec<i16> = (0..width * width).map(|i| (i * 7919 % 4096) as i16 - 2048).collect();
+        let (weights, x) = (Weights::new(width, width, &ints), vec![0x1234_5678; rows * width]);
+        let (mut here, mut there) = (f64::INFINITY, f64::INFINITY);
+        let mut y = vec![0; rows * width];
+        let State { device, .. } = &mut *self.state();
+        let resident = Resident::new(device, &weights, Weak::new())?;
+        // The first one compiles.
+        for _ in 0..4 {
+            let start = Instant::now();
+            resident.apply(device, &weights, &x, rows, 32)?;
+            here = here.min(start.elapsed().as_secs_f64());
+            let start = Instant::now();
+            linear(&x, rows, &weights, 32, &mut y);
+            there = there.min(start.elapsed().as_secs_f64());
+        }
+        Ok(here < there)
+    }
+
     /// Measures every kernel that the device can run. Software adapters get less to do.
     ///
     /// # Errors
