@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::Args as ClapArgs;
 use serde_json::json;
 use tacet_client::{Client, Embedding, Glimpse, Stats, cosine};
+use tacet_party::config::BackendKind;
 
 use crate::fetch;
 use crate::local::PartyReport;
@@ -37,6 +38,9 @@ pub struct Args {
     /// Model directory or name
     #[arg(long)]
     model: Option<String>,
+    /// Where the parties of this machine compute products: auto, cpu or gpu
+    #[arg(long, default_value = "auto")]
+    backend: BackendKind,
     /// Print one JSON object instead of tables
     #[arg(long)]
     json: bool,
@@ -63,7 +67,7 @@ pub async fn run(args: Args) -> Result<()> {
     if !args.json {
         println!("Starting three party processes on loopback; each has its own identity and sees only its share.\n");
     }
-    let lane = parties::linked(parties::launch(&model)?).await?;
+    let lane = parties::linked(parties::launch(&model, args.backend)?).await?;
     let client = Client::builder().parties(lane.parties.clone()).model(&model).connect().await?;
     let ids = texts.iter().enumerate().map(|(i, t)| Ok(client.tokens(i, t)?)).collect::<Result<Vec<_>>>()?;
     // One after another, so that times of different texts do not overlap.

@@ -123,8 +123,43 @@ fn machine(r: &mut Report) {
         ),
         Err(e) => r.add("UDP buffer", Status::Failed, format!("no UDP socket: {e}")),
     }
-    let seen = adapters(Path::new("/sys/class/drm"), Path::new("/proc/driver/nvidia/gpus"));
-    let seen = if seen.is_empty() { "none seen".to_string() } else { seen.join(", ") };
+    gpus(r, &adapters(Path::new("/sys/class/drm"), Path::new("/proc/driver/nvidia/gpus")));
+}
+
+/// A line for each adapter that a party may compute on, and what `--backend auto` takes.
+#[cfg(feature = "gpu")]
+fn gpus(r: &mut Report, listed: &[String]) {
+    let found = tacet_shaders::adapters();
+    for a in &found {
+        let yes = |b: bool| if b { "yes" } else { "no" };
+        let binding = a.binding >> 20;
+        let detail = format!(
+            "{a}; driver {}; bindings of {binding} MiB; 64-bit integers {}, subgroups {}",
+            a.driver,
+            yes(a.int64),
+            yes(a.subgroups)
+        );
+        r.add("GPU", Status::Note, detail);
+    }
+    // The kernel lists servers' video controllers too, so that this is no warning.
+    if !listed.is_empty() && !found.iter().any(|a| a.hardware) {
+        let listed = listed.join(", ");
+        r.add("GPU", Status::Note, format!("{listed}: listed by the kernel, but no Vulkan driver offers it"));
+    }
+    let Some(best) = found.iter().find(|a| a.hardware) else {
+        return r.add("backend", Status::Note, "auto takes the CPU");
+    };
+    let opened = tacet_shaders::Gpu::open(tacet_shaders::Choice::Hardware);
+    match opened.and_then(|gpu| gpu.pays()) {
+        Ok(true) => r.add("backend", Status::Note, format!("auto takes {}", best.name)),
+        Ok(false) => r.add("backend", Status::Note, format!("auto takes the CPU, which is faster than {}", best.name)),
+        Err(e) => r.add("backend", Status::Warning, format!("auto takes the CPU: {e}")),
+    }
+}
+
+#[cfg(not(feature = "gpu"))]
+fn gpus(r: &mut Report, listed: &[String]) {
+    let seen = if listed.is_empty() { "none seen".to_string() } else { listed.join(", ") };
     r.add("GPU", Status::Note, format!("{seen}; this build computes on the CPU"));
 }
 

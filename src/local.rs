@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use tacet_client::Parties;
-use tacet_party::config::{Client, Clients, Config, Limits, Peer, Pool, hex};
+use tacet_party::config::{BackendKind, Client, Clients, Config, Limits, Peer, Pool, hex};
 use tacet_protocol::Role;
 
 use crate::keys;
@@ -53,13 +53,19 @@ impl Lane {
     /// As [`Lane::start`], with a choice of what is dealt ahead.
     #[allow(dead_code)] // for tests
     pub fn start_with(exe: &Path, model: &Path, limits: Limits, pool: Pool) -> Result<Lane> {
-        let mut lane = Lane::launch(exe, model, limits, pool)?;
+        Lane::start_on(exe, model, limits, pool, BackendKind::default())
+    }
+
+    /// As [`Lane::start_with`], with a choice of where products are computed.
+    #[allow(dead_code)] // for tests
+    pub fn start_on(exe: &Path, model: &Path, limits: Limits, pool: Pool, backend: BackendKind) -> Result<Lane> {
+        let mut lane = Lane::launch(exe, model, limits, pool, backend)?;
         lane.wait()?;
         Ok(lane)
     }
 
     /// Makes identities and starts three `tacet party` processes; [`Lane::linked`] says when they can be asked.
-    pub fn launch(exe: &Path, model: &Path, limits: Limits, pool: Pool) -> Result<Lane> {
+    pub fn launch(exe: &Path, model: &Path, limits: Limits, pool: Pool, backend: BackendKind) -> Result<Lane> {
         let dir = std::env::temp_dir().join(format!("tacet-{}", hex(&keys::random::<8>()?)));
         let mut b = std::fs::DirBuilder::new();
         std::os::unix::fs::DirBuilderExt::mode(&mut b, 0o700);
@@ -111,6 +117,7 @@ impl Lane {
                 peer: (0..3).filter(|j| *j != i).map(peer).collect(),
                 limits: limits.clone(),
                 pool: pool.clone(),
+                backend,
             };
             std::fs::write(dir.join(format!("{name}.toml")), toml::to_string(&config)?)?;
             let child = lane.spawn(name)?;

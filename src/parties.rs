@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::Args as ClapArgs;
 use tacet_client::Parties;
-use tacet_party::config::{Limits, Pool};
+use tacet_party::config::{BackendKind, Limits, Pool};
 
 use crate::local::{Lane, PATIENCE};
 
 #[derive(ClapArgs)]
-#[group(required = true, multiple = false)]
+#[group(skip)]
+#[command(group = clap::ArgGroup::new("asked").required(true).args(["parties", "local"]))]
 pub struct Asked {
     /// The parties to ask
     #[arg(long, value_name = "FILE")]
@@ -19,6 +20,9 @@ pub struct Asked {
     /// Start three parties on this machine for the run
     #[arg(long)]
     local: bool,
+    /// Where the parties of this machine compute products: auto, cpu or gpu
+    #[arg(long, default_value = "auto", conflicts_with = "parties")]
+    backend: BackendKind,
 }
 
 impl Asked {
@@ -27,7 +31,7 @@ impl Asked {
         match &self.parties {
             Some(file) => Ok((None, Parties::load(file)?)),
             None => {
-                let lane = linked(launch(model)?).await?;
+                let lane = linked(launch(model, self.backend)?).await?;
                 let parties = lane.parties.clone();
                 Ok((Some(lane), parties))
             }
@@ -36,8 +40,8 @@ impl Asked {
 }
 
 /// Starts three parties of this machine.
-pub fn launch(model: &Path) -> Result<Lane> {
-    Lane::launch(&std::env::current_exe()?, model, Limits::default(), Pool::default())
+pub fn launch(model: &Path, backend: BackendKind) -> Result<Lane> {
+    Lane::launch(&std::env::current_exe()?, model, Limits::default(), Pool::default(), backend)
 }
 
 /// Waits until they are linked; they end if this is dropped.

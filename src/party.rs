@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args as ClapArgs;
-use tacet_party::config::Config;
+use tacet_party::config::{BackendKind, Config};
 
 pub const EXAMPLES: &str = "\
-Example:
+Examples:
   tacet party --config alpha/party.toml
+  tacet party --config alpha/party.toml --backend cpu
 
 SIGTERM and Ctrl-C let running sessions finish. /readyz at the configured http address says whether the lane is linked.";
 
@@ -18,11 +19,16 @@ pub struct Args {
     /// The party's configuration; paths in it are relative to its folder
     #[arg(long)]
     config: PathBuf,
+    /// Where products are computed, in place of the configuration's word: auto, cpu or gpu. `auto` takes a graphics adapter
+    /// in hardware if there is one that is faster than the processor; `gpu` takes any, and fails without one
+    #[arg(long)]
+    backend: Option<BackendKind>,
 }
 
 /// Serves.
 pub async fn run(args: Args) -> Result<()> {
-    let config = Config::load(&args.config)?;
+    let mut config = Config::load(&args.config)?;
+    config.backend = args.backend.unwrap_or(config.backend);
     files(&config).with_context(|| args.config.display().to_string())?;
     Ok(tacet_party::serve(config).await?)
 }

@@ -12,7 +12,7 @@ use serde_json::json;
 use tacet_client::generate::{Boxed, ChatTemplate, Codec};
 use tacet_client::serve::{About, Config, Endpoint, Model, Progress, PullError, Puller, Registry, TextModel};
 use tacet_client::{Client, Parties};
-use tacet_party::config::hex;
+use tacet_party::config::{BackendKind, hex};
 use tacet_protocol::model::is_encoder;
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
@@ -67,6 +67,9 @@ pub struct Args {
     /// Say where it listens as one JSON object
     #[arg(long)]
     json: bool,
+    /// Where the parties of this machine compute products: auto, cpu or gpu
+    #[arg(long, default_value = "auto", conflicts_with = "parties")]
+    backend: BackendKind,
 }
 
 /// A model as the command line names it.
@@ -172,7 +175,7 @@ pub async fn run(args: Args) -> Result<()> {
     let mut lanes = Vec::new();
     let mut parties: Vec<Parties> = args.parties.iter().map(|p| Parties::load(p)).collect::<Result<_, _>>()?;
     if args.local {
-        let launched = wanted.iter().map(|a| parties::launch(&a.dir)).collect::<Result<Vec<_>>>()?;
+        let launched = wanted.iter().map(|a| parties::launch(&a.dir, args.backend)).collect::<Result<Vec<_>>>()?;
         lanes = try_join_all(launched.into_iter().map(parties::linked)).await?;
         parties = lanes.iter().map(|l| l.parties.clone()).collect();
     }

@@ -239,8 +239,9 @@ async fn make(party: &Arc<Party>, tokens: usize) -> Result<(), Fail> {
     let (here, program, bytes) = (Arc::clone(party), plan.digest(), plan.cost().dealt_bytes.iter().sum());
     let work = async move {
         let (buffer, waited_for) = (here.config.limits.buffer(), pace.handed.clone());
+        let compute = Arc::clone(&here.compute);
         let dealt = {
-            let dealing = engine::deal(plan, prg, [&mut tx1, &mut tx2], buffer, Some(pace), None);
+            let dealing = engine::deal(plan, prg, [&mut tx1, &mut tx2], buffer, Some(pace), None, compute);
             tokio::pin!(dealing);
             tokio::select! {
                 biased;

@@ -31,6 +31,9 @@ pub struct Config {
     pub seal_key: PathBuf,
     /// Clients file; nobody is served without it.
     pub clients: PathBuf,
+    /// Where products are computed.
+    #[serde(default)]
+    pub backend: BackendKind,
     /// The two other parties.
     pub peer: Vec<Peer>,
     /// Limits.
@@ -39,6 +42,32 @@ pub struct Config {
     /// Dealing ahead.
     #[serde(default)]
     pub pool: Pool,
+}
+
+/// Where a party computes products.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendKind {
+    /// On a graphics adapter if the machine has one in hardware that is faster than a thread of its processor, else there.
+    #[default]
+    Auto,
+    /// On the processor.
+    Cpu,
+    /// On a graphics adapter, be it one in software; without any the party does not start.
+    Gpu,
+}
+
+impl std::str::FromStr for BackendKind {
+    type Err = &'static str;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        match s {
+            "auto" => Ok(BackendKind::Auto),
+            "cpu" => Ok(BackendKind::Cpu),
+            "gpu" => Ok(BackendKind::Gpu),
+            _ => Err("auto, cpu or gpu is expected"),
+        }
+    }
 }
 
 /// Another party.

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use quinn::{RecvStream, SendStream};
+use tacet_protocol::backend::Backend;
 use tacet_protocol::prg::Prg;
 use tacet_protocol::program::{Kind, Program};
 use tacet_protocol::ring::pack;
@@ -23,6 +24,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
+use crate::compute::Compute;
 use crate::fail::{Fail, code, fail};
 use crate::flow::{Held, Permit, Room, channel};
 
@@ -114,6 +116,7 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Fail> {
 }
 
 struct Io {
+    backend: Arc<dyn Backend>,
     dealt: UnboundedReceiver<Held>,
     out: mpsc::Sender<(u32, Vec<u8>)>,
     back: UnboundedReceiver<Held>,
@@ -138,6 +141,10 @@ impl EvaluatorIo for Io {
         self.out.blocking_send((step, out)).map_err(|_| ended())?;
         next(&mut self.back)
     }
+
+    fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
 }
 
 /// What an evaluator starts from.
@@ -157,6 +164,7 @@ pub struct Evaluation {
     /// Bound on openings that wait.
     pub room: Room,
     pub place: Place,
+    pub compute: Arc<Compute>,
 }
 
 /// An evaluator's share of the result, and what it counted.
@@ -173,19 +181,16 @@ pub async fn evaluate(e: Evaluation, peer: (&mut SendStream, &mut RecvStream)) -
     let openings = openings(&e.plan);
     // One opening at most: the engine waits for the other's before it makes the next.
     let ((out_tx, mut out_rx), (back_tx, back), (done_tx, done)) = (mpsc::channel(1), channel(), oneshot::channel());
-    let Evaluation { plan, next, role, prg, input, mut state, dealt, room, place } = e;
+    let Evaluation { plan, next, role, prg, input, mut state, dealt, room, place, compute } = e;
     spawn("evaluator", move || {
-        let mut io = Io { dealt, out: out_tx, back, rounds: 0, opened: 0, received: 0 };
-        state.cut(plan.past());
-        let share = run::evaluate_next(&plan, role, prg, input, &mut state, &mut io).map(Wiped::new);
-        let evaluated = share.map(|s| Evaluated {
-            share: pack(&s, plan.output_bits()),
-            rounds: io.rounds,
-            opened: io.opened,
-            dealt: io.received,
-            state,
+        let evaluated = compute.backend().and_then(|backend| {
+            let mut io = Io { backend, dealt, out: out_tx, back, rounds: 0, opened: 0, received: 0 };
+            state.cut(plan.past());
+            let share = Wiped::new(run::evaluate_next(&plan, role, prg, input, &mut state, &mut io)?);
+            let share = pack(&share, plan.output_bits());
+            Ok(Evaluated { share, rounds: io.rounds, opened: io.opened, dealt: io.received, state })
         });
-        drop((io, place));
+        drop(place);
         let _ = done_tx.send(evaluated);
     })?;
     let (tx, rx) = peer;
@@ -237,6 +242,7 @@ impl Pace {
 }
 
 struct Sink {
+    backend: Arc<dyn Backend>,
     to: [UnboundedSender<Dealing>; 2],
     room: [Room; 2],
     sent: [u64; 2],
@@ -270,6 +276,10 @@ impl DealerSink for Sink {
             self.to[i].send(Dealing::Step(Held { step, bytes, permit })).map_err(|_| ended())
         })
     }
+
+    fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
 }
 
 /// What a dealing came to.
@@ -289,9 +299,10 @@ pub async fn deal(
     buffer: usize,
     pace: Option<Pace>,
     place: Place,
+    compute: Arc<Compute>,
 ) -> Result<Dealt, Fail> {
     let mut one = Some(Dealable { plan, prg, next: None });
-    deal_all(move || Ok(one.take()), streams, buffer, pace, place, &AtomicU32::new(0)).await
+    deal_all(move || Ok(one.take()), streams, buffer, pace, place, compute, &AtomicU32::new(0)).await
 }
 
 /// A program of a sequence.
@@ -319,22 +330,19 @@ pub async fn deal_all(
     buffer: usize,
     pace: Option<Pace>,
     place: Place,
+    compute: Arc<Compute>,
     asked: &AtomicU32,
 ) -> Result<Dealt, Fail> {
     let ((s1, r1), (s2, r2)) = (mpsc::unbounded_channel(), mpsc::unbounded_channel());
     let (done_tx, done) = oneshot::channel();
-    let mut sink = Sink {
-        to: [s1, s2],
-        room: [Room::new(buffer), Room::new(buffer)],
-        sent: [0; 2],
-        pace,
-        paused: Duration::ZERO,
-        handle: Handle::current(),
-    };
+    let handle = Handle::current();
     spawn("dealer", move || {
-        let started = Instant::now();
-        let mut state = DealerState::default();
-        let mut all = || -> Result<(), Error> {
+        let dealt = compute.backend().and_then(|backend| {
+            let started = Instant::now();
+            let room = [Room::new(buffer), Room::new(buffer)];
+            let (sent, paused) = ([0; 2], Duration::ZERO);
+            let mut sink = Sink { backend, to: [s1, s2], room, sent, pace, paused, handle };
+            let mut state = DealerState::default();
             while let Some(Dealable { plan, prg: [p1, p2], next }) = next()? {
                 if let Some(n) = next {
                     state.cut(plan.past());
@@ -342,11 +350,9 @@ pub async fn deal_all(
                 }
                 run::deal_next(&plan, p1, p2, &mut state, &mut sink)?;
             }
-            Ok(())
-        };
-        let dealt = all();
-        let dealt = dealt.map(|()| Dealt { bytes: sink.sent, time: started.elapsed().saturating_sub(sink.paused) });
-        drop((sink, place));
+            Ok(Dealt { bytes: sink.sent, time: started.elapsed().saturating_sub(sink.paused) })
+        });
+        drop(place);
         let _ = done_tx.send(dealt);
     })?;
     let [tx1, tx2] = streams;

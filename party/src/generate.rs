@@ -206,7 +206,8 @@ async fn deal(party: &Arc<Party>, session: SessionId, course: Course) -> Result<
         Ok(Some(Dealable { plan, prg, next: Some(announced) }))
     };
     let dealing = async {
-        let ended = engine::deal_all(next, [&mut j1.tx, &mut j2.tx], limits.buffer(), None, place, &count).await;
+        let (streams, compute) = ([&mut j1.tx, &mut j2.tx], Arc::clone(&party.compute));
+        let ended = engine::deal_all(next, streams, limits.buffer(), None, place, compute, &count).await;
         sleep(FAREWELL).await;
         ended.map(drop)
     };
@@ -362,9 +363,9 @@ async fn evaluate(
             let prg = session_prg(&dealer, role, next.number, &session, &ours, &nonce);
             ran = next.number;
             let room = Room::new(limits.buffer());
-            let place = place.clone();
+            let (place, compute) = (place.clone(), Arc::clone(&party.compute));
             let work = engine::evaluate(
-                Evaluation { plan, next: Some(next), role, prg, input, state, dealt, room, place },
+                Evaluation { plan, next: Some(next), role, prg, input, state, dealt, room, place, compute },
                 (&mut to_peer, &mut from_peer),
             );
             let limit = Duration::from_secs(limits.session_s);

@@ -84,6 +84,8 @@ fn metrics(party: &Party) -> String {
     ] {
         let _ = writeln!(out, "# TYPE {name} counter\n{name} {}", v.load(Ordering::Relaxed));
     }
+    let products = party.compute.products();
+    let _ = writeln!(out, "# TYPE tacet_gpu_products_total counter\ntacet_gpu_products_total {products}");
     let f = if party.config.role == Role::Dealer { party.stock.figures() } else { party.pool.figures() };
     let _ = writeln!(
         out,

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod ahead;
+mod compute;
 pub mod config;
 mod course;
 mod engine;
@@ -90,6 +91,7 @@ struct Party {
     plan: [u8; 32],
     plans: Plans,
     seal: SealKeyPair,
+    compute: Arc<compute::Compute>,
     programs: Mutex<HashMap<usize, Arc<Program>>>,
     links: Mutex<HashMap<Role, Link>>,
     /// Why a link is down, by peer name.
@@ -163,6 +165,7 @@ pub async fn serve(config: Config) -> Result<(), PartyError> {
     for p in &config.peer {
         pins.push(certificate_from_pem(&config::read(&p.certificate)?)?);
     }
+    let compute = Arc::new(compute::Compute::open(config.backend)?);
     let quic = endpoint(config.listen, Some(accept_config(&identity, pins.clone())?))?;
     let http = match config.http {
         Some(addr) => Some(tokio::net::TcpListener::bind(addr).await?),
@@ -174,6 +177,7 @@ pub async fn serve(config: Config) -> Result<(), PartyError> {
         plan: plans.first(8)?.digest(),
         plans,
         seal: SealKeyPair::from_secret(seal),
+        compute,
         programs: Mutex::default(),
         links: Mutex::default(),
         trouble: Mutex::default(),
@@ -201,7 +205,8 @@ pub async fn serve(config: Config) -> Result<(), PartyError> {
     if party.config.role == Role::Dealer && matches!(party.plans, Plans::Encoder(_)) {
         tokio::spawn(ahead::keep(Arc::clone(&party)));
     }
-    eprintln!("listening role={:?} name={} listen={}", party.config.role, party.config.name, party.config.listen);
+    let (c, backend) = (&party.config, party.compute.name());
+    eprintln!("listening role={:?} name={} listen={} backend={backend:?}", c.role, c.name, c.listen);
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     loop {
         tokio::select! {

@@ -357,9 +357,20 @@ async fn evaluate(
             None => Ok(()),
         }
     };
-    let room = Room::new(limits.buffer());
+    let (room, compute) = (Room::new(limits.buffer()), Arc::clone(&party.compute));
     let work = engine::evaluate(
-        Evaluation { plan, next: None, role, prg, input, state: EvaluatorState::default(), dealt, room, place },
+        Evaluation {
+            plan,
+            next: None,
+            role,
+            prg,
+            input,
+            state: EvaluatorState::default(),
+            dealt,
+            room,
+            place,
+            compute,
+        },
         (&mut to_peer, &mut from_peer),
     );
     let (done, ()) = tokio::try_join!(work, arriving)?;
@@ -392,7 +403,9 @@ async fn deal(party: &Party, session: SessionId, plan: Arc<Program>) -> Result<M
             let prg =
                 [(Role::E1, &j1), (Role::E2, &j2)].map(|(r, j)| session_prg(&j.link, r, 0, &session, &j.nonce, &ours));
             let buffer = party.config.limits.buffer();
-            let dealt = engine::deal(plan, prg, [&mut j1.tx, &mut j2.tx], buffer, None, place.clone()).await?;
+            let streams = [&mut j1.tx, &mut j2.tx];
+            let compute = Arc::clone(&party.compute);
+            let dealt = engine::deal(plan, prg, streams, buffer, None, place.clone(), compute).await?;
             party.counters.dealt_fresh.fetch_add(1, Relaxed);
             party.counters.dealt.fetch_add(dealt.bytes.iter().sum(), Relaxed);
             dealt

@@ -22,4 +22,7 @@ pub enum Error {
     /// The transport gave up; the text says which party and why.
     #[error("transport: {0}")]
     Transport(String),
+    /// The device that computes products gave up; the text says which one and why.
+    #[error("device: {0}")]
+    Device(String),
 }

@@ -4,6 +4,7 @@
 //! [`DealerSink`]; whoever owns the sockets implements the two.
 #![deny(unsafe_code)]
 
+pub mod backend;
 pub mod error;
 pub mod gates;
 pub mod gemm;
@@ -23,6 +24,8 @@ pub mod wire;
 
 pub use error::Error;
 
+use backend::{Backend, Cpu};
+
 /// Who a process is within a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -41,10 +44,18 @@ pub trait EvaluatorIo {
     fn dealt(&mut self, step: u32, len: usize) -> Result<Vec<u8>, Error>;
     /// Sends this evaluator's opening for `step` and returns the other's, which has the same length.
     fn exchange(&mut self, step: u32, out: Vec<u8>) -> Result<Vec<u8>, Error>;
+    /// Where products are computed.
+    fn backend(&self) -> &dyn Backend {
+        &Cpu
+    }
 }
 
 /// Where the dealer's messages go, in program order for each evaluator. Implementations may block (back-pressure).
 pub trait DealerSink {
     /// `to` is [`Role::E1`] or [`Role::E2`].
     fn send(&mut self, to: Role, step: u32, bytes: Vec<u8>) -> Result<(), Error>;
+    /// Where products are computed.
+    fn backend(&self) -> &dyn Backend {
+        &Cpu
+    }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::Error;
 use crate::gates::bits::{And, CountClear};
 use crate::gates::broadcast::{Broadcast, Variance};
 use crate::gates::cosine::Cosine;
@@ -68,6 +69,17 @@ pub struct Linear {
     pub macs: usize,
     /// Hash of weights and bias, part of the program digest.
     pub digest: [u8; 32],
+}
+
+impl Linear {
+    /// The weights.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] where they were left out.
+    pub fn weights(&self) -> Result<&Weights, Error> {
+        let reason = || "planned without weights: plan with them to evaluate".into();
+        self.weights.as_ref().ok_or_else(|| Error::Plan { op: "linear layer".into(), reason: reason() })
+    }
 }
 
 /// What an operation does.

@@ -5,8 +5,8 @@
 
 use zeroize::Zeroize;
 
+use crate::backend::Backend;
 use crate::gates::{Deal, Masked, Take};
-use crate::gemm::linear;
 use crate::prg::Prg;
 use crate::program::{Kind, Op, Program};
 use crate::ring::{mask, pack_to, packed_len, unpack};
@@ -108,7 +108,7 @@ fn not_the_state(p: &Program, held: usize) -> Error {
 /// Deals a whole program: masks and corrections depend on shapes only, so this may run ahead of the query.
 ///
 /// # Errors
-/// Those of the sink, and a reused mask label.
+/// Those of the sink and its backend, and a reused mask label.
 pub fn deal(p: &Program, e1: Prg, e2: Prg, sink: &mut dyn DealerSink) -> Result<(), Error> {
     deal_next(p, e1, e2, &mut DealerState::default(), sink)
 }
@@ -155,7 +155,7 @@ pub fn deal_next(
         let l = |n: usize| lam[op.inputs[n]].as_slice();
         match &op.kind {
             Kind::Rescale(g) => g.deal(&mut d, l(0))?,
-            Kind::Product(g) => g.deal(&mut d, l(0), l(1))?,
+            Kind::Product(g) => g.deal(&mut d, l(0), l(1), sink.backend())?,
             Kind::RowMax(g) => g.deal(&mut d, l(0))?,
             Kind::And(g) => g.deal(&mut d, l(0))?,
             Kind::CountClear(g) => g.deal(&mut d, l(0))?,
@@ -219,7 +219,7 @@ impl Drop for State {
 /// Evaluates a program on this evaluator's share of the input; returns its share of the result.
 ///
 /// # Errors
-/// Those of the transport, messages of a wrong length, a reused mask label.
+/// Those of the transport and the backend, messages of a wrong length, a reused mask label.
 pub fn evaluate(
     p: &Program,
     role: Role,
@@ -278,7 +278,7 @@ pub fn evaluate_next(
                 });
             }
             let mut t = Take::new(&mut prg, role, step, &msg);
-            let out = gate(p, op, &mut t, &st, role)?;
+            let out = gate(p, op, &mut t, &st, role, io.backend())?;
             for (v, o) in op.outputs.iter().zip(out) {
                 st.share[*v] = o;
             }
@@ -349,12 +349,14 @@ impl Kernel for Combine<'_> {
     }
 }
 
-/// Of who runs a program that was planned for another role.
-pub(crate) fn no_weights(name: &str) -> Error {
-    Error::Plan { op: name.into(), reason: "planned without weights: plan with them to evaluate".into() }
-}
-
-fn gate(p: &Program, op: &Op, t: &mut Take, st: &State, role: Role) -> Result<Vec<Vec<u64>>, Error> {
+fn gate(
+    p: &Program,
+    op: &Op,
+    t: &mut Take,
+    st: &State,
+    role: Role,
+    backend: &dyn Backend,
+) -> Result<Vec<Vec<u64>>, Error> {
     let m = |n: usize| &st.masked[op.inputs[n]];
     let s = |n: usize| st.share[op.inputs[n]].as_slice();
     let bits = p.values[op.outputs[0]].bits;
@@ -363,7 +365,7 @@ fn gate(p: &Program, op: &Op, t: &mut Take, st: &State, role: Role) -> Result<Ve
     let two = |(a, b): (Vec<u64>, Vec<u64>)| Ok(vec![a, b]);
     match &op.kind {
         Kind::Rescale(g) => one(g.eval(t, m(0))?),
-        Kind::Product(g) => one(g.eval(t, m(0), m(1))?),
+        Kind::Product(g) => one(g.eval(t, m(0), m(1), backend)?),
         Kind::RowMax(g) => one(g.eval(t, m(0))?),
         Kind::And(g) => one(g.eval(t, m(0))?),
         Kind::CountClear(g) => one(g.eval(t, m(0))?),
@@ -376,9 +378,7 @@ fn gate(p: &Program, op: &Op, t: &mut Take, st: &State, role: Role) -> Result<Ve
         Kind::Broadcast(g) => one(g.eval(t, m(0), m(1))?),
         Kind::Cosine(g) => one(g.eval(t, m(0))?),
         Kind::Linear { rows, layer } => {
-            let weights = layer.weights.as_ref().ok_or_else(|| no_weights(&p.values[op.outputs[0]].name))?;
-            let mut out = vec![0; p.values[op.outputs[0]].len()];
-            linear(s(0), *rows, weights, bits, &mut out);
+            let mut out = backend.linear(layer, s(0), *rows, bits)?;
             if role == Role::E1 {
                 for row in out.chunks_exact_mut(layer.bias.len()) {
                     row.iter_mut().zip(&layer.bias).for_each(|(o, b)| *o = o.wrapping_add(*b as u64) & mk);

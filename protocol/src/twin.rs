@@ -93,7 +93,7 @@ fn operation(op: &Op, values: &[Plain]) -> Result<Vec<Plain>, Error> {
         Kind::Broadcast(g) => real(g.plain(x(0)?, x(1)?)),
         Kind::Cosine(g) => real(g.plain(x(0)?)),
         Kind::Linear { layer, .. } => {
-            let weights = layer.weights.as_ref().ok_or_else(|| crate::run::no_weights("twin"))?;
+            let weights = layer.weights()?;
             let (out, inp) = (weights.rows_out(), weights.cols_in());
             let x = x(0)?;
             let mut y = vec![0.0; x.len() / inp * out];

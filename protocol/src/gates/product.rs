@@ -5,8 +5,10 @@
 use super::grid::Grid;
 use super::{Deal, Dealt, Masked, Take};
 use crate::Error;
+use crate::backend::Backend;
 use crate::gemm::{matmul, matmul_bt};
 use crate::ring::mask;
+use zeroize::Zeroizing;
 
 /// Which of attention's two products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +53,16 @@ impl HeadProduct {
     /// Columns of head `h` of `heads`.
     fn head(&self, x: &[u64], h: usize, heads: usize) -> Vec<u64> {
         x.chunks_exact(heads * self.dim).flat_map(|row| row[h * self.dim..][..self.dim].iter().copied()).collect()
+    }
+
+    /// Sum of products in words: what a [`Backend`] computes.
+    pub(crate) fn sum(&self, pairs: &[(&[u64], &[u64])]) -> Vec<u64> {
+        let mut sum = vec![0u64; self.out_len()];
+        for (a, b) in pairs {
+            let product = Zeroizing::new(self.product(a, b));
+            sum.iter_mut().zip(product.iter()).for_each(|(s, p)| *s = s.wrapping_add(*p) & mask(self.k));
+        }
+        sum
     }
 
     fn product(&self, a: &[u64], b: &[u64]) -> Vec<u64> {
@@ -105,25 +117,23 @@ impl HeadProduct {
     }
 
     /// Dealer.
-    pub fn deal(&self, d: &mut Deal, la: &[u64], lb: &[u64]) -> Result<(), Error> {
-        d.share(self.k, self.product(la, lb))
+    pub fn deal(&self, d: &mut Deal, la: &[u64], lb: &[u64], backend: &dyn Backend) -> Result<(), Error> {
+        d.share(self.k, backend.product(self, &[(la, lb)])?)
     }
 
     /// Evaluator: share of the product.
-    pub fn eval(&self, t: &mut Take, a: &Masked, b: &Masked) -> Result<Vec<u64>, Error> {
-        let mut g = t.next(self.out_len(), self.k)?;
+    pub fn eval(&self, t: &mut Take, a: &Masked, b: &Masked, backend: &dyn Backend) -> Result<Vec<u64>, Error> {
         let mk = mask(self.k);
-        // E1 computes m_a (m_b - l_b), E2 computes -m_a l_b: one product instead of two.
-        let rhs: Vec<u64> = if t.leads() {
+        // E1 computes m_a (m_b - l_b), E2 computes -m_a l_b, and both l_a (-m_b): two products instead of three.
+        let rhs: Zeroizing<Vec<u64>> = Zeroizing::new(if t.leads() {
             b.m.iter().zip(&b.l).map(|(m, l)| m.wrapping_sub(*l) & mk).collect()
         } else {
             b.l.iter().map(|l| l.wrapping_neg() & mk).collect()
-        };
-        let p = self.product(&a.m, &rhs);
-        let q = self.product(&a.l, &b.m);
-        for ((g, p), q) in g.iter_mut().zip(p).zip(q) {
-            *g = g.wrapping_add(p).wrapping_sub(q) & mk;
-        }
+        });
+        let negative: Vec<u64> = b.m.iter().map(|m| m.wrapping_neg() & mk).collect();
+        let sum = Zeroizing::new(backend.product(self, &[(&a.m, &rhs), (&a.l, &negative)])?);
+        let mut g = t.next(self.out_len(), self.k)?;
+        g.iter_mut().zip(sum.iter()).for_each(|(g, s)| *g = g.wrapping_add(*s) & mk);
         Ok(g)
     }
 }
@@ -132,6 +142,7 @@ impl HeadProduct {
 mod tests {
     use super::super::testing::{World, add, masked};
     use super::*;
+    use crate::backend::Cpu;
     use crate::ring::signed;
     use proptest::prelude::*;
 
@@ -149,14 +160,14 @@ mod tests {
                 signed((0..n).fold(0u64, |s, c| s.wrapping_add(f(c))), k)
             };
             let g = HeadProduct { side: Side::Scores, grid: Grid::square(t), heads: h, kv_heads: h, dim: d, k };
-            let s = w.run(&g.dealt(), |x| g.deal(x, &q.1, &key.1), |x, i| g.eval(x, &q.2[i], &key.2[i]));
+            let s = w.run(&g.dealt(), |x| g.deal(x, &q.1, &key.1, &Cpu), |x, i| g.eval(x, &q.2[i], &key.2[i], &Cpu));
             for (at, got) in add(&s, k).into_iter().enumerate() {
                 let (head, i, j) = (at / (t * t), at / t % t, at % t);
                 let of = |row: usize, c: usize| row * h * d + head * d + c;
                 prop_assert_eq!(got, sum(d, &|c| q.0[of(i, c)].wrapping_mul(key.0[of(j, c)])));
             }
             let g = HeadProduct { side: Side::Attend, ..g };
-            let s = w.run(&g.dealt(), |x| g.deal(x, &p.1, &q.1), |x, i| g.eval(x, &p.2[i], &q.2[i]));
+            let s = w.run(&g.dealt(), |x| g.deal(x, &p.1, &q.1, &Cpu), |x, i| g.eval(x, &p.2[i], &q.2[i], &Cpu));
             for (at, got) in add(&s, k).into_iter().enumerate() {
                 let (i, head) = (at / (h * d), at % (h * d) / d);
                 let weight = |c: usize| p.0[head * t * t + i * t + c];
@@ -180,7 +191,7 @@ mod tests {
                     let words = |v: &[i64]| v.iter().map(|v| *v as u64 & mask(k)).collect::<Vec<_>>();
                     let reals = |v: &[i64]| v.iter().map(|v| *v as f64).collect::<Vec<_>>();
                     let ((la, ea), (lb, eb)) = (w.mask(&words(&a), k), w.mask(&words(&b), k));
-                    let s = w.run(&g.dealt(), |x| g.deal(x, &la, &lb), |x, i| g.eval(x, &ea[i], &eb[i]));
+                    let s = w.run(&g.dealt(), |x| g.deal(x, &la, &lb, &Cpu), |x, i| g.eval(x, &ea[i], &eb[i], &Cpu));
                     let got: Vec<f64> = add(&s, k).into_iter().map(|v| v as f64).collect();
                     assert_eq!(got, g.plain(&reals(&a), &reals(&b)));
                 }

@@ -1,0 +1,169 @@
+//! Where this party computes products: on its processor or on a graphics adapter.
+//!
+//! Every product is exact, so that no other party can tell; which one it was shows in the time a session takes, which
+//! depends on shapes. A device that fails ends the sessions that used it, before anything more is sent. The next session
+//! opens it again; where it was only preferred, and is gone for good, the processor takes over.
+
+use std::sync::Arc;
+
+use tacet_protocol::Error;
+use tacet_protocol::backend::{Backend, Cpu};
+
+use crate::PartyError;
+use crate::config::BackendKind;
+
+#[cfg(feature = "gpu")]
+use {
+    crate::lock,
+    std::sync::Mutex,
+    tacet_shaders::{Choice, Gpu, GpuError},
+};
+
+/// What a party computes products with.
+pub struct Compute {
+    #[cfg(feature = "gpu")]
+    kind: BackendKind,
+    #[cfg(feature = "gpu")]
+    gpu: Mutex<Option<Arc<Gpu>>>,
+}
+
+#[cfg(feature = "gpu")]
+impl Compute {
+    /// Opens what was asked for.
+    ///
+    /// # Errors
+    /// `gpu` was asked for, and there is no adapter or it cannot be opened.
+    pub fn open(kind: BackendKind) -> Result<Compute, PartyError> {
+        let gpu = match (kind, open(kind)) {
+            (_, Ok(gpu)) => gpu,
+            (BackendKind::Gpu, Err(e)) => return Err(PartyError::Config(format!("backend = \"gpu\": {e}"))),
+            (_, Err(e)) => {
+                eprintln!("computing on the processor: {e}");
+                None
+            }
+        };
+        Ok(Compute { kind, gpu: Mutex::new(gpu) })
+    }
+
+    /// Its name, for people.
+    pub fn name(&self) -> String {
+        lock(&self.gpu).as_ref().map_or("cpu".into(), |g| g.adapter().to_string())
+    }
+
+    /// Products computed on an adapter, since it was opened last.
+    pub fn products(&self) -> u64 {
+        lock(&self.gpu).as_ref().map_or(0, |g| g.products())
+    }
+
+    /// What a session computes with.
+    ///
+    /// # Errors
+    /// `gpu` was asked for, and it is gone.
+    pub fn backend(&self) -> Result<Arc<dyn Backend>, Error> {
+        let mut gpu = lock(&self.gpu);
+        if gpu.as_ref().is_some_and(|g| g.lost()) {
+            match (self.kind, open(self.kind)) {
+                (_, Ok(again)) => *gpu = again,
+                (BackendKind::Gpu, Err(e)) => return Err(e.into()),
+                (_, Err(e)) => {
+                    eprintln!("computing on the processor from now on: {e}");
+                    *gpu = None;
+                }
+            }
+        }
+        Ok(match &*gpu {
+            Some(gpu) => Arc::clone(gpu) as Arc<dyn Backend>,
+            None => Arc::new(Cpu),
+        })
+    }
+}
+
+/// The adapter that a choice stands for; none is as good as any where there was no wish for one.
+#[cfg(feature = "gpu")]
+fn open(kind: BackendKind) -> Result<Option<Arc<Gpu>>, GpuError> {
+    let choice = match kind {
+        BackendKind::Cpu => return Ok(None),
+        BackendKind::Auto => Choice::Hardware,
+        BackendKind::Gpu => Choice::Any,
+    };
+    match Gpu::open(choice) {
+        Ok(gpu) if kind == BackendKind::Auto && !gpu.pays()? => {
+            eprintln!("computing on the processor: it is faster than {}", gpu.adapter());
+            Ok(None)
+        }
+        Ok(gpu) => Ok(Some(Arc::new(gpu))),
+        Err(GpuError::NoAdapter(_)) if kind == BackendKind::Auto => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+#[cfg(not(feature = "gpu"))]
+impl Compute {
+    /// Opens what was asked for.
+    ///
+    /// # Errors
+    /// `gpu` was asked for.
+    pub fn open(kind: BackendKind) -> Result<Compute, PartyError> {
+        match kind {
+            BackendKind::Gpu => Err(PartyError::Config(
+                "backend = \"gpu\": this build computes on the processor only: build it with the feature gpu".into(),
+            )),
+            BackendKind::Auto | BackendKind::Cpu => Ok(Compute {}),
+        }
+    }
+
+    /// Its name, for people.
+    pub fn name(&self) -> String {
+        "cpu".into()
+    }
+
+    /// Products computed on an adapter.
+    pub fn products(&self) -> u64 {
+        0
+    }
+
+    /// What a session computes with.
+    pub fn backend(&self) -> Result<Arc<dyn Backend>, Error> {
+        Ok(Arc::new(Cpu))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_processor_is_always_there() {
+        let compute = Compute::open(BackendKind::Cpu).unwrap();
+        assert_eq!(compute.name(), "cpu");
+        assert!(compute.backend().is_ok());
+        assert!(Compute::open(BackendKind::Auto).is_ok_and(|c| c.backend().is_ok()));
+    }
+
+    #[test]
+    fn a_wish_for_an_adapter_is_met_or_refused() {
+        match Compute::open(BackendKind::Gpu) {
+            Ok(c) => assert!(c.name() != "cpu" && c.backend().is_ok()),
+            Err(e) => assert!(e.to_string().contains("backend = \"gpu\""), "{e}"),
+        }
+    }
+
+    #[cfg(feature = "gpu")]
+    #[test]
+    fn a_lost_device_is_opened_again_for_the_next_session() {
+        let Ok(compute) = Compute::open(BackendKind::Gpu) else {
+            return println!("skipped: this machine has no graphics adapter, nor lavapipe");
+        };
+        let held = Arc::clone(lock(&compute.gpu).as_ref().unwrap());
+        held.close();
+        compute.backend().unwrap();
+        let again = Arc::clone(lock(&compute.gpu).as_ref().unwrap());
+        assert!(held.lost() && !again.lost());
+        // Where it does not come back: a wish is given up, an order is not.
+        *lock(&compute.gpu) = Some(held);
+        let gone = |kind| Compute { kind, gpu: Mutex::new(lock(&compute.gpu).clone()) };
+        let auto = gone(BackendKind::Auto);
+        assert!(auto.backend().is_ok());
+        assert!(lock(&auto.gpu).as_ref().is_none_or(|g| !g.lost()), "not the lost one");
+    }
+}

@@ -1,0 +1,141 @@
+//! The GPU backend of the interpreters' products, over wgpu: Vulkan, Metal or DX12.
+//!
+//! [`Gpu`] is a [`Backend`]: shares times public weights (resident on the device, a byte or two each), and shares times
+//! shares, in Z_2^bits, equal to the processor's kernels bit for bit. The kernels are the files of `wgsl/`. Rings up to 32
+//! bits are computed in u32; wider ones in u64 where the adapter has them and in pairs of u32 where not; products of bytes
+//! (`dot4I8Packed`) replace those of words where they are faster, and subgroups add where there are some. An adapter needs
+//! nothing of all that, and only what WebGPU promises on old hardware. Operands that exceed its bindings go in parts.
+//!
+//! **Who sees what.** Nothing new to anyone. The device belongs to the party and holds what the party's memory holds: an
+//! evaluator's shares, masked values and own halves of masks, a dealer's masks, each while one product is computed, and
+//! public weights for as long as the party runs. Nothing is shared between sessions: buffers that held words are zero again
+//! before the next product, or destroyed. Jobs, their sizes and their number depend on shapes only. Memory that wgpu or the
+//! driver may copy buffers to is beyond that, and so is who else may use the device: an operator gives it to nobody else.
+#![forbid(unsafe_code)]
+
+mod adapter;
+mod device;
+mod error;
+mod kernel;
+mod linear;
+mod product;
+mod rates;
+mod words;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tacet_protocol::Error;
+use tacet_protocol::backend::{Backend, Cpu};
+use tacet_protocol::gates::product::HeadProduct;
+use tacet_protocol::program::Linear;
+
+pub use adapter::{Adapter, Choice, adapters};
+pub use error::GpuError;
+pub use rates::Rate;
+
+use device::{Device, Health};
+use linear::Resident;
+
+/// Multiply-accumulates of a job: well within what drivers let a device work at a time.
+const MOST_MACS: usize = 1 << 31;
+
+/// Workgroups along an axis that every adapter takes.
+const MOST_WORKGROUPS: usize = 65_535;
+
+/// Multiply-accumulates below which a processor is done before a device has answered: some hundred microseconds.
+const SMALL: usize = 1 << 21;
+
+/// An open device that computes one product at a time.
+pub struct Gpu {
+    about: Adapter,
+    small: usize,
+    health: Health,
+    products: AtomicU64,
+    state: Mutex<State>,
+}
+
+struct State {
+    device: Device,
+    /// Weights by their layer's digest and shape.
+    layers: HashMap<([u8; 32], usize, usize), Resident>,
+}
+
+impl Gpu {
+    /// Opens the best adapter of those that will do.
+    ///
+    /// # Errors
+    /// None that will do, or one that cannot be opened.
+    pub fn open(choice: Choice) -> Result<Gpu, GpuError> {
+        let mut device = Device::open(&adapter::choose(choice)?)?;
+        if device.about.hardware {
+            device.prefer(rates::MIDDLING)?;
+        }
+        let about = device.about.clone();
+        let (health, products) = (device.health(), AtomicU64::new(0));
+        let state = Mutex::new(State { device, layers: HashMap::new() });
+        Ok(Gpu { about, small: SMALL, health, products, state })
+    }
+
+    /// The same device for every product: small ones, too, which a processor computes in less time.
+    pub fn for_all(self) -> Gpu {
+        Gpu { small: 0, ..self }
+    }
+
+    /// The adapter.
+    pub fn adapter(&self) -> &Adapter {
+        &self.about
+    }
+
+    /// Whether the device is gone; then every product fails.
+    pub fn lost(&self) -> bool {
+        self.health.lost()
+    }
+
+    /// Products computed so far.
+    pub fn products(&self) -> u64 {
+        self.products.load(Relaxed)
+    }
+
+    /// Gives the device up: products fail from now on, as after a driver's reset.
+    pub fn close(&self) {
+        self.state().device.close();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Backend for Gpu {
+    fn linear(&self, layer: &Arc<Linear>, x: &[u64], rows: usize, bits: u32) -> Result<Vec<u64>, Error> {
+        let w = layer.weights()?;
+        let macs = rows * w.cols_in() * w.rows_out();
+        if macs == 0 || macs < self.small {
+            return Cpu.linear(layer, x, rows, bits);
+        }
+        let State { device, layers } = &mut *self.state();
+        let name = (layer.digest, w.rows_out(), w.cols_in());
+        if !layers.contains_key(&name) {
+            layers.retain(|_, l| l.in_use());
+            layers.insert(name, Resident::new(device, w, Arc::downgrade(layer))?);
+        }
+        let y = layers[&name].apply(device, w, x, rows, bits)?;
+        self.products.fetch_add(1, Relaxed);
+        Ok(y)
+    }
+
+    fn product(&self, g: &HeadProduct, pairs: &[(&[u64], &[u64])]) -> Result<Vec<u64>, Error> {
+        let macs = product::macs(g, pairs.len());
+        if macs == 0 || macs < self.small {
+            return Cpu.product(g, pairs);
+        }
+        let y = product::product(&mut self.state().device, g, pairs)?;
+        self.products.fetch_add(1, Relaxed);
+        Ok(y)
+    }
+}
+
+#[cfg(test)]
+mod tests;

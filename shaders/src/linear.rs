@@ -1,0 +1,123 @@
+//! Shares times public weights.
+
+use std::ops::Range;
+use std::sync::Weak;
+
+use tacet_protocol::gemm::Weights;
+use tacet_protocol::program::Linear;
+use zeroize::Zeroizing;
+
+use crate::device::{Device, Job, Right};
+use crate::error::GpuError;
+use crate::kernel::{By, DOTS_INPUTS, DOTS_LARGEST, Kernel, Word};
+use crate::words::{push_row, read_row};
+use crate::{MOST_MACS, MOST_WORKGROUPS};
+
+/// A layer's weights on the device, in parts that can be bound.
+pub(crate) struct Resident {
+    owner: Weak<Linear>,
+    /// Bytes of a weight.
+    bytes: u8,
+    /// Whether dot products of bytes give the right sums.
+    dots: bool,
+    /// Outputs of each part, whole groups but for the end.
+    parts: Vec<(Range<usize>, wgpu::Buffer)>,
+}
+
+impl Resident {
+    /// Whether the layer is still part of some program.
+    pub(crate) fn in_use(&self) -> bool {
+        self.owner.strong_count() > 0
+    }
+
+    /// How many buffers it takes.
+    #[cfg(test)]
+    pub(crate) fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Puts a layer's weights on the device.
+    pub(crate) fn new(device: &Device, w: &Weights, owner: Weak<Linear>) -> Result<Resident, GpuError> {
+        let all = || (0..w.rows_out()).flat_map(|o| (0..w.cols_in()).map(move |i| w.at(o, i)));
+        let bytes = if all().all(|w| i8::try_from(w).is_ok()) { 1 } else { 2 };
+        let dots = all().all(|w| i64::from(w) <= i64::from(DOTS_LARGEST));
+        let group = 4 * w.cols_in().div_ceil(4) * 4 * usize::from(bytes);
+        let groups = (device.room / group.max(1)).min(device.room / Word::Pair.group()).min(MOST_WORKGROUPS);
+        if groups == 0 {
+            let what = format!("a layer of {} inputs", w.cols_in());
+            return Err(GpuError::TooLarge { adapter: device.about.to_string(), what, limit: device.room });
+        }
+        let parts = (0..w.rows_out()).step_by(groups * 4).map(|from| {
+            let outputs = from..(from + groups * 4).min(w.rows_out());
+            Ok((outputs.clone(), device.resident(&pack(w, outputs, bytes))?))
+        });
+        Ok(Resident { owner, bytes, dots, parts: parts.collect::<Result<_, GpuError>>()? })
+    }
+
+    /// `x W^T` in Z_2^bits.
+    pub(crate) fn apply(
+        &self,
+        device: &mut Device,
+        w: &Weights,
+        x: &[u64],
+        rows: usize,
+        bits: u32,
+    ) -> Result<Vec<u64>, GpuError> {
+        let (inp, out) = (w.cols_in(), w.rows_out());
+        let narrow = bits <= 32;
+        let bytes = self.bytes;
+        let dots = device.dots[usize::from(!narrow)] && self.dots && (narrow || inp <= DOTS_INPUTS);
+        let (word, by) = match (narrow, dots) {
+            (true, false) => (Word::Narrow, By::Weights { bytes }),
+            (true, true) => (Word::Narrow, By::Dots { bytes }),
+            (false, true) => (Word::Pair, By::Dots { bytes }),
+            (false, false) => (device.wide(), By::Weights { bytes }),
+        };
+        let depth = inp.div_ceil(4);
+        let widest = self.parts.iter().map(|(o, _)| o.len().div_ceil(4)).max().unwrap_or(1);
+        let most = device.room / (depth.max(widest) * word.group());
+        let most = most.min(MOST_MACS / (depth * widest * 16)).clamp(1, MOST_WORKGROUPS);
+        if depth * word.group() > device.room {
+            let what = format!("a row of {inp} words");
+            return Err(GpuError::TooLarge { adapter: device.about.to_string(), what, limit: device.room });
+        }
+        let mut y = Zeroizing::new(vec![0; rows * out]);
+        let mut left = Zeroizing::new(Vec::with_capacity(most.min(rows) * depth * word.group()));
+        for (x, y) in x.chunks(most * inp).zip(y.chunks_mut(most * out)) {
+            let rows = x.len() / inp;
+            left.clear();
+            x.chunks_exact(inp).for_each(|row| push_row(&mut left, word, row));
+            let kernel = Kernel { word, by, layout: device.layout(rows) };
+            for (outputs, weights) in &self.parts {
+                let columns = outputs.len().div_ceil(4);
+                let right = Right::Resident(weights);
+                let job = Job { kernel, batch: 1, rows, columns, depth, share: 1, left: &left, right, times: 1 };
+                device.run(&job, |made| {
+                    for (made, y) in made.chunks_exact(columns * word.group()).zip(y.chunks_exact_mut(out)) {
+                        read_row(made, word, bits, &mut y[outputs.clone()]);
+                    }
+                })?;
+            }
+        }
+        Ok(std::mem::take(&mut *y))
+    }
+}
+
+/// Rows of weights in groups of four inputs, padded to groups of four outputs: lower bytes, then upper ones.
+fn pack(w: &Weights, outputs: Range<usize>, bytes: u8) -> Vec<u8> {
+    let depth = w.cols_in().div_ceil(4);
+    let group = 4 * usize::from(bytes);
+    let mut to = vec![0; outputs.len().next_multiple_of(4) * depth * group];
+    for (row, o) in to.chunks_exact_mut(depth * group).zip(outputs) {
+        for i in 0..w.cols_in() {
+            let at = i / 4 * group + i % 4;
+            let weight = i32::from(w.at(o, i));
+            let lower = weight as i8;
+            row[at] = lower as u8;
+            if bytes == 2 {
+                row[at + 4] = ((weight - i32::from(lower)) >> 8) as u8;
+            }
+        }
+    }
+    to
+}

@@ -1,0 +1,120 @@
+//! How fast the kernels are on this device.
+
+use std::sync::Weak;
+use std::time::Instant;
+
+use tacet_protocol::gemm::{Weights, linear};
+
+use crate::device::{Device, Job, Right};
+use crate::error::GpuError;
+use crate::kernel::{By, Kernel, Layout, Word};
+use crate::linear::Resident;
+use crate::{Gpu, MOST_MACS, State};
+
+/// One kernel's rate on one shape.
+#[derive(Clone, Debug)]
+pub struct Rate {
+    /// Words, what they are multiplied by, and how threads share the work.
+    pub kernel: String,
+    /// Rows, inputs and columns.
+    pub shape: [usize; 3],
+    /// 10^9 multiply-accumulates a second, without transfers.
+    pub gmacs: f64,
+}
+
+/// Rows, groups of inputs, groups of columns.
+pub(crate) type Shape = [usize; 3];
+
+/// A layer of middling size.
+pub(crate) const MIDDLING: Shape = [64, 256, 256];
+
+/// Seconds of one product without transfers: what another dispatch of it adds.
+fn seconds(device: &mut Device, kernel: Kernel, [rows, depth, columns]: Shape) -> Result<f64, GpuError> {
+    let left = vec![0x5a; rows * depth * kernel.word.group()];
+    let right = match kernel.by {
+        By::Words => vec![0x5a; columns * 4 * depth * kernel.word.group()],
+        By::Weights { bytes } | By::Dots { bytes } => vec![0x5a; columns * 4 * depth * 4 * usize::from(bytes)],
+    };
+    let resident = device.resident(&right)?;
+    let mut best = |times| -> Result<f64, GpuError> {
+        let right = Right::Resident(&resident);
+        let job = Job { kernel, batch: 1, rows, columns, depth, share: 1, left: &left, right, times };
+        let mut best = f64::INFINITY;
+        for _ in 0..3 {
+            let start = Instant::now();
+            device.run(&job, |_| ())?;
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        Ok(best)
+    };
+    // Compiles it.
+    best(1)?;
+    let more = if MOST_MACS / (rows * depth * columns * 16) >= 8 { 8 } else { 2 };
+    let (one, all) = (best(1)?, best(1 + more)?);
+    Ok((all - one).max(1e-9) / more as f64)
+}
+
+impl Device {
+    /// Measures which kernels are the faster ones: whether an adapter has instructions for dot products is not told.
+    pub(crate) fn prefer(&mut self, shape: Shape) -> Result<(), GpuError> {
+        let words = [(Word::Narrow, Word::Narrow), (self.wide(), Word::Pair)];
+        for (wide, (whole, bytes)) in words.into_iter().enumerate() {
+            let mut time = |word, by| seconds(self, Kernel { word, by, layout: Layout::Tiles }, shape);
+            self.dots[wide] = time(bytes, By::Dots { bytes: 1 })? < time(whole, By::Weights { bytes: 1 })?;
+        }
+        Ok(())
+    }
+
+    fn can(&self, kernel: Kernel) -> bool {
+        (self.about.int64 || kernel.word != Word::Native)
+            && (self.about.subgroups || kernel.layout != Layout::RowsBySubgroups)
+    }
+}
+
+impl Gpu {
+    /// Measures whether a layer of middling size takes less time here, with transfers, than on the calling thread.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn pays(&self) -> Result<bool, GpuError> {
+        let (rows, width) = (128, 768);
+        let ints: Vec<i16> = (0..width * width).map(|i| (i * 7919 % 4096) as i16 - 2048).collect();
+        let (weights, x) = (Weights::new(width, width, &ints), vec![0x1234_5678; rows * width]);
+        let (mut here, mut there) = (f64::INFINITY, f64::INFINITY);
+        let mut y = vec![0; rows * width];
+        let State { device, .. } = &mut *self.state();
+        let resident = Resident::new(device, &weights, Weak::new())?;
+        // The first one compiles.
+        for _ in 0..4 {
+            let start = Instant::now();
+            resident.apply(device, &weights, &x, rows, 32)?;
+            here = here.min(start.elapsed().as_secs_f64());
+            let start = Instant::now();
+            linear(&x, rows, &weights, 32, &mut y);
+            there = there.min(start.elapsed().as_secs_f64());
+        }
+        Ok(here < there)
+    }
+
+    /// Measures every kernel that the device can run. Software adapters get less to do.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn rates(&self) -> Result<Vec<Rate>, GpuError> {
+        let device = &mut self.state().device;
+        let mut rates = Vec::new();
+        for kernel in Kernel::all().filter(|k| device.can(*k)).collect::<Vec<_>>() {
+            let rows = if kernel.layout == Layout::Tiles { 128 } else { 1 };
+            let inner = match (device.about.hardware, kernel.by) {
+                (true, By::Words) => 128,
+                (true, _) => 1024,
+                (false, _) => 64,
+            };
+            let shape @ [_, depth, columns] = [rows, inner, inner];
+            let macs = (rows * depth * columns * 16) as f64;
+            let gmacs = macs / seconds(device, kernel, shape)? / 1e9;
+            rates.push(Rate { kernel: kernel.to_string(), shape: [rows, depth * 4, columns * 4], gmacs });
+        }
+        Ok(rates)
+    }
+}

@@ -1,0 +1,3 @@
+fn shuffle(x: Group, distance: u32) -> Group {
+    return Group(subgroupShuffleXor(x.lower, distance), subgroupShuffleXor(x.upper, distance));
+}
