@@ -6,6 +6,9 @@
 #[path = "../src/fetch.rs"]
 #[allow(dead_code)]
 mod fetch;
+#[path = "../src/hub.rs"]
+#[allow(dead_code)]
+mod hub;
 #[path = "../src/keys.rs"]
 #[allow(dead_code)]
 mod keys;
@@ -196,7 +199,7 @@ async fn run(args: Args) -> Result<()> {
         return Ok(());
     }
     let name = args.model.clone().or_else(|| std::env::var("TACET_MODEL_DIR").ok());
-    let model = fetch::model_dir(name.as_deref())?;
+    let model = fetch::model_dir(name.as_deref()).await?;
     let lane = local::Lane::start(Path::new(env!("CARGO_BIN_EXE_tacet")), &model, Limits::default())?;
     let client = Client::builder().parties(lane.parties.clone()).model(&model).concurrency(args.concurrency);
     let client = client.connect().await?;

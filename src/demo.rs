@@ -6,10 +6,10 @@ use anyhow::Result;
 use clap::Args as ClapArgs;
 use serde_json::json;
 use tacet_client::{Client, Embedding, Glimpse, Stats, cosine};
-use tacet_party::config::Limits;
 
 use crate::fetch;
-use crate::local::{Lane, PartyReport};
+use crate::local::PartyReport;
+use crate::parties;
 
 const TEXTS: [&str; 6] = [
     "What are the symptoms of diabetes?",
@@ -58,12 +58,12 @@ struct Totals {
 
 /// Runs the demonstration.
 pub async fn run(args: Args) -> Result<()> {
-    let model = fetch::model_dir(args.model.as_deref())?;
+    let model = fetch::model_dir(args.model.as_deref()).await?;
     let texts: Vec<String> = if args.text.is_empty() { TEXTS.map(String::from).to_vec() } else { args.text };
     if !args.json {
         println!("Starting three party processes on loopback; each has its own identity and sees only its share.\n");
     }
-    let lane = Lane::start(&std::env::current_exe()?, &model, Limits::default())?;
+    let lane = parties::linked(parties::launch(&model)?).await?;
     let client = Client::builder().parties(lane.parties.clone()).model(&model).connect().await?;
     let ids = texts.iter().enumerate().map(|(i, t)| Ok(client.tokens(i, t)?)).collect::<Result<Vec<_>>>()?;
     // One after another, so that times of different texts do not overlap.

@@ -81,7 +81,7 @@ impl Report {
 pub async fn run(args: Args) -> Result<()> {
     let mut r = Report { ok: true, findings: Vec::new(), parties: Vec::new(), query_s: None };
     machine(&mut r);
-    let dir = model(&mut r, args.model.as_deref());
+    let dir = model(&mut r, args.model.as_deref()).await;
     match (&args.parties, dir) {
         (Some(file), Some(dir)) => parties(&mut r, file, &dir).await,
         (Some(_), None) => r.add("parties", Status::Failed, "not asked, since the model cannot be read"),
@@ -175,14 +175,14 @@ fn utc(s: u64) -> String {
     format!("{year:04}-{month:02}-{date:02} {:02}:{:02}:{:02} UTC", time / 3600, time / 60 % 60, time % 60)
 }
 
-fn model(r: &mut Report, name: Option<&str>) -> Option<PathBuf> {
-    let load = || -> Result<(PathBuf, String, String)> {
-        let dir = fetch::model_dir(name)?;
+async fn model(r: &mut Report, name: Option<&str>) -> Option<PathBuf> {
+    let load = async || -> Result<(PathBuf, String, String)> {
+        let dir = fetch::model_dir(name).await?;
         let (plans, model) = Plans::load(&dir)?;
         let plan = plans.first(8)?.digest();
         Ok((dir, hex(&model), hex(&plan)))
     };
-    match load() {
+    match load().await {
         Ok((dir, model, plan)) => {
             r.add("model", Status::Ok, dir.display().to_string());
             r.add("model digest", Status::Note, model);

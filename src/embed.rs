@@ -11,11 +11,10 @@ use clap::Args as ClapArgs;
 use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use tacet_client::{Client, Embedding, Parties, cosine};
-use tacet_party::config::Limits;
+use tacet_client::{Client, Embedding, cosine};
 
 use crate::fetch;
-use crate::local::Lane;
+use crate::parties::Asked;
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -28,7 +27,6 @@ the texts and are written as they come; a text that fails ends the run, is named
 
 #[derive(ClapArgs)]
 #[command(group = clap::ArgGroup::new("texts").required(true).args(["text", "input"]))]
-#[command(group = clap::ArgGroup::new("lane").required(true).args(["parties", "local"]))]
 pub struct Args {
     /// A text; may be given several times
     #[arg(long)]
@@ -45,12 +43,8 @@ pub struct Args {
     /// Where the lines go; standard output if absent
     #[arg(long)]
     output: Option<PathBuf>,
-    /// The parties to ask
-    #[arg(long)]
-    parties: Option<PathBuf>,
-    /// Start three parties on this machine for the run
-    #[arg(long)]
-    local: bool,
+    #[command(flatten)]
+    asked: Asked,
     /// Model directory or name, the same as the parties'
     #[arg(long)]
     model: Option<String>,
@@ -112,15 +106,8 @@ pub async fn run(args: Args) -> Result<()> {
     if texts.is_empty() {
         bail!("nothing to embed: the input has no texts, or --limit is 0");
     }
-    let model = fetch::model_dir(args.model.as_deref())?;
-    let (_lane, parties) = match &args.parties {
-        Some(p) => (None, Parties::load(p)?),
-        None => {
-            let lane = Lane::start(&std::env::current_exe()?, &model, Limits::default())?;
-            let parties = lane.parties.clone();
-            (Some(lane), parties)
-        }
-    };
+    let model = fetch::model_dir(args.model.as_deref()).await?;
+    let (_lane, parties) = args.asked.parties(&model).await?;
     let client = Client::builder()
         .parties(parties)
         .model(&model)

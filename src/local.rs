@@ -17,6 +17,9 @@ use crate::keys;
 /// Names of the three organisations of a local lane.
 const LANE: [(&str, Role); 3] = [("alpha", Role::E1), ("beta", Role::E2), ("gamma", Role::Dealer)];
 
+/// How long linking may take: planning a large model takes its time, and three do it at once.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
 /// A running local lane; processes are ended and the folder removed on drop.
 pub struct Lane {
     exe: PathBuf,
@@ -42,12 +45,21 @@ pub struct PartyReport {
 
 impl Lane {
     /// Makes identities, starts three `tacet party` processes and waits until they are linked.
+    #[allow(dead_code)] // for tests
     pub fn start(exe: &Path, model: &Path, limits: Limits) -> Result<Lane> {
         Lane::start_with(exe, model, limits, Pool::default())
     }
 
     /// As [`Lane::start`], with a choice of what is dealt ahead.
+    #[allow(dead_code)] // for tests
     pub fn start_with(exe: &Path, model: &Path, limits: Limits, pool: Pool) -> Result<Lane> {
+        let mut lane = Lane::launch(exe, model, limits, pool)?;
+        lane.wait()?;
+        Ok(lane)
+    }
+
+    /// Makes identities and starts three `tacet party` processes; [`Lane::linked`] says when they can be asked.
+    pub fn launch(exe: &Path, model: &Path, limits: Limits, pool: Pool) -> Result<Lane> {
         let dir = std::env::temp_dir().join(format!("tacet-{}", hex(&keys::random::<8>()?)));
         let mut b = std::fs::DirBuilder::new();
         std::os::unix::fs::DirBuilderExt::mode(&mut b, 0o700);
@@ -104,7 +116,6 @@ impl Lane {
             let child = lane.spawn(name)?;
             lane.children.push(child);
         }
-        lane.wait()?;
         Ok(lane)
     }
 
@@ -117,27 +128,38 @@ impl Lane {
         if std::env::var_os("MIMALLOC_PURGE_DELAY").is_none() {
             party.env("MIMALLOC_PURGE_DELAY", "10000");
         }
+        // A terminal's Ctrl-C is for whoever started the lane, who ends it when it is no longer needed.
+        std::os::unix::process::CommandExt::process_group(&mut party, 0);
         Ok(party.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?)
     }
 
+    #[allow(dead_code)] // for tests
     fn wait(&mut self) -> Result<()> {
-        // Planning a large model takes its time, and three do it at once.
-        let until = Instant::now() + Duration::from_secs(180);
-        loop {
-            if self.http.iter().all(|a| ready(*a)) {
-                return Ok(());
-            }
-            for (c, (name, _)) in self.children.iter_mut().zip(LANE) {
-                if let Some(status) = c.try_wait()? {
-                    let log = std::fs::read_to_string(self.dir.join(format!("{name}.log"))).unwrap_or_default();
-                    bail!("party {name} ended ({status}):\n{log}");
-                }
-            }
-            if Instant::now() > until {
-                bail!("the parties were not linked within 180 s");
-            }
+        let until = Instant::now() + PATIENCE;
+        while !self.linked(until)? {
             std::thread::sleep(Duration::from_millis(20));
         }
+        Ok(())
+    }
+
+    /// Whether all three are linked by now.
+    ///
+    /// # Errors
+    /// A party that has ended, with its log, or `until` has passed.
+    pub fn linked(&mut self, until: Instant) -> Result<bool> {
+        if self.http.iter().all(|a| ready(*a)) {
+            return Ok(true);
+        }
+        for (c, (name, _)) in self.children.iter_mut().zip(LANE) {
+            if let Some(status) = c.try_wait()? {
+                let log = std::fs::read_to_string(self.dir.join(format!("{name}.log"))).unwrap_or_default();
+                bail!("party {name} ended ({status}):\n{log}");
+            }
+        }
+        if Instant::now() > until {
+            bail!("the parties were not linked within {} s", PATIENCE.as_secs());
+        }
+        Ok(false)
     }
 
     /// Ends one party's process at once; 0, 1 and 2 are E1, E2 and the dealer.

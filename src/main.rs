@@ -1,13 +1,16 @@
 //! The `tacet` command.
 #![forbid(unsafe_code)]
 
+mod chat;
 mod demo;
 mod doctor;
 mod embed;
 mod fetch;
 mod generate;
+mod hub;
 mod keys;
 mod local;
+mod parties;
 mod party;
 mod plan;
 mod rates;
@@ -17,6 +20,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Tensors of megabytes come and go every round: memory that stays with the process for a second costs no page faults.
 #[global_allocator]
@@ -51,6 +55,9 @@ enum Command {
     /// Continue a text privately
     #[command(after_help = generate::EXAMPLES)]
     Generate(generate::Args),
+    /// Talk to a model privately
+    #[command(after_help = chat::EXAMPLES)]
+    Chat(chat::Args),
     /// Serve OpenAI's and Ollama's APIs on this machine, so that existing applications become private
     #[command(after_help = serve::EXAMPLES)]
     Serve(serve::Args),
@@ -108,15 +115,22 @@ enum Keys {
 const MODEL_PULL: &str = "\
 Examples:
   tacet model pull
-  TACET_CACHE=/srv/tacet tacet model pull sentence-transformers/all-MiniLM-L6-v2";
+  tacet model pull HuggingFaceTB/SmolLM2-135M-Instruct
+  TACET_CACHE=/srv/tacet HF_ENDPOINT=https://hub.example tacet model pull OWNER/MODEL
+
+Models go to TACET_CACHE (~/.cache/tacet if not set), from HF_ENDPOINT (the Hugging Face hub if not set). Every command's --model
+takes the name as well. The weights' SHA-256 is checked where the hub tells it.";
 
 #[derive(Subcommand)]
 enum Model {
     /// Fetch a model into the cache and print its directory
     #[command(after_help = MODEL_PULL)]
     Pull {
-        /// Name on the hub; all-MiniLM-L6-v2 if absent
+        /// Name on the hub, OWNER/MODEL; all-MiniLM-L6-v2 if absent
         name: Option<String>,
+        /// Print the directory in a JSON object
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -140,15 +154,39 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
-/// Runs to the end or the first signal; either way what was started is ended and cleaned up on the way out.
-fn interruptible(work: impl Future<Output = Result<()>>) -> Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
+/// Runs to the end, or until it is told to end; either way what was started is ended and cleaned up on the way out.
+fn terminable(work: impl Future<Output = Result<()>>) -> Result<()> {
     runtime()?.block_on(async {
         let mut term = signal(SignalKind::terminate())?;
+        // Under nohup the end of the terminal means nothing.
+        let mut hangup = if ignored(SignalKind::hangup()) { None } else { Some(signal(SignalKind::hangup())?) };
+        let gone = async {
+            match &mut hangup {
+                Some(h) => h.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            r = work => r,
+            _ = term.recv() => bail!("terminated"),
+            _ = gone => bail!("the terminal is gone"),
+        }
+    })
+}
+
+/// Whether whoever started this process had it ignore a signal, as far as the system tells.
+fn ignored(kind: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    mask.is_some_and(|m| m >> (kind.as_raw_value() - 1) & 1 == 1)
+}
+
+/// As [`terminable`], and Ctrl-C ends it too.
+fn interruptible(work: impl Future<Output = Result<()>>) -> Result<()> {
+    terminable(async {
         tokio::select! {
             r = work => r,
             _ = tokio::signal::ctrl_c() => bail!("interrupted"),
-            _ = term.recv() => bail!("terminated"),
         }
     })
 }
@@ -159,8 +197,9 @@ fn run(command: Command) -> Result<()> {
         Command::Party(args) => runtime()?.block_on(party::run(args)),
         Command::Embed(args) => interruptible(embed::run(args)),
         Command::Generate(args) => interruptible(generate::run(args)),
+        Command::Chat(args) => terminable(chat::run(args)),
         Command::Serve(args) => interruptible(serve::run(args)),
-        Command::Plan(args) => plan::run(args),
+        Command::Plan(args) => interruptible(plan::run(args)),
         Command::Doctor(args) => interruptible(doctor::run(args)),
         Command::Keys(Keys::Party { name, dir }) => {
             std::fs::create_dir_all(&dir)?;
@@ -176,9 +215,15 @@ fn run(command: Command) -> Result<()> {
             println!("{}", keys::client(&clients, &name)?);
             Ok(())
         }
-        Command::Model(Model::Pull { name }) => {
-            println!("{}", fetch::model_dir(name.as_deref())?.display());
+        Command::Model(Model::Pull { name, json }) => interruptible(async {
+            let dir = fetch::model_dir(name.as_deref()).await?;
+            match json {
+                true => {
+                    println!("{}", serde_json::json!({"model": name.as_deref().unwrap_or(fetch::DEFAULT), "dir": dir}))
+                }
+                false => println!("{}", dir.display()),
+            }
             Ok(())
-        }
+        }),
     }
 }

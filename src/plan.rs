@@ -57,13 +57,13 @@ fn number(text: &str, units: &[(&str, f64)]) -> Result<f64> {
 }
 
 /// Prints the plan.
-pub fn run(args: Args) -> Result<()> {
+pub async fn run(args: Args) -> Result<()> {
     let rtt = number(&args.rtt, &[("us", 1e-6), ("ms", 1e-3), ("s", 1.0)])?;
     let bandwidth = number(&args.bandwidth, &[("Gbit", 1e9 / 8.0), ("Mbit", 1e6 / 8.0), ("kbit", 1e3 / 8.0)])?;
     if args.gmacs.is_some_and(|g| !(g.is_finite() && g > 0.0)) {
         bail!("--gmacs is not positive");
     }
-    let (plans, _) = Plans::load(&fetch::model_dir(args.model.as_deref())?)?;
+    let (plans, _) = Plans::load(&fetch::model_dir(args.model.as_deref()).await?)?;
     let program = match (&plans, args.step) {
         (Plans::Decoder(p), true) => p.program(args.tokens, args.tokens, 1, false)?,
         (Plans::Encoder(_), true) => bail!("--step is for decoders: an encoder takes a text at once"),

@@ -64,6 +64,17 @@ pub struct Spent {
 }
 
 impl Spent {
+    /// What was added after `before`.
+    pub fn since(&self, before: &Spent) -> Spent {
+        Spent {
+            steps: self.steps - before.steps,
+            rounds: self.rounds - before.rounds,
+            opened_bytes: self.opened_bytes - before.opened_bytes,
+            dealt_bytes: self.dealt_bytes - before.dealt_bytes,
+            online_s: self.online_s - before.online_s,
+        }
+    }
+
     fn add(&mut self, more: &Spent) {
         self.steps += more.steps;
         self.rounds += more.rounds;

@@ -6,13 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use common::codec;
 use common::endpoint::{ANSWER, CONTEXT, Served, serve, serve_with};
 use common::http::{Reply, get, post, post_raw};
 use serde_json::{Value, json};
-use tacet_client::ClientError;
 use tacet_client::generate::Boxed;
-use tacet_client::serve::{About, Config, Model, Progress, Puller};
+use tacet_client::serve::{Config, Progress, PullError, Puller};
 use tokio::sync::mpsc;
 
 async fn ask(s: &Served, path: &str, mut body: Value, more: Value) -> Reply {
@@ -94,10 +92,7 @@ async fn an_empty_request_loads_or_unloads() {
     assert_eq!((&v["done_reason"], &v["response"]), (&json!("load"), &json!("")));
     assert_eq!(chat(&s, json!({"messages": []})).await.json()["done_reason"], "load");
     chat(&s, json!({"stream": false})).await;
-    let v = get(s.addr, "/api/ps").await.json();
-    assert_eq!((&v["models"][0]["name"], &v["models"][0]["context_length"]), (&json!("toy:latest"), &json!(CONTEXT)));
     assert_eq!(chat(&s, json!({"messages": [], "keep_alive": 0})).await.json()["done_reason"], "unload");
-    assert_eq!(get(s.addr, "/api/ps").await.json(), json!({"models": []}));
     assert_eq!(s.watch.dropped.load(SeqCst), 1);
     chat(&s, json!({"stream": false, "keep_alive": 0})).await;
     assert_eq!(s.watch.dropped.load(SeqCst), 2);
@@ -110,6 +105,14 @@ async fn models_are_listed_and_shown() {
     assert!(get(s.addr, "/api/version").await.json()["version"].is_string());
     let v = get(s.addr, "/api/tags").await.json();
     assert_eq!(v["models"].as_array().unwrap().len(), 3);
+    let loaded = get(s.addr, "/api/ps").await.json();
+    let names = |v: &Value| v["models"].as_array().unwrap().iter().map(|m| m["name"].clone()).collect::<Vec<_>>();
+    assert_eq!(names(&v), ["counts:latest", "org/bare:latest", "toy:latest"]);
+    assert_eq!(names(&loaded), names(&v));
+    assert_eq!(
+        (&loaded["models"][0]["context_length"], &loaded["models"][2]["context_length"]),
+        (&json!(16), &json!(CONTEXT))
+    );
     let toy = &v["models"][2];
     assert_eq!((&toy["name"], &toy["model"], &toy["size"]), (&json!("toy:latest"), &json!("toy:latest"), &json!(1234)));
     assert_eq!(toy["modified_at"], "2023-11-14T22:13:20.000000Z");
@@ -195,20 +198,22 @@ async fn errors_are_strings_and_name_the_field() {
     assert_eq!(chat(&s, json!({})).await.status, 503);
 }
 
+/// Has one model to fetch, and tells of two files.
 struct Shelf;
 
 impl Puller for Shelf {
-    fn pull<'a>(&'a self, name: &'a str, progress: mpsc::Sender<Progress>) -> Boxed<'a, Result<Model, ClientError>> {
+    fn pull<'a>(&'a self, name: &'a str, progress: mpsc::Sender<Progress>) -> Boxed<'a, Result<String, PullError>> {
         Box::pin(async move {
-            if name != "new" {
-                return Err(ClientError::Config(format!("no model is called {name}")));
+            match name {
+                "new" => {}
+                "a b" => return Err(PullError::Name("that is no name".into())),
+                "broken" => return Err(PullError::Failed("the source is gone".into())),
+                _ => return Err(PullError::Absent(format!("no model is called {name}"))),
             }
-            for completed in [10, 100] {
-                let _ =
-                    progress.send(Progress { digest: "sha256:0123456789abcdef".into(), total: 100, completed }).await;
+            for (digest, completed) in [("config.json", 100), ("sha256:0123456789abcdef", 10)] {
+                let _ = progress.send(Progress { digest: digest.into(), total: 100, completed }).await;
             }
-            let embedder = common::endpoint::Counts(Arc::new(codec(8)));
-            Ok(Model { name: name.into(), about: About::default(), text: None, embedder: Some(Arc::new(embedder)) })
+            Ok("fetched: serve it".into())
         })
     }
 }
@@ -217,19 +222,28 @@ impl Puller for Shelf {
 async fn pulling_tells_how_far_it_is() {
     let s = serve_with(Config::default(), |r| r.with_puller(Arc::new(Shelf))).await;
     let lines = post(s.addr, "/api/pull", &json!({"model": "new:latest"})).await.lines();
-    let status: Vec<&str> = lines.iter().map(|l| l["status"].as_str().unwrap()).collect();
-    assert_eq!(status, ["pulling manifest", "pulling sha256:0123456789ab", "pulling sha256:0123456789ab", "success"]);
     assert_eq!(
-        (&lines[1]["completed"], &lines[2]["completed"], &lines[1]["total"]),
-        (&json!(10), &json!(100), &json!(100))
+        lines,
+        [
+            json!({"status": "pulling manifest"}),
+            json!({"status": "pulling config.json", "digest": "config.json", "total": 100, "completed": 100}),
+            json!({"status": "pulling 0123456789ab", "digest": "sha256:0123456789abcdef", "total": 100, "completed": 10}),
+            json!({"status": "fetched: serve it"}),
+            json!({"status": "success"}),
+        ]
     );
-    assert_eq!(post(s.addr, "/api/embed", &json!({"model": "new", "input": "x"})).await.status, 200);
-    // What is there is not fetched again.
+    // It has no parties yet.
+    assert_eq!(post(s.addr, "/api/embed", &json!({"model": "new", "input": "x"})).await.status, 404);
+    // What is served is not fetched.
     let r = post(s.addr, "/api/pull", &json!({"name": "toy", "stream": false, "insecure": true})).await;
     assert_eq!(r.json(), json!({"status": "success"}));
-    let lines = post(s.addr, "/api/pull", &json!({"model": "other"})).await.lines();
-    assert!(lines.last().unwrap()["error"].as_str().unwrap().contains("other"));
-    assert!(post(s.addr, "/api/pull", &json!({"model": "other", "stream": false})).await.status >= 400);
+    for (model, status, said) in [("other", 404, "other"), ("a b", 400, "no name"), ("broken", 502, "gone")] {
+        let lines = post(s.addr, "/api/pull", &json!({"model": model})).await.lines();
+        assert_eq!((lines.len(), &lines[0]["status"]), (2, &json!("pulling manifest")));
+        assert!(lines[1]["error"].as_str().unwrap().contains(said), "{}", lines[1]);
+        let r = post(s.addr, "/api/pull", &json!({"model": model, "stream": false})).await;
+        assert!(r.status == status && r.json()["error"].as_str().unwrap().contains(said), "{}", r.text());
+    }
     let s = serve(Config::default()).await;
     assert_eq!(post(s.addr, "/api/pull", &json!({"model": "new", "stream": false})).await.status, 404);
 }

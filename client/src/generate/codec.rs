@@ -65,6 +65,11 @@ impl Codec {
         Ok(Codec { pieces: Pieces { tokenizer: Arc::new(tokenizer), rules }, template, eos, context })
     }
 
+    /// With another chat template than the model's own.
+    pub fn with_template(self, template: ChatTemplate) -> Codec {
+        Codec { template: Some(template), ..self }
+    }
+
     /// The most tokens of prompt and answer together.
     pub fn context(&self) -> usize {
         self.context
@@ -101,7 +106,9 @@ impl Codec {
         now: SystemTime,
     ) -> Result<Vec<u32>, GenerateError> {
         let t = self.template.as_ref().ok_or_else(|| {
-            GenerateError::Template("the model has none, so it cannot chat: complete a text instead".into())
+            GenerateError::Template(
+                "the model has none, so it cannot chat: complete texts, or give it one (--chat-template FILE)".into(),
+            )
         })?;
         self.encode(&t.render(messages, answer, variables, now)?, false)
     }

@@ -75,15 +75,8 @@ impl ChatTemplate {
     /// # Errors
     /// A file that cannot be read or parsed.
     pub fn load(dir: &Path) -> Result<Option<ChatTemplate>, GenerateError> {
-        let file = |name: &str| match std::fs::read_to_string(dir.join(name)) {
-            Ok(s) => Ok(Some(s)),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(GenerateError::Template(format!("{}: {e}", dir.join(name).display()))),
-        };
-        let config = file("tokenizer_config.json")?.unwrap_or_else(|| "{}".into());
-        let config: serde_json::Value = serde_json::from_str(&config)
-            .map_err(|e| GenerateError::Template(format!("{}: {e}", dir.join("tokenizer_config.json").display())))?;
-        let source = match (file("chat_template.jinja")?, &config["chat_template"]) {
+        let config = config(dir)?;
+        let source = match (read(&dir.join("chat_template.jinja"))?, &config["chat_template"]) {
             (Some(s), _) => s,
             (None, serde_json::Value::String(s)) => s.clone(),
             (None, serde_json::Value::Array(named)) => {
@@ -95,14 +88,20 @@ impl ChatTemplate {
             }
             _ => return Ok(None),
         };
-        let mut tokens = BTreeMap::new();
-        for name in ["bos", "eos", "unk", "pad", "sep", "cls", "mask"].map(|n| format!("{n}_token")) {
-            let v = &config[name.as_str()];
-            if let Some(t) = v.as_str().or(v["content"].as_str()) {
-                tokens.insert(name, t.into());
-            }
+        ChatTemplate::new(&source, special(&config)).map(Some)
+    }
+
+    /// A template from a file of its own, with the special tokens of a model's directory.
+    ///
+    /// # Errors
+    /// A file that cannot be read or parsed.
+    pub fn from_file(file: &Path, dir: &Path) -> Result<ChatTemplate, GenerateError> {
+        let named = |e: String| GenerateError::Template(format!("{}: {e}", file.display()));
+        let source = read(file)?.ok_or_else(|| named("there is no such file".into()))?;
+        match ChatTemplate::new(&source, special(&config(dir)?)) {
+            Err(GenerateError::Template(e)) => Err(named(e)),
+            r => r,
         }
-        ChatTemplate::new(&source, tokens).map(Some)
     }
 
     /// The template's source.
@@ -137,6 +136,33 @@ impl ChatTemplate {
         context.insert("strftime_now", Value::from_function(move |f: String| strftime(now, &f)));
         environment().template_from_named_str("chat_template", &self.source).map_err(bad)?.render(context).map_err(bad)
     }
+}
+
+/// A file's text, if there is one.
+fn read(file: &Path) -> Result<Option<String>, GenerateError> {
+    match std::fs::read_to_string(file) {
+        Ok(s) => Ok(Some(s)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(GenerateError::Template(format!("{}: {e}", file.display()))),
+    }
+}
+
+fn config(dir: &Path) -> Result<serde_json::Value, GenerateError> {
+    let file = dir.join("tokenizer_config.json");
+    let text = read(&file)?.unwrap_or_else(|| "{}".into());
+    serde_json::from_str(&text).map_err(|e| GenerateError::Template(format!("{}: {e}", file.display())))
+}
+
+/// The special tokens that tokenizer_config.json names, as templates call them.
+fn special(config: &serde_json::Value) -> BTreeMap<String, String> {
+    let mut tokens = BTreeMap::new();
+    for name in ["bos", "eos", "unk", "pad", "sep", "cls", "mask"].map(|n| format!("{n}_token")) {
+        let v = &config[name.as_str()];
+        if let Some(t) = v.as_str().or(v["content"].as_str()) {
+            tokens.insert(name, t.into());
+        }
+    }
+    tokens
 }
 
 fn bad(e: Error) -> GenerateError {

@@ -5,6 +5,7 @@ use axum::http::{HeaderValue, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use serde_json::{Value, json};
 
+use super::registry::PullError;
 use crate::ClientError;
 use crate::generate::GenerateError;
 
@@ -143,6 +144,17 @@ impl From<ClientError> for ApiError {
         };
         let code = (status == 400).then_some("context_length_exceeded");
         ApiError { sent, code, ..ApiError::new(status, e.to_string()) }
+    }
+}
+
+impl From<PullError> for ApiError {
+    fn from(e: PullError) -> ApiError {
+        let status = match &e {
+            PullError::Name(_) => 400,
+            PullError::Absent(_) => 404,
+            PullError::Failed(_) => 502,
+        };
+        ApiError::new(status, e.to_string()).at("model")
     }
 }
 

@@ -139,16 +139,20 @@ impl Running<'_> {
 
 /// The model of a request.
 pub fn find(endpoint: &Endpoint, name: &str) -> Result<Arc<Model>, ApiError> {
-    endpoint.registry.find(name).ok_or_else(|| ApiError::no_model(name))
+    endpoint.registry.find(name).cloned().ok_or_else(|| ApiError::no_model(name))
 }
 
 pub fn generator(model: &Model) -> Result<&TextModel, ApiError> {
-    let no = || ApiError::field("model", format!("{:?} embeds but does not generate", model.name));
+    let no = || {
+        ApiError::field("model", format!("{:?} embeds and does not generate: ask another of /v1/models", model.name))
+    };
     model.text.as_ref().ok_or_else(no)
 }
 
 pub fn embedder(model: &Model) -> Result<&Arc<dyn Embedder>, ApiError> {
-    let no = || ApiError::field("model", format!("{:?} generates but does not embed", model.name));
+    let no = || {
+        ApiError::field("model", format!("{:?} generates and does not embed: ask another of /v1/models", model.name))
+    };
     model.embedder.as_ref().ok_or_else(no)
 }
 

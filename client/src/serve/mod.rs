@@ -41,7 +41,7 @@ use zeroize::Zeroizing;
 use error::ApiError;
 use pool::Pool;
 
-pub use registry::{About, Embedder, Model, OpenDecoder, Progress, Puller, Registry, TextModel};
+pub use registry::{About, Embedder, Model, OpenDecoder, Progress, PullError, Puller, Registry, TextModel};
 
 /// How the endpoint behaves.
 #[derive(Clone)]

@@ -66,18 +66,4 @@ impl Pool {
     pub fn unload(&self, model: &str) {
         self.live().retain(|i| i.model != model);
     }
-
-    /// Models with idle conversations, and how long the last of each will stay.
-    pub fn loaded(&self) -> Vec<(String, Duration)> {
-        let idle = self.live();
-        let mut out: Vec<(String, Duration)> = Vec::new();
-        for i in idle.iter() {
-            let left = i.until.saturating_duration_since(Instant::now());
-            match out.iter_mut().find(|(m, _)| *m == i.model) {
-                Some((_, l)) => *l = left.max(*l),
-                None => out.push((i.model.clone(), left)),
-            }
-        }
-        out
-    }
 }

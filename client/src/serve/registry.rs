@@ -1,7 +1,7 @@
 //! The models that the endpoint offers, and how it reaches them.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
@@ -41,19 +41,33 @@ pub trait Embedder: Send + Sync {
     fn embed<'a>(&'a self, tokens: &'a [u32]) -> Boxed<'a, Result<Vec<f64>, ClientError>>;
 }
 
-/// Fetches models by name.
+/// Fetches models by name. What it fetches is not served: a model needs parties of its own.
 pub trait Puller: Send + Sync {
-    /// Fetches a model, telling how far it is; a receiver that is gone is no error.
+    /// Fetches a model, telling how far it is; ends early once nobody listens. Returns what to do to have it served.
     ///
     /// # Errors
     /// No such model, or it cannot be fetched.
-    fn pull<'a>(&'a self, name: &'a str, progress: mpsc::Sender<Progress>) -> Boxed<'a, Result<Model, ClientError>>;
+    fn pull<'a>(&'a self, name: &'a str, progress: mpsc::Sender<Progress>) -> Boxed<'a, Result<String, PullError>>;
+}
+
+/// Why a model is not fetched.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PullError {
+    /// What was asked for cannot be a model's name.
+    #[error("{0}")]
+    Name(String),
+    /// There is none of that name.
+    #[error("{0}")]
+    Absent(String),
+    /// It could not be fetched.
+    #[error("{0}")]
+    Failed(String),
 }
 
 /// How far a file is.
 #[derive(Clone, Debug)]
 pub struct Progress {
-    /// The file's digest or name.
+    /// `sha256:` and the file's digest in hex, or its name where the source does not tell.
     pub digest: String,
     /// Bytes in all.
     pub total: u64,
@@ -101,16 +115,15 @@ pub struct Model {
 /// The models by name.
 #[derive(Default)]
 pub struct Registry {
-    models: RwLock<BTreeMap<String, Arc<Model>>>,
+    models: BTreeMap<String, Arc<Model>>,
     pub(super) puller: Option<Arc<dyn Puller>>,
 }
 
 impl Registry {
-    /// A registry of these models.
+    /// A registry of these models; of two with one name the last counts.
     pub fn new(models: impl IntoIterator<Item = Model>) -> Registry {
-        let r = Registry::default();
-        models.into_iter().for_each(|m| r.insert(m));
-        r
+        let models = models.into_iter().map(|m| (m.name.clone(), Arc::new(m))).collect();
+        Registry { models, puller: None }
     }
 
     /// With somewhere to fetch more models from.
@@ -118,20 +131,13 @@ impl Registry {
         Registry { puller: Some(puller), ..self }
     }
 
-    /// Adds a model, or replaces the one of that name.
-    pub fn insert(&self, model: Model) {
-        let mut m = self.models.write().unwrap_or_else(PoisonError::into_inner);
-        m.insert(model.name.clone(), Arc::new(model));
-    }
-
     /// A model by its name; Ollama's `:latest` may follow it.
-    pub fn find(&self, name: &str) -> Option<Arc<Model>> {
-        let m = self.models.read().unwrap_or_else(PoisonError::into_inner);
-        m.get(name).or_else(|| m.get(name.strip_suffix(":latest")?)).cloned()
+    pub fn find(&self, name: &str) -> Option<&Arc<Model>> {
+        self.models.get(name).or_else(|| self.models.get(name.strip_suffix(":latest")?))
     }
 
     /// All models, by name.
-    pub fn all(&self) -> Vec<Arc<Model>> {
-        self.models.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Model>> {
+        self.models.values()
     }
 }

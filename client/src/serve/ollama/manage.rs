@@ -17,6 +17,9 @@ use super::super::registry::{Model, Progress};
 use super::super::stream::{self, Sink, Stop};
 use super::{Answered, fields, time};
 
+/// What Ollama's clients show as "forever".
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 /// Ollama's names always have a tag.
 fn tagged(name: &str) -> String {
     if name.contains(':') { name.into() } else { format!("{name}:latest") }
@@ -44,20 +47,25 @@ pub async fn tags(State(e): State<Arc<Endpoint>>) -> Response<Body> {
         v["modified_at"] = json!(modified(m));
         v
     };
-    json_response(&json!({"models": e.registry.all().iter().map(one).collect::<Vec<Value>>()}))
+    json_response(&json!({"models": e.registry.all().map(one).collect::<Vec<Value>>()}))
 }
 
-/// Models with a cache that a next turn may reuse.
+/// All of them: a model stays loaded as long as the endpoint runs.
 pub async fn ps(State(e): State<Arc<Endpoint>>) -> Response<Body> {
-    let one = |(name, left): (String, Duration)| {
-        let m = e.registry.find(&name)?;
-        let mut v = listed(&m);
-        v["expires_at"] = json!(time(SystemTime::now() + left));
+    let end = time(SystemTime::now() + FOREVER);
+    let one = |m: &Arc<Model>| {
+        let mut v = listed(m);
+        v["expires_at"] = json!(end);
         v["size_vram"] = json!(0);
-        v["context_length"] = json!(m.text.as_ref().map(|t| t.codec.context()));
-        Some(v)
+        v["context_length"] = json!(context(m));
+        v
     };
-    json_response(&json!({"models": e.pool.loaded().into_iter().filter_map(one).collect::<Vec<Value>>()}))
+    json_response(&json!({"models": e.registry.all().map(one).collect::<Vec<Value>>()}))
+}
+
+/// Most tokens of a text, or of a prompt and its answer.
+fn context(m: &Model) -> Option<usize> {
+    m.text.as_ref().map(|t| t.codec.context()).or_else(|| m.embedder.as_ref().map(|e| e.limit()))
 }
 
 /// `model`, or `name` as it was called before.
@@ -75,12 +83,11 @@ pub async fn show(State(e): State<Arc<Endpoint>>, body: extract::Request) -> Ans
     let family = &m.about.family;
     let mut info = json!({"general.architecture": family, "general.basename": m.name});
     let mut capabilities = Vec::new();
-    if let Some(t) = &m.text {
-        info[format!("{family}.context_length")] = json!(t.codec.context());
+    info[format!("{family}.context_length")] = json!(context(&m));
+    if m.text.is_some() {
         capabilities.push("completion");
     }
     if let Some(e) = &m.embedder {
-        info[format!("{family}.context_length")] = json!(e.limit());
         info[format!("{family}.embedding_length")] = json!(e.width());
         capabilities.push("embedding");
     }
@@ -113,7 +120,7 @@ pub async fn pull(State(e): State<Arc<Endpoint>>, body: extract::Request) -> Ans
     }
 }
 
-/// Fetches a model that is not there yet, telling how far it is.
+/// Fetches a model that is not served, telling how far it is and in the end how to serve it.
 async fn fetch(e: &Endpoint, name: &str, sink: Option<&Sink>) -> Result<(), Stop> {
     if e.registry.find(name).is_some() {
         return Ok(());
@@ -124,13 +131,17 @@ async fn fetch(e: &Endpoint, name: &str, sink: Option<&Sink>) -> Result<(), Stop
     let told = async {
         while let Some(p) = rx.recv().await {
             let Some(sink) = sink else { continue };
-            let status = format!("pulling {}", p.digest.chars().take(19).collect::<String>());
+            // As Ollama's own says it: the beginning of the digest.
+            let short = p.digest.strip_prefix("sha256:").map(|hex| hex.chars().take(12).collect::<String>());
+            let status = format!("pulling {}", short.as_ref().unwrap_or(&p.digest));
             let line = json!({"status": status, "digest": p.digest, "total": p.total, "completed": p.completed});
             sink.send(&line).await?;
         }
         Ok::<(), Stop>(())
     };
-    let (model, ()) = tokio::try_join!(pulled, told)?;
-    e.registry.insert(model);
+    let (next, ()) = tokio::try_join!(pulled, told)?;
+    if let Some(sink) = sink {
+        sink.send(&json!({"status": next})).await?;
+    }
     Ok(())
 }

@@ -51,7 +51,7 @@ async fn cluster_auth(State(e): State<Arc<Endpoint>>) -> Response<Body> {
 }
 
 async fn models(State(e): State<Arc<Endpoint>>) -> Response<Body> {
-    let data: Vec<Value> = e.registry.all().iter().map(|m| describe(m)).collect();
+    let data: Vec<Value> = e.registry.all().map(|m| describe(m)).collect();
     json_response(&json!({"object": "list", "data": data}))
 }
 

@@ -1,0 +1,50 @@
+//! Whom a command asks: the parties of a file, or three that run on this machine as long as it does.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::Args as ClapArgs;
+use tacet_client::Parties;
+use tacet_party::config::{Limits, Pool};
+
+use crate::local::{Lane, PATIENCE};
+
+#[derive(ClapArgs)]
+#[group(required = true, multiple = false)]
+pub struct Asked {
+    /// The parties to ask
+    #[arg(long, value_name = "FILE")]
+    parties: Option<PathBuf>,
+    /// Start three parties on this machine for the run
+    #[arg(long)]
+    local: bool,
+}
+
+impl Asked {
+    /// The parties, and the lane that has to live as long as they are asked.
+    pub async fn parties(&self, model: &Path) -> Result<(Option<Lane>, Parties)> {
+        match &self.parties {
+            Some(file) => Ok((None, Parties::load(file)?)),
+            None => {
+                let lane = linked(launch(model)?).await?;
+                let parties = lane.parties.clone();
+                Ok((Some(lane), parties))
+            }
+        }
+    }
+}
+
+/// Starts three parties of this machine.
+pub fn launch(model: &Path) -> Result<Lane> {
+    Lane::launch(&std::env::current_exe()?, model, Limits::default(), Pool::default())
+}
+
+/// Waits until they are linked; they end if this is dropped.
+pub async fn linked(mut lane: Lane) -> Result<Lane> {
+    let until = Instant::now() + PATIENCE;
+    while !lane.linked(until)? {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(lane)
+}
