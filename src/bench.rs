@@ -20,7 +20,7 @@ use crate::parties::linked;
 use crate::plain;
 use crate::plan::{bandwidth, duration};
 use crate::rates::{Rates, Times};
-use crate::relay::Link;
+use crate::relay::{self, Link};
 use crate::shape::{Checkpoint, Shape};
 use crate::{fetch, print};
 
@@ -129,7 +129,8 @@ pub async fn run(args: Args) -> Result<()> {
     let rates = Rates::measure(&plans.first(8)?, None)?;
     // What parties on one machine and no emulated network have between them.
     let between = link.unwrap_or(Link { rtt: Duration::from_micros(100), bandwidth: 1e9, loss: 0.0 });
-    let predicted = rates.predict(&cost, between.rtt.as_secs_f64(), between.bandwidth);
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let predicted = rates.predict(&cost, between.rtt.as_secs_f64(), between.bandwidth, Some(cores));
     let plain_f32_s = plain::forward(&dir, length)?;
     drop(plans);
     let mut r = Report {
@@ -137,7 +138,7 @@ pub async fn run(args: Args) -> Result<()> {
         tokens: args.tokens,
         padded: length,
         processor: processor(),
-        cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
+        cores,
         rtt_s: link.map(|l| l.rtt.as_secs_f64()),
         bandwidth_bytes_per_s: link.map(|l| l.bandwidth),
         cost,
@@ -180,7 +181,8 @@ async fn lane(dir: &Path, pool: Pool, link: Option<Link>) -> Result<Lane> {
     let exe = std::env::current_exe()?;
     // A slow network is no reason to give up.
     let limits = Limits { session_s: 600, join_s: 30, ..Limits::default() };
-    linked(Lane::launch_over(&exe, dir, limits, pool, link)?).await
+    let via = |to| link.map_or(Ok(to), |link| relay::start(to, link));
+    linked(Lane::launch_over(&exe, dir, limits, pool, via)?).await
 }
 
 /// Medians of queries of one kind, and the parties at their end.
@@ -197,12 +199,8 @@ async fn embed(
         Pool { depth: 0, prefill: Vec::new(), ..Pool::default() }
     };
     let lane = lane(dir, pool, link).await?;
-    let client = Client::builder()
-        .parties(lane.parties.clone())
-        .model(dir)
-        .deadline(Duration::from_secs(600))
-        .connect()
-        .await?;
+    let client =
+        Client::builder().parties(lane.parties.clone()).model(dir).deadline(Duration::from_secs(600)).connect().await?;
     let ids: Vec<u32> = (0..tokens as u32).map(|i| 1 + i * 37 % 900).collect();
     let mut all: Vec<Stats> = Vec::new();
     eprintln!("{repeat} queries, dealt {}", if ahead { "ahead" } else { "beside" });
@@ -277,16 +275,21 @@ fn text(r: &Report) -> Result<String> {
     if let (Some(b), Some(a)) = (&r.dealt_beside, &r.dealt_ahead) {
         writeln!(out, "{:<14}{:>10}{:>10}{:>10}{:>12}", "", "total s", "online s", "dealing s", "predicted s")?;
         for (name, q, predicted) in [("dealt beside", b, p.dealt_beside_s), ("dealt ahead", a, p.dealt_ahead_s)] {
-            writeln!(
-                out,
-                "{name:<14}{:>10.3}{:>10.3}{:>10.3}{predicted:>12.3}",
-                q.total_s, q.online_s, q.dealing_s
-            )?;
+            writeln!(out, "{name:<14}{:>10.3}{:>10.3}{:>10.3}{predicted:>12.3}", q.total_s, q.online_s, q.dealing_s)?;
         }
-        writeln!(out, "in the clear, f32: {:.3} s; privately {:.0} times as long", r.plain_f32_s, b.total_s / r.plain_f32_s)?;
+        writeln!(
+            out,
+            "in the clear, f32: {:.3} s; privately {:.0} times as long",
+            r.plain_f32_s,
+            b.total_s / r.plain_f32_s
+        )?;
     }
     if let Some(g) = &r.generation {
-        writeln!(out, "prompt {:.3} s (predicted {:.3}), then {:.1} tokens/s", g.prefill_s, p.dealt_beside_s, g.tokens_per_s)?;
+        writeln!(
+            out,
+            "prompt {:.3} s (predicted {:.3}), then {:.1} tokens/s",
+            g.prefill_s, p.dealt_beside_s, g.tokens_per_s
+        )?;
         writeln!(out, "in the clear, f32: prompt {:.3} s", r.plain_f32_s)?;
     }
     for p in &r.parties {
@@ -294,4 +297,3 @@ fn text(r: &Report) -> Result<String> {
     }
     Ok(out)
 }
-

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use ndarray::{Array2, Axis, s};
+use ndarray::{Array2, Axis, Slice};
 use serde_json::Value;
 
 /// The sizes of a transformer, whatever its family calls them.
@@ -65,7 +65,7 @@ pub fn forward(dir: &Path, rows: usize) -> Result<f64> {
             x += &h.dot(&down);
         }
         if s.vocab > 0 {
-            black_box(x.slice(s![rows - 1..rows, ..]).dot(&head));
+            black_box(x.slice_axis(Axis(0), Slice::from(rows - 1..rows)).dot(&head));
         }
         black_box(x);
     };
@@ -94,7 +94,7 @@ fn attention(s: &Sizes, qkv: &Array2<f32>) -> Array2<f32> {
     let (dim, group) = (s.query / s.heads, s.query / s.key);
     let mut out = Array2::zeros((rows, s.query));
     for h in 0..s.heads {
-        let columns = |at: usize| qkv.slice(s![.., at..at + dim]);
+        let columns = |at: usize| qkv.slice_axis(Axis(1), Slice::from(at..at + dim));
         let kv = h / group * dim;
         let mut p = columns(h * dim).dot(&columns(s.query + kv).t());
         for mut row in p.axis_iter_mut(Axis(0)) {
@@ -103,7 +103,7 @@ fn attention(s: &Sizes, qkv: &Array2<f32>) -> Array2<f32> {
             let sum = row.sum();
             row /= sum;
         }
-        out.slice_mut(s![.., h * dim..(h + 1) * dim]).assign(&p.dot(&columns(s.query + s.key + kv)));
+        out.slice_axis_mut(Axis(1), Slice::from(h * dim..(h + 1) * dim)).assign(&p.dot(&columns(s.query + s.key + kv)));
     }
     out
 }

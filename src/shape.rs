@@ -24,13 +24,8 @@ pub enum Shape {
     Llama7b,
 }
 
-/// Words that the tokeniser of a shape knows; text is made of them.
+/// Words that the tokeniser of a shape knows: a model's directory has to have one.
 const WORDS: usize = 1000;
-
-/// A text of so many tokens.
-pub fn text(tokens: usize) -> String {
-    (0..tokens).map(|i| format!("w{}", 1 + i * 37 % (WORDS - 1))).collect::<Vec<_>>().join(" ")
-}
 
 /// A folder with a random checkpoint, removed when dropped.
 pub struct Checkpoint(PathBuf);
@@ -119,7 +114,8 @@ fn gpt2(layers: usize, d: usize, heads: usize, vocab: usize) -> (Value, Vec<Tens
         "model_type": "gpt2", "n_embd": d, "n_layer": layers, "n_head": heads, "n_positions": 1024, "vocab_size": vocab,
         "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "tie_word_embeddings": true,
     });
-    let mut t: Vec<Tensor> = vec![("wte.weight".into(), vec![vocab, d], 0.0), ("wpe.weight".into(), vec![1024, d], 0.0)];
+    let mut t: Vec<Tensor> =
+        vec![("wte.weight".into(), vec![vocab, d], 0.0), ("wpe.weight".into(), vec![1024, d], 0.0)];
     for l in 0..layers {
         for (name, inp, out) in
             [("attn.c_attn", d, 3 * d), ("attn.c_proj", d, d), ("mlp.c_fc", d, 4 * d), ("mlp.c_proj", 4 * d, d)]
