@@ -41,6 +41,8 @@ pub struct PartyReport {
     pub role: Role,
     /// Resident memory.
     pub rss_mb: f64,
+    /// Most that was ever resident.
+    pub peak_mb: f64,
 }
 
 impl Lane {
@@ -66,6 +68,18 @@ impl Lane {
 
     /// Makes identities and starts three `tacet party` processes; [`Lane::linked`] says when they can be asked.
     pub fn launch(exe: &Path, model: &Path, limits: Limits, pool: Pool, backend: BackendKind) -> Result<Lane> {
+        Lane::launch_over(exe, model, limits, pool, backend, Ok)
+    }
+
+    /// As [`Lane::launch`], with a choice of the address by which the parties reach each of them.
+    pub fn launch_over(
+        exe: &Path,
+        model: &Path,
+        limits: Limits,
+        pool: Pool,
+        backend: BackendKind,
+        via: impl Fn(SocketAddr) -> std::io::Result<SocketAddr>,
+    ) -> Result<Lane> {
         let dir = std::env::temp_dir().join(format!("tacet-{}", hex(&keys::random::<8>()?)));
         let mut b = std::fs::DirBuilder::new();
         std::os::unix::fs::DirBuilderExt::mode(&mut b, 0o700);
@@ -96,12 +110,13 @@ impl Lane {
             });
         }
         drop(held);
+        let reached = addrs.iter().map(|a| via(*a)).collect::<std::io::Result<Vec<_>>>()?;
         std::fs::write(dir.join("clients.toml"), toml::to_string(&clients)?)?;
         for (i, (name, role)) in LANE.into_iter().enumerate() {
             let peer = |j: usize| Peer {
                 name: LANE[j].0.into(),
                 role: LANE[j].1,
-                addr: addrs[j],
+                addr: reached[j],
                 certificate: format!("{}.crt", LANE[j].0).into(),
             };
             let config = Config {
@@ -192,19 +207,16 @@ impl Lane {
 
     /// Processes with their memory.
     pub fn report(&self) -> Vec<PartyReport> {
-        let rss = |pid: u32| {
-            let s = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            let kb = s
-                .lines()
-                .find_map(|l| l.strip_prefix("VmRSS:"))
-                .and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok());
-            kb.unwrap_or(0.0) / 1024.0
+        let report = |(c, (name, role)): (&Child, (&'static str, Role))| {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", c.id())).unwrap_or_default();
+            let mb = |key: &str| {
+                let kb =
+                    status.lines().find_map(|l| l.strip_prefix(key)?.split_whitespace().next()?.parse::<f64>().ok());
+                kb.unwrap_or(0.0) / 1024.0
+            };
+            PartyReport { name, pid: c.id(), role, rss_mb: mb("VmRSS:"), peak_mb: mb("VmHWM:") }
         };
-        self.children
-            .iter()
-            .zip(LANE)
-            .map(|(c, (name, role))| PartyReport { name, pid: c.id(), role, rss_mb: rss(c.id()) })
-            .collect()
+        self.children.iter().zip(LANE).map(report).collect()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The `tacet` command.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod chat;
 mod demo;
 mod doctor;
@@ -12,9 +13,12 @@ mod keys;
 mod local;
 mod parties;
 mod party;
+mod plain;
 mod plan;
 mod rates;
+mod relay;
 mod serve;
+mod shape;
 
 use std::path::PathBuf;
 
@@ -64,6 +68,9 @@ enum Command {
     /// Show what a model costs: every operation with shape, ring, rounds, bytes, and a predicted time
     #[command(after_help = plan::EXAMPLES)]
     Plan(plan::Args),
+    /// Measure a model over three parties of this machine, also as if they were far apart
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(bench::Args),
     /// Check this machine, the model's digests, and the parties
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::Args),
@@ -200,6 +207,7 @@ fn run(command: Command) -> Result<()> {
         Command::Chat(args) => terminable(chat::run(args)),
         Command::Serve(args) => interruptible(serve::run(args)),
         Command::Plan(args) => interruptible(plan::run(args)),
+        Command::Bench(args) => interruptible(bench::run(args)),
         Command::Doctor(args) => interruptible(doctor::run(args)),
         Command::Keys(Keys::Party { name, dir }) => {
             std::fs::create_dir_all(&dir)?;

@@ -57,10 +57,19 @@ fn number(text: &str, units: &[(&str, f64)]) -> Result<f64> {
     bail!("{text:?}: a unit is missing, one of {}", units.iter().map(|u| u.0).collect::<Vec<_>>().join(", "))
 }
 
+/// Seconds.
+pub fn duration(text: &str) -> Result<f64> {
+    number(text, &[("us", 1e-6), ("ms", 1e-3), ("s", 1.0)])
+}
+
+/// Bytes a second.
+pub fn bandwidth(text: &str) -> Result<f64> {
+    number(text, &[("Gbit", 1e9 / 8.0), ("Mbit", 1e6 / 8.0), ("kbit", 1e3 / 8.0)])
+}
+
 /// Prints the plan.
 pub async fn run(args: Args) -> Result<()> {
-    let rtt = number(&args.rtt, &[("us", 1e-6), ("ms", 1e-3), ("s", 1.0)])?;
-    let bandwidth = number(&args.bandwidth, &[("Gbit", 1e9 / 8.0), ("Mbit", 1e6 / 8.0), ("kbit", 1e3 / 8.0)])?;
+    let (rtt, bandwidth) = (duration(&args.rtt)?, bandwidth(&args.bandwidth)?);
     if args.gmacs.is_some_and(|g| !(g.is_finite() && g > 0.0)) {
         bail!("--gmacs is not positive");
     }
@@ -72,7 +81,7 @@ pub async fn run(args: Args) -> Result<()> {
     };
     let (cost, lines) = (program.cost(), program.describe());
     let rates = Rates::measure(&plans.first(8)?, args.gmacs.map(|g| g * 1e9))?;
-    let times = rates.predict(&cost, rtt, bandwidth);
+    let times = rates.predict(&cost, rtt, bandwidth, None);
     if args.json {
         let v = serde_json::json!({
             "tokens": program.tokens(), "cost": cost, "rates": rates, "times": times, "operations": lines,

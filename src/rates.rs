@@ -14,6 +14,9 @@ use tacet_protocol::prg::{Prg, SessionKey};
 use tacet_protocol::program::{Cost, Program};
 use tacet_protocol::{DealerSink, Error, EvaluatorIo, Role, run};
 
+/// Bytes that one end of a link sends or receives in a second of its processor: encryption, framing and the kernel's part.
+const WIRE: f64 = 1.0e9;
+
 /// How long each rate is measured.
 const PATIENCE: Duration = Duration::from_millis(40);
 
@@ -31,7 +34,7 @@ pub struct Rates {
 /// Seconds that a program is predicted to take.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Times {
-    /// Linear layers and gates of an evaluator; both work at once.
+    /// Linear layers, gates and openings of an evaluator; both work at once.
     pub compute_s: f64,
     /// The dealer's work.
     pub dealing_s: f64,
@@ -70,23 +73,23 @@ impl Rates {
         Ok(Rates { macs, dealing: dealt / dealing, gates: dealt / gates })
     }
 
-    /// Predicts a program's times; `rtt` in seconds, `bandwidth` in bytes a second of each link, which are full duplex.
-    pub fn predict(&self, cost: &Cost, rtt: f64, bandwidth: f64) -> Times {
+    /// What a program of this cost takes; `cores` where all three parties share so many of this machine's.
+    ///
+    /// Both evaluators send at once and then wait for each other, so a round takes one way, half a round trip.
+    pub fn predict(&self, cost: &Cost, rtt: f64, bandwidth: f64, cores: Option<usize>) -> Times {
         let dealt = cost.dealt_bytes.iter().sum::<u64>() as f64;
         let longest = cost.dealt_bytes[0].max(cost.dealt_bytes[1]) as f64;
-        let compute_s = cost.multiplications as f64 / self.macs + dealt / self.gates;
-        let dealing_s = dealt / self.dealing;
-        let online_network_s = f64::from(cost.rounds) * rtt + cost.opened_bytes as f64 / bandwidth;
+        let opened = cost.opened_bytes as f64;
+        let compute_s = cost.multiplications as f64 / self.macs + dealt / self.gates + 2.0 * opened / WIRE;
+        let dealing_s = dealt / self.dealing + dealt / WIRE;
+        let online_network_s = f64::from(cost.rounds) * (rtt / 2.0) + opened / bandwidth;
         let dealing_network_s = longest / bandwidth;
         let dealt_ahead_s = online_network_s + compute_s;
-        Times {
-            compute_s,
-            dealing_s,
-            online_network_s,
-            dealing_network_s,
-            dealt_ahead_s,
-            dealt_beside_s: dealt_ahead_s.max(rtt + dealing_s.max(dealing_network_s)),
-        }
+        let apart_s = dealt_ahead_s.max(rtt + dealing_s.max(dealing_network_s));
+        // On few cores all three, and what the evaluators receive, take turns.
+        let shared_s = cores.map_or(0.0, |n| (2.0 * compute_s + dealing_s + dealt / WIRE) / n as f64);
+        let dealt_beside_s = apart_s.max(shared_s + f64::from(cost.rounds) * (rtt / 2.0));
+        Times { compute_s, dealing_s, online_network_s, dealing_network_s, dealt_ahead_s, dealt_beside_s }
     }
 }
 
@@ -147,12 +150,14 @@ mod tests {
             dealt_bytes: [30_000_000, 20_000_000],
             multiplications: 500_000_000,
         };
-        let t = rates.predict(&cost, 0.01, 1e7);
+        let t = rates.predict(&cost, 0.01, 1e7, None);
         let near = |a: f64, b: f64| (a - b).abs() < 1e-12;
-        assert!(near(t.compute_s, 0.75) && near(t.dealing_s, 0.5), "{t:?}");
-        assert!(near(t.online_network_s, 0.2) && near(t.dealing_network_s, 3.0), "{t:?}");
-        assert!(near(t.dealt_ahead_s, 0.95) && near(t.dealt_beside_s, 3.01), "{t:?}");
-        let near_by = rates.predict(&cost, 1e-4, 1e10);
+        assert!(near(t.compute_s, 0.752) && near(t.dealing_s, 0.55), "{t:?}");
+        assert!(near(t.online_network_s, 0.15) && near(t.dealing_network_s, 3.0), "{t:?}");
+        assert!(near(t.dealt_ahead_s, 0.902) && near(t.dealt_beside_s, 3.01), "{t:?}");
+        let near_by = rates.predict(&cost, 1e-4, 1e10, None);
         assert!(near(near_by.dealt_beside_s, near_by.dealt_ahead_s), "{near_by:?}");
+        let shared = rates.predict(&cost, 0.0, 1e10, Some(1));
+        assert!(near(shared.dealt_beside_s, 2.0 * 0.752 + 0.55 + 0.05), "{shared:?}");
     }
 }

@@ -130,7 +130,7 @@ fn decoders() {
         let planner = DecoderPlanner::new(&DecoderModel::load(&dir).unwrap()).unwrap();
         let mut states = <[States; 2]>::default();
         for (n, (past, rows)) in [(0, 8), (8, 1), (9, 1)].into_iter().enumerate() {
-            let p = planner.program(8, past, rows, false).unwrap();
+            let p = planner.program(true, past, rows, false).unwrap();
             same(&p, n as u8, &mut states, &gpu, &format!("{name}, {rows} after {past}"));
         }
     }
@@ -164,7 +164,7 @@ fn nothing_is_sent_after_a_device_is_lost() {
         }
     }
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../protocol/tests/vectors/llama");
-    let p = DecoderPlanner::new(&DecoderModel::load(&dir).unwrap()).unwrap().program(8, 0, 8, false).unwrap();
+    let p = DecoderPlanner::new(&DecoderModel::load(&dir).unwrap()).unwrap().program(true, 0, 8, false).unwrap();
     let prg = |i: u8| Prg::new(&SessionKey::from_seed([i; 32]));
     let mut sink = Sink { backend: &Cpu, dealt: [Vec::new(), Vec::new()] };
     run::deal(&p, prg(1), prg(2), &mut sink).unwrap();

@@ -142,6 +142,7 @@ impl Lane {
                 certificate: p.certificate.clone(),
                 key: dir.join(format!("{}.key", p.name)),
                 seal_key: dir.join(format!("{}.seal", p.name)),
+                backend: tacet_party::config::BackendKind::default(),
                 clients: clients.clone(),
                 peer: parties.party.iter().filter(|o| o.name != p.name).map(peer).collect(),
                 limits: limits.clone(),

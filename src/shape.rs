@@ -1,0 +1,194 @@
+//! Checkpoints of known shapes with random weights, for speed only: what they say is noise.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use serde_json::{Map, Value, json};
+
+/// A model whose shape is known by heart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shape {
+    /// all-MiniLM-L6-v2: 6 layers of 384
+    Minilm,
+    /// BERT base: 12 layers of 768
+    BertBase,
+    /// GPT-2 small: 12 layers of 768, 50,257 words
+    Gpt2,
+    /// TinyLlama 1.1B: 22 layers of 2048, grouped queries
+    Tinyllama,
+    /// Llama 2 7B: 32 layers of 4096
+    #[value(name = "llama-7b")]
+    Llama7b,
+}
+
+/// Words that the tokeniser of a shape knows: a model's directory has to have one.
+const WORDS: usize = 1000;
+
+/// A folder with a random checkpoint, removed when dropped.
+pub struct Checkpoint(PathBuf);
+
+impl Checkpoint {
+    /// Writes one; the same weights every time.
+    pub fn write(shape: Shape) -> Result<Checkpoint> {
+        let name = shape.to_possible_value().map_or_else(String::new, |v| v.get_name().to_string());
+        let dir = std::env::temp_dir().join(format!("tacet-shape-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+        let c = Checkpoint(dir);
+        let (config, tensors) = match shape {
+            Shape::Minilm => bert(6, 384, 12, 1536),
+            Shape::BertBase => bert(12, 768, 12, 3072),
+            Shape::Gpt2 => gpt2(12, 768, 12, 50257),
+            Shape::Tinyllama => llama(22, 2048, [32, 4], 5632),
+            Shape::Llama7b => llama(32, 4096, [32, 32], 11008),
+        };
+        std::fs::write(c.0.join("config.json"), config.to_string())?;
+        std::fs::write(c.0.join("tokenizer.json"), tokenizer().to_string())?;
+        weights(&c.0.join("model.safetensors"), &tensors)?;
+        Ok(c)
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Checkpoint {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn tokenizer() -> Value {
+    let mut vocab: Map<String, Value> = (1..WORDS).map(|i| (format!("w{i}"), json!(i))).collect();
+    vocab.insert("[UNK]".into(), json!(0));
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"},
+    })
+}
+
+/// Name, shape, and the value around which the elements lie with a standard deviation of about 0.02.
+type Tensor = (String, Vec<usize>, f32);
+
+fn bert(layers: usize, d: usize, heads: usize, mlp: usize) -> (Value, Vec<Tensor>) {
+    let config = json!({
+        "model_type": "bert", "hidden_size": d, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "intermediate_size": mlp, "max_position_embeddings": 512, "type_vocab_size": 2, "vocab_size": 30522,
+        "layer_norm_eps": 1e-12, "hidden_act": "gelu", "position_embedding_type": "absolute",
+    });
+    let mut t: Vec<Tensor> = Vec::new();
+    for (name, rows) in [("word", 30522), ("position", 512), ("token_type", 2)] {
+        t.push((format!("embeddings.{name}_embeddings.weight"), vec![rows, d], 0.0));
+    }
+    let norm = |t: &mut Vec<Tensor>, name: String| {
+        t.push((format!("{name}.weight"), vec![d], 1.0));
+        t.push((format!("{name}.bias"), vec![d], 0.0));
+    };
+    norm(&mut t, "embeddings.LayerNorm".into());
+    for l in 0..layers {
+        let at = format!("encoder.layer.{l}");
+        for (name, out, inp) in [
+            ("attention.self.query", d, d),
+            ("attention.self.key", d, d),
+            ("attention.self.value", d, d),
+            ("attention.output.dense", d, d),
+            ("intermediate.dense", mlp, d),
+            ("output.dense", d, mlp),
+        ] {
+            t.push((format!("{at}.{name}.weight"), vec![out, inp], 0.0));
+            t.push((format!("{at}.{name}.bias"), vec![out], 0.0));
+        }
+        norm(&mut t, format!("{at}.attention.output.LayerNorm"));
+        norm(&mut t, format!("{at}.output.LayerNorm"));
+    }
+    (config, t)
+}
+
+fn gpt2(layers: usize, d: usize, heads: usize, vocab: usize) -> (Value, Vec<Tensor>) {
+    let config = json!({
+        "model_type": "gpt2", "n_embd": d, "n_layer": layers, "n_head": heads, "n_positions": 1024, "vocab_size": vocab,
+        "layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "tie_word_embeddings": true,
+    });
+    let mut t: Vec<Tensor> =
+        vec![("wte.weight".into(), vec![vocab, d], 0.0), ("wpe.weight".into(), vec![1024, d], 0.0)];
+    for l in 0..layers {
+        for (name, inp, out) in
+            [("attn.c_attn", d, 3 * d), ("attn.c_proj", d, d), ("mlp.c_fc", d, 4 * d), ("mlp.c_proj", 4 * d, d)]
+        {
+            t.push((format!("h.{l}.{name}.weight"), vec![inp, out], 0.0));
+            t.push((format!("h.{l}.{name}.bias"), vec![out], 0.0));
+        }
+        for name in ["ln_1", "ln_2"] {
+            t.push((format!("h.{l}.{name}.weight"), vec![d], 1.0));
+            t.push((format!("h.{l}.{name}.bias"), vec![d], 0.0));
+        }
+    }
+    t.push(("ln_f.weight".into(), vec![d], 1.0));
+    t.push(("ln_f.bias".into(), vec![d], 0.0));
+    (config, t)
+}
+
+fn llama(layers: usize, d: usize, [heads, kv_heads]: [usize; 2], mlp: usize) -> (Value, Vec<Tensor>) {
+    let vocab = 32000;
+    let config = json!({
+        "model_type": "llama", "hidden_size": d, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads, "intermediate_size": mlp, "max_position_embeddings": 2048, "vocab_size": vocab,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": false,
+    });
+    let kv = d / heads * kv_heads;
+    let mut t: Vec<Tensor> = vec![("model.embed_tokens.weight".into(), vec![vocab, d], 0.0)];
+    for l in 0..layers {
+        let at = format!("model.layers.{l}");
+        for (name, out, inp) in [
+            ("self_attn.q_proj", d, d),
+            ("self_attn.k_proj", kv, d),
+            ("self_attn.v_proj", kv, d),
+            ("self_attn.o_proj", d, d),
+            ("mlp.gate_proj", mlp, d),
+            ("mlp.up_proj", mlp, d),
+            ("mlp.down_proj", d, mlp),
+        ] {
+            t.push((format!("{at}.{name}.weight"), vec![out, inp], 0.0));
+        }
+        t.push((format!("{at}.input_layernorm.weight"), vec![d], 1.0));
+        t.push((format!("{at}.post_attention_layernorm.weight"), vec![d], 1.0));
+    }
+    t.push(("model.norm.weight".into(), vec![d], 1.0));
+    t.push(("lm_head.weight".into(), vec![vocab, d], 0.0));
+    (config, t)
+}
+
+/// Writes BF16 tensors one after another, so that a large model never stands in memory.
+fn weights(path: &Path, tensors: &[Tensor]) -> Result<()> {
+    let (mut header, mut at) = (Map::new(), 0);
+    for (name, shape, _) in tensors {
+        let len = 2 * shape.iter().product::<usize>();
+        header.insert(name.clone(), json!({"dtype": "BF16", "shape": shape, "data_offsets": [at, at + len]}));
+        at += len;
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut uniform = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+    };
+    for (_, shape, centre) in tensors {
+        for _ in 0..shape.iter().product::<usize>() {
+            // Two uniform ones: near enough to a bell.
+            let v = centre + 0.05 * (uniform() + uniform());
+            out.write_all(&((v.to_bits() >> 16) as u16).to_le_bytes())?;
+        }
+    }
+    out.flush().with_context(|| path.display().to_string())
+}
