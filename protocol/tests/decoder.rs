@@ -10,7 +10,7 @@ use tacet_protocol::model::decoder::DecoderModel;
 use tacet_protocol::plan::DecoderPlanner;
 use tacet_protocol::query;
 use tacet_protocol::ring::signed;
-use tacet_protocol::twin;
+use tacet_protocol::twin::{self, Plain};
 
 fn shared(folder: &str) -> Option<PathBuf> {
     let base = std::env::var_os("TACET_SHARED")
@@ -33,7 +33,8 @@ fn error(got: &[f64], want: &[f64]) -> f64 {
     got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / spread
 }
 
-/// Masked and in the twin: logits of the last position after each part of `tokens`: a padded first one, then steps of the given lengths.
+/// Masked and in the twin: logits of the last position after each part of `tokens`: a padded first one, then steps of the
+/// given lengths. Every value of the twin is within its proven bound.
 fn private(model: &DecoderModel, planner: &DecoderPlanner, tokens: &[u32], parts: &[usize]) -> Vec<[Vec<f64>; 2]> {
     let (mut states, mut twin) = (States::default(), vec![]);
     let (mut at, mut past, mut marked, mut out) = (0, 0, 0, vec![]);
@@ -50,7 +51,12 @@ fn private(model: &DecoderModel, planner: &DecoderPlanner, tokens: &[u32], parts
             .zip(&input)
             .map(|(v, x)| x.iter().map(|x| signed(*x, p.values[v].bits) as f64).collect())
             .collect();
-        let plain = twin::evaluate(&p, &units, &mut twin, |_, _| ()).unwrap();
+        let within = |v: usize, made: &Plain| {
+            let (v, Plain::Real(made)) = (&p.values[v], made) else { return };
+            let largest = made.iter().fold(0f64, |m, x| m.max(x.abs()));
+            assert!(v.bound == 0.0 || largest <= v.bound, "{}: {largest:.3e}, proven {:.3e}", v.name, v.bound);
+        };
+        let plain = twin::evaluate(&p, &units, &mut twin, within).unwrap();
         let plain = plain.iter().map(|v| v * p.values[p.output()].ulp).collect();
         let ([a, b], io) = run(&p, &input, key as u64, &mut states);
         let cost = p.cost();
