@@ -10,7 +10,7 @@ use tacet_protocol::model::decoder::DecoderModel;
 use tacet_protocol::plan::DecoderPlanner;
 use tacet_protocol::query;
 use tacet_protocol::ring::signed;
-use tacet_protocol::twin;
+use tacet_protocol::twin::{self, Plain};
 
 fn shared(folder: &str) -> Option<PathBuf> {
     let base = std::env::var_os("TACET_SHARED")
@@ -54,7 +54,8 @@ struct Sequence {
 }
 
 impl Sequence {
-    /// Feeds `tokens`, the first of which is the `at`-th; the last one's logits, masked and in the twin.
+    /// Feeds `tokens`, the first of which is the `at`-th; the last one's logits, masked and in the twin, whose every value
+    /// is within its proven bound.
     fn feed(&mut self, model: &DecoderModel, planner: &DecoderPlanner, tokens: &[u32], at: usize) -> [Vec<f64>; 2] {
         let past = self.real.len();
         let rows = if tokens.len() == 1 && past > 0 { 1 } else { query::padded(tokens.len()).unwrap() };
@@ -68,7 +69,12 @@ impl Sequence {
             .zip(&input)
             .map(|(v, x)| x.iter().map(|x| signed(*x, p.values[v].bits) as f64).collect())
             .collect();
-        let plain = twin::evaluate(&p, &units, &mut self.twin, |_, _| ()).unwrap();
+        let within = |v: usize, made: &Plain| {
+            let (v, Plain::Real(made)) = (&p.values[v], made) else { return };
+            let largest = made.iter().fold(0f64, |m, x| m.max(x.abs()));
+            assert!(v.bound == 0.0 || largest <= v.bound, "{}: {largest:.3e}, proven {:.3e}", v.name, v.bound);
+        };
+        let plain = twin::evaluate(&p, &units, &mut self.twin, within).unwrap();
         let plain = plain.iter().map(|v| v * p.values[p.output()].ulp).collect();
         let ([a, b], io) = run(&p, &input, self.key, &mut self.states);
         if self.key < 2 || rows > 1 {

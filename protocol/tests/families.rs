@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use tacet_protocol::model::decoder::{Activation, DecoderModel, Mlp, NormKind};
 
-const CHECKPOINTS: [&str; 11] = [
+const CHECKPOINTS: [&str; 12] = [
     "llama",
     "llama3",
     "smollm2",
@@ -18,6 +18,7 @@ const CHECKPOINTS: [&str; 11] = [
     "gguf-bf16",
     "gguf-q8_0",
     "gguf-q4_0",
+    "gguf-q4_1",
 ];
 
 /// Of a logit, relative to the largest one. Transformers computes RMS norms and rotary angles in float32; GPT-2 has

@@ -11,16 +11,14 @@ use super::{Deal, Dealt, Masked, Take};
 use crate::Error;
 use crate::ring::mask;
 
-/// `sum round(x / 2^shift)^2` of each group of `dim` columns of a `rows x stride` masked tensor, from its first column on.
+/// `sum round(x / 2^shift)^2` of each group of `dim` columns of a masked tensor of `rows`.
 #[derive(Clone, Debug)]
 pub struct Squares {
     /// Rows.
     pub rows: usize,
-    /// Columns of the input.
-    pub stride: usize,
     /// Columns of a group.
     pub dim: usize,
-    /// Of each group, less than `k_in - 2`.
+    /// Of each column, at most `k_in - 2`.
     pub shift: Vec<u32>,
     /// Ring of the input; `|x| < 2^(k_in - 2)`. A scaled value is exact to one unit.
     pub k_in: u32,
@@ -35,7 +33,7 @@ fn round(v: u64, shift: u32) -> u64 {
 impl Squares {
     /// Sums.
     pub fn out_len(&self) -> usize {
-        self.rows * self.shift.len()
+        self.rows * self.shift.len() / self.dim
     }
 
     /// Bits of `b` and `A b` that matter: what multiplies them is a multiple of `w`.
@@ -50,9 +48,10 @@ impl Squares {
         vec![(self.out_len(), self.k_out), (n, self.k_out), (n, self.k_bit()), (n, self.k_bit())]
     }
 
-    /// Every group's shift and columns, row by row.
-    fn groups<'a>(&'a self, x: &'a [u64]) -> impl Iterator<Item = (u32, &'a [u64])> {
-        x.chunks_exact(self.stride).flat_map(|row| self.shift.iter().copied().zip(row.chunks_exact(self.dim)))
+    /// Every group's shifts and columns, row by row.
+    fn groups<'a, T>(&'a self, x: &'a [T]) -> impl Iterator<Item = impl Iterator<Item = (&'a u32, &'a T)>> {
+        let shifts = self.shift.chunks_exact(self.dim).cycle();
+        shifts.zip(x.chunks_exact(self.dim)).map(|(s, x)| s.iter().zip(x))
     }
 
     /// Dealer: `lam` is the whole input's mask.
@@ -60,10 +59,10 @@ impl Squares {
         let n = self.out_len() * self.dim;
         let (mut sums, mut a) = (Vec::with_capacity(self.out_len()), Vec::with_capacity(n));
         let (mut b, mut ab) = (Vec::with_capacity(n), Vec::with_capacity(n));
-        for (shift, group) in self.groups(lam) {
+        for group in self.groups(lam) {
             let mut sum = 0u64;
-            for l in group {
-                let (large, bit) = (round(*l, shift), l >> (self.k_in - 1));
+            for (shift, l) in group {
+                let (large, bit) = (round(*l, *shift), l >> (self.k_in - 1));
                 sum = sum.wrapping_add(large.wrapping_mul(large));
                 a.push(large);
                 b.push(bit);
@@ -79,10 +78,7 @@ impl Squares {
 
     /// Meaning in the clear, in units.
     pub fn plain(&self, x: &[f64]) -> Vec<f64> {
-        let group = |(s, g): (&u32, &[f64])| g.iter().map(|v| v * v).sum::<f64>() * libm::exp2(-2.0 * f64::from(*s));
-        x.chunks_exact(self.stride)
-            .flat_map(|row| self.shift.iter().zip(row.chunks_exact(self.dim)).map(group))
-            .collect()
+        self.groups(x).map(|g| g.map(|(s, v)| v * v * libm::exp2(-2.0 * f64::from(*s))).sum()).collect()
     }
 
     /// Evaluator: share of the sums, `rows x groups`.
@@ -92,11 +88,11 @@ impl Squares {
         let (a, b, ab) = (t.next(n, self.k_out)?, t.next(n, self.k_bit())?, t.next(n, self.k_bit())?);
         let (quarter, leads) = (1u64 << (self.k_in - 2), t.leads());
         let mut dealt = a.iter().zip(&b).zip(&ab);
-        for (sum, (shift, group)) in sums.iter_mut().zip(self.groups(&x.m)) {
-            let w = 1u64.checked_shl(self.k_in - shift).unwrap_or(0);
-            for (m, ((a, b), ab)) in group.iter().zip(&mut dealt) {
+        for (sum, group) in sums.iter_mut().zip(self.groups(&x.m)) {
+            for ((shift, m), ((a, b), ab)) in group.zip(&mut dealt) {
+                let w = 1u64.checked_shl(self.k_in - shift).unwrap_or(0);
                 let m = m.wrapping_add(quarter) & mask(self.k_in);
-                let p = round(m, shift).wrapping_sub(quarter >> shift);
+                let p = round(m, *shift).wrapping_sub(quarter >> shift);
                 let uw = w * (1 - (m >> (self.k_in - 1)));
                 if leads {
                     *sum = sum.wrapping_add(p.wrapping_mul(p));
@@ -123,32 +119,32 @@ mod tests {
         #[test]
         fn sums_of_values_within_one_unit_in_every_ring(
             (rows, groups, dim, k_in, k_out) in (1usize..3, 1usize..4, 1usize..4, 4u32..=63, 3u32..=64),
-            shifts in prop::collection::vec(0u32..61, 3),
+            shifts in prop::collection::vec(0u32..61, 9),
             seed in any::<u64>(),
         ) {
-            let stride = groups * dim + 1;
+            let cols = groups * dim;
             let mut w = World::seeded(seed);
-            let mut x = w.edges(k_in, rows * stride);
+            let mut x = w.edges(k_in, rows * cols);
             for [x, ..] in &mut x {
                 let v = signed(*x, k_in) >> 1;
                 *x = (if v == -(1 << (k_in - 2)) { v + 1 } else { v }) as u64 & mask(k_in);
             }
             let (x, lam, e) = masked(&x, k_in, false);
-            let shift: Vec<u32> = shifts[..groups].iter().map(|s| s % (k_in - 2)).collect();
-            let g = Squares { rows, stride, dim, shift: shift.clone(), k_in, k_out };
+            let shift: Vec<u32> = shifts[..cols].iter().map(|s| s % (k_in - 2)).collect();
+            let g = Squares { rows, dim, shift: shift.clone(), k_in, k_out };
             let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
             for (at, got) in add(&s, k_out).into_iter().enumerate() {
                 let (row, group) = (at / groups, at % groups);
-                let s = shift[group];
-                // What masks the rounding depends on is one of three neighbours for each column.
+                // Which of its neighbours a column is rounded to depends on the masks.
                 let mut sums = vec![0u64];
                 for c in 0..dim {
-                    let v = signed(x[row * stride + group * dim + c], k_in) >> s;
+                    let s = shift[group * dim + c];
+                    let v = signed(x[row * cols + group * dim + c], k_in) >> s;
                     let near: &[i64] = if s == 0 { &[0] } else { &[-1, 0, 1, 2] };
-                    let next = |sum: &u64| near.iter().map(|n| sum.wrapping_add((v + n).wrapping_mul(v + n) as u64)).collect::<Vec<_>>();
-                    sums = sums.iter().flat_map(next).collect();
+                    let square = |n: &i64| (v + n).wrapping_mul(v + n) as u64;
+                    sums = sums.iter().flat_map(|sum| near.iter().map(|n| sum.wrapping_add(square(n)))).collect();
                 }
-                prop_assert!(sums.iter().any(|v| signed(*v, k_out) == got), "{} of {} >> {}", got, at, s);
+                prop_assert!(sums.iter().any(|v| signed(*v, k_out) == got), "{} at {}", got, at);
             }
         }
     }

@@ -68,8 +68,8 @@ impl Emit<'_> {
         if n.shift == 0 {
             self.b.op(Kind::Variance(Variance { rows, cols: d, centre: false, k }), &[x], &[v]);
         } else {
-            let (shift, k_in) = (vec![n.shift], self.p.k);
-            self.b.op(Kind::Squares(Squares { rows, stride: d, dim: d, shift, k_in, k_out: k }), &[x], &[v]);
+            let (shift, k_in) = (vec![n.shift; d], self.p.k);
+            self.b.op(Kind::Squares(Squares { rows, dim: d, shift, k_in, k_out: k }), &[x], &[v]);
         }
         v
     }
@@ -108,13 +108,13 @@ impl Emit<'_> {
 
     /// [`Self::normalised`], and beside it the heads of queries and keys, each normalised: shares, before gains.
     fn normalised_heads(&mut self, name: &str, x: Id, n: &PreNorm, h: &HeadNorm) -> [Id; 2] {
-        let (rows, dim, heads) = (self.rows, self.p.config.head_dim, h.shift.len());
+        let (rows, dim, heads) = (self.rows, self.p.config.head_dim, h.shift.len() / self.p.config.head_dim);
         let width = heads * dim;
         let acc = self.linear("head accumulators", x, &h.wide);
         let [x, acc] = self.b.open([x, acc]);
         let v = self.square(name, x, n);
         let w = self.b.value("head squares", &[rows, heads], K_SQUARES, 0.0, LARGEST);
-        let squares = Squares { rows, stride: width, dim, shift: h.shift.clone(), k_in: h.wide.k, k_out: K_SQUARES };
+        let squares = Squares { rows, dim, shift: h.shift.clone(), k_in: h.wide.k, k_out: K_SQUARES };
         self.b.op(Kind::Squares(squares), &[acc], &[w]);
         let [v, w] = self.b.open([v, w]);
         let ([r, flags], bound) = self.root(name, v, n);
@@ -128,10 +128,10 @@ impl Emit<'_> {
         let s = self.b.selected("heads' inverse root", [s, head_flags], head_bound);
         let [r, s] = self.b.open([r, s]);
         let y = self.times_root(name, x, r, n);
-        let heads = self.b.value("normalised heads", &[rows, width], h.wide.k, 0.0, h.bound(dim));
-        let broadcast = Broadcast { rows: rows * h.shift.len(), cols: dim, dim, centre: false, k: h.wide.k };
-        self.b.op(Kind::Broadcast(broadcast), &[acc, s], &[heads]);
-        [y, heads]
+        let z = self.b.value("normalised heads", &[rows, width], h.wide.k, 0.0, h.bound(dim));
+        let broadcast = Broadcast { rows: rows * heads, cols: dim, dim, centre: false, k: h.wide.k };
+        self.b.op(Kind::Broadcast(broadcast), &[acc, s], &[z]);
+        [y, z]
     }
 
     fn linear(&mut self, name: &str, x: Id, w: &Wide) -> Id {
@@ -203,7 +203,7 @@ impl Emit<'_> {
         let k_at = c.heads * c.head_dim;
         let (unit, bound): (Vec<f64>, f64) = match &b.head_norm {
             None => (b.qkv.layer.ulp.clone(), b.qkv.layer.units),
-            Some(n) => (n.unit(c.head_dim), n.bound(c.head_dim)),
+            Some(n) => (n.unit(), n.bound(c.head_dim)),
         };
         let largest = unit[k_at..].iter().zip(&b.k_scale).fold(0f64, |m, (u, s)| m.max((u * s).abs()));
         2.0 * largest * bound
@@ -226,7 +226,7 @@ impl Emit<'_> {
                 let [y, h] = self.normalised_heads("attention norm", x, &b.attention_norm, n);
                 let acc = self.linear("value accumulators", y, &b.qkv);
                 let [h, acc] = self.b.open([h, acc]);
-                (h, n.unit(dim), acc)
+                (h, n.unit(), acc)
             }
         };
         let k_at = heads * dim;
@@ -313,7 +313,7 @@ impl Emit<'_> {
             period: m.act.k - 1,
             reach: pow2(m.act.k as i32 - 1) / PERIOD,
             f_out,
-            f_deal: 12,
+            f_deal: f_out / 2,
             k_out: k,
         };
         self.b.op(Kind::Cosine(series), &[h], &[even]);

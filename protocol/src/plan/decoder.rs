@@ -14,7 +14,7 @@ use super::Error;
 use super::layer::{BlockPlan, Context, block};
 use super::norm::{PreNorm, SMALLEST};
 use super::rows::{Rows, WEIGHT, WIDEST, Wide, quantise, ring_of};
-use super::{norm, refuse, wide};
+use super::{SLACK, norm, refuse, wide};
 use crate::gates::pad;
 use crate::gates::rowmax::LONGEST;
 use crate::model::decoder::{Checkpoint, Config, DecoderLayer, DecoderModel, Embedding, NormKind, centre};
@@ -88,9 +88,9 @@ impl Planning {
             config: c.clone(),
             longest: c.max_positions.min(LONGEST),
             keep: keep == Keep::Weights,
-            embedded: element + shift,
+            embedded: (element + shift) * SLACK,
             smallest: SMALLEST.min(common.max(SMALLEST / 1024.0)),
-            residual: row + moved,
+            residual: (row + moved) * SLACK,
             blocks: Vec::with_capacity(c.layers),
         }
     }

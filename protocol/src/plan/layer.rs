@@ -303,11 +303,12 @@ fn mlp(name: &str, x: &Context, l: &DecoderLayer, n: &mut PreNorm) -> Result<(Ml
     let rows = Rows::writing(c, down);
     let facts = rows.facts();
     let bounds: Vec<f64> = facts.iter().zip(&rows.bias).map(|(f, b)| f.norm * given * SLACK + b.abs()).collect();
-    // As many bits as the ring has room for.
+    // As many bits as the ring has room for, the nonlinearity's before those of what multiplies it: a series adds up
+    // roundings of half as many.
     let units = finest(&facts);
     let op = format!("{name} down");
     let room = WIDEST as i32 - ring_of(&bounds, &units, 0) as i32;
-    let f_up = if times.is_some() { (room * F_UP.0 / (F_UP.0 + F_ACTIVATED.0)).clamp(F_UP.1, F_UP.0) } else { 0 };
+    let f_up = if times.is_some() { (room - F_ACTIVATED.0).clamp(F_UP.1, F_UP.0) } else { 0 };
     let f_activated = (room - f_up).min(F_ACTIVATED.0);
     if f_activated < F_ACTIVATED.1 {
         return Err(refuse(&op, format!("products proven up to {given:.0} leave {f_activated} bits for their scale")));
@@ -348,7 +349,7 @@ fn series(op: &str, c: &Config, ranges: &[f64]) -> Result<Vec<Vec<f64>>, Error> 
     let mut fits = std::collections::BTreeMap::new();
     let mut all = Vec::with_capacity(ranges.len());
     for range in ranges {
-        let fit = fits.entry(*range as u64).or_insert_with(|| fit_even(even, *range, PERIOD * range, 1e-3));
+        let fit = fits.entry(*range as u64).or_insert_with(|| fit_even(even, *range, PERIOD * range, 2.5e-4));
         all.push(fit.clone().ok_or_else(|| refuse(op, format!("no series for inputs up to {range}")))?);
     }
     Ok(all)

@@ -83,9 +83,9 @@ impl PreNorm {
 
 /// Norms of each head of queries and keys, taken of the residual itself, before rotation.
 pub struct HeadNorm {
-    /// Queries then keys; a head's rows have one unit.
+    /// Queries then keys; the units of a head's rows differ by powers of two.
     pub wide: Wide,
-    /// Of each head, the bits that its squares are taken without.
+    /// Of each column, the bits that its square is taken without.
     pub shift: Vec<u32>,
     /// Fraction bits of a normalised head, less its shift.
     pub f: i32,
@@ -117,32 +117,42 @@ impl HeadNorm {
             let reason = format!("norms of heads leave out their epsilon, and {} is more than {LARGEST_EPS}", c.eps);
             return Err(refuse(op, reason));
         }
-        let (mut units, mut bounds, mut shifts, mut least) = (Vec::new(), Vec::new(), Vec::new(), LARGEST);
+        let (mut units, mut bounds, mut shifts) = (Vec::new(), Vec::new(), Vec::new());
+        // Of heads of rows with a mean square of one, in a direction like any other: the smallest and largest norm.
+        let mut typical = [f64::INFINITY, 0.0];
         for h in 0..heads {
             let m = rows.matrix(h * dim, dim);
-            // Weights of the largest magnitude at every head.
-            let unit = m.data.iter().fold(1e-30, |m: f64, w| m.max(w.abs())) / WEIGHT;
+            let largest = |row: &[f64]| row.iter().fold(1e-30, |m: f64, w| m.max(w.abs()));
+            let unit = largest(&m.data) / WEIGHT;
             let one = unit * pow2(-F_RESIDUAL);
             let s = shift(libm::sqrt(eigenvalue_bound(&m.gram(), 6)) * SLACK * residual / one);
-            units.extend(std::iter::repeat_n(unit, dim));
-            bounds.extend((0..dim).map(|j| norm(m.row(j)) * residual));
-            shifts.push(s);
-            // Of rows with the smallest mean square that the row's norm resolves, in a direction like any other.
-            let typical = norm(&m.data) * pow2(-(s as i32)) / one;
-            least = least.min(typical * typical * smallest);
+            for j in 0..dim {
+                // As fine as a power of two below the head's allows, and not so fine that a row of zeros asks for more.
+                let finer = libm::floor(libm::log2(unit * WEIGHT / largest(m.row(j)))).clamp(0.0, 6.0) as u32;
+                units.push(unit * pow2(-(finer as i32)));
+                bounds.push(norm(m.row(j)) * residual);
+                shifts.push(s + finer);
+            }
+            let n = norm(&m.data) * pow2(-(s as i32)) / one;
+            typical = [typical[0].min(n), typical[1].max(n)];
         }
         let mut wide = quantise(op, rows, 0..heads * dim, &units, &bounds, F_RESIDUAL, keep)?;
         let most = shifts.iter().fold(0, |m, s| m.max(*s)) as i32;
         let reach = libm::ceil(libm::log2(libm::sqrt(dim as f64) * SLACK)) as i32 + 2;
         // Sixteen bits of the inverse root for heads of an eighth of the proven norm, more for smaller ones.
         let f = (16 + 27).min(WIDEST as i32 - reach - most);
-        if f < 12 + 27 {
-            return Err(refuse(op, format!("heads proven up to 2^{} units leave no room for their norms", most + 30)));
+        // Twelve bits for those of rows thirty-two times as large as one, if they can be.
+        let largest = (32.0 * typical[1]).min(libm::sqrt(LARGEST));
+        let least = 12 + libm::ceil(libm::log2(largest / libm::sqrt(dim as f64)).max(0.0)) as i32;
+        if f < least {
+            let reason = format!("heads proven up to 2^{} units leave {f} bits for their norms of {least}", most + 30);
+            return Err(refuse(op, reason));
         }
         wide.k = wide.k.max((f + most + reach) as u32);
         let gain = |n: &Norm, heads: usize| super::wide(&n.weight).repeat(heads);
         let gain = [gain(query, c.heads), gain(key, c.kv_heads)].concat();
-        Ok(HeadNorm { wide, shift: shifts, f, smallest: least.max(1.0), gain })
+        let smallest = (typical[0] * typical[0] * smallest).clamp(1.0, LARGEST);
+        Ok(HeadNorm { wide, shift: shifts, f, smallest, gain })
     }
 
     /// Scales of the inverse root of a sum of squares.
@@ -151,12 +161,11 @@ impl HeadNorm {
     }
 
     /// What a unit of every column of the normalised heads is worth, gain included.
-    pub fn unit(&self, dim: usize) -> Vec<f64> {
-        let head = |(s, gain): (&u32, &[f64])| gain.iter().map(|g| g * pow2(-self.f - *s as i32)).collect::<Vec<_>>();
-        self.shift.iter().zip(self.gain.chunks_exact(dim)).flat_map(head).collect()
+    pub fn unit(&self) -> Vec<f64> {
+        self.shift.iter().zip(&self.gain).map(|(s, gain)| gain * pow2(-self.f - *s as i32)).collect()
     }
 
-    /// Bound on a normalised head's values, in units of the head with the finest ones.
+    /// Bound on a normalised head's values, in units of the finest column.
     pub fn bound(&self, dim: usize) -> f64 {
         let most = self.shift.iter().fold(0, |m, s| m.max(*s)) as i32;
         libm::sqrt(dim as f64) * SLACK * pow2(self.f + most)

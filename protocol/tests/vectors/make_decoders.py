@@ -162,6 +162,7 @@ def main():
     write_gguf("gguf-f16", HERE / "llama", kinds.F16)
     write_gguf("gguf-q8_0", HERE / "llama", kinds.Q8_0)
     write_gguf("gguf-q4_0", HERE / "llama", kinds.Q4_0)
+    write_gguf("gguf-q4_1", HERE / "llama", kinds.Q4_1)
     # Llama 3's scaling is a tensor of divisors in such a file.
     rotary = AutoModelForCausalLM.from_pretrained(HERE / "llama3").model.rotary_emb.inv_freq
     plain = 1 / 500000.0 ** (torch.arange(0, 16, 2, dtype=torch.float64) / 16)

@@ -1,4 +1,4 @@
-//! The GGUF container, versions 2 and 3, little-endian: metadata, and tensors in F32, F16, BF16, Q8_0 or Q4_0.
+//! The GGUF container, versions 2 and 3, little-endian: metadata, and tensors in F32, F16, BF16, Q8_0, Q4_0 or Q4_1.
 //!
 //! Layout: magic, version, tensor count, metadata count; metadata (name, type, value); tensor descriptions (name,
 //! dimensions from the contiguous one outwards, type, offset); then, aligned, the tensors' bytes. Source: the format's
@@ -117,7 +117,8 @@ impl Contents {
         for d in self.descriptions {
             let Some(format) = format_of(d.kind) else {
                 let kind = TYPES.get(d.kind as usize).map_or(format!("type {}", d.kind), |name| (*name).into());
-                return source.refuse(format!("tensor {} is {kind}, expected F32, F16, BF16, Q8_0 or Q4_0", d.name));
+                return source
+                    .refuse(format!("tensor {} is {kind}, expected F32, F16, BF16, Q8_0, Q4_0 or Q4_1", d.name));
             };
             if !d.shape.last().is_some_and(|cols| (*cols as u64).is_multiple_of(format.block().0)) {
                 return source.refuse(format!("tensor {} cannot be {:?} values of {format:?}", d.name, d.shape));
@@ -160,6 +161,7 @@ fn format_of(kind: u32) -> Option<Format> {
         0 => Some(Format::F32),
         1 => Some(Format::F16),
         2 => Some(Format::Q4_0),
+        3 => Some(Format::Q4_1),
         8 => Some(Format::Q8_0),
         30 => Some(Format::Bf16),
         _ => None,

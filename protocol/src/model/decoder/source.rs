@@ -10,7 +10,7 @@ use crate::Error;
 use crate::model::tensors::f16_to_f32;
 
 /// Bytes that are converted at a time; a multiple of every block.
-const CHUNK: u64 = 34 * 18 * 64;
+const CHUNK: u64 = 34 * 18 * 20 * 4;
 
 /// How values are stored, in blocks along a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub(super) enum Format {
     Q8_0,
     /// 32 nibbles less 8 times one half-precision scale; the low nibbles are the first 16 values.
     Q4_0,
+    /// 32 nibbles times one half-precision scale, plus another; the low nibbles are the first 16 values.
+    Q4_1,
 }
 
 impl Format {
@@ -32,6 +34,7 @@ impl Format {
             Format::F16 | Format::Bf16 => (1, 2),
             Format::Q8_0 => (32, 34),
             Format::Q4_0 => (32, 18),
+            Format::Q4_1 => (32, 20),
         }
     }
 
@@ -60,6 +63,14 @@ impl Format {
                 for [a, b, quants @ ..] in data.as_chunks::<18>().0 {
                     let scale = half([*a, *b]);
                     let value = |nibble: u8| scale * (f32::from(nibble) - 8.0);
+                    out.extend(quants.iter().map(|q| value(q & 15)));
+                    out.extend(quants.iter().map(|q| value(q >> 4)));
+                }
+            }
+            Format::Q4_1 => {
+                for [a, b, c, d, quants @ ..] in data.as_chunks::<20>().0 {
+                    let (scale, least) = (half([*a, *b]), half([*c, *d]));
+                    let value = |nibble: u8| scale * f32::from(nibble) + least;
                     out.extend(quants.iter().map(|q| value(q & 15)));
                     out.extend(quants.iter().map(|q| value(q >> 4)));
                 }
