@@ -203,7 +203,8 @@ impl Emit<'_> {
         let k_at = c.heads * c.head_dim;
         let (unit, bound): (Vec<f64>, f64) = match &b.head_norm {
             None => (b.qkv.layer.ulp.clone(), b.qkv.layer.units),
-            Some(n) => (n.unit(), n.bound(c.head_dim)),
+            // A head's row has this norm before its gain.
+            Some(n) => (n.gain.clone(), libm::sqrt(c.head_dim as f64) * SLACK),
         };
         let largest = unit[k_at..].iter().zip(&b.k_scale).fold(0f64, |m, (u, s)| m.max((u * s).abs()));
         2.0 * largest * bound
