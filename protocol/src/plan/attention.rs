@@ -2,7 +2,7 @@
 //! the row sums. Nine rounds, the last of which the caller shares; eight with `few_rows`.
 
 use super::build::{Build, log2_ceil, scales};
-use super::{F_VALUE, SLACK, pow2};
+use super::{SLACK, pow2};
 use crate::gates::bits::{And, CountClear};
 use crate::gates::broadcast::Broadcast;
 use crate::gates::exp::{Exp, FlagRescale, Head};
@@ -27,8 +27,9 @@ pub struct Attend<'a> {
     pub k: u32,
     /// Values in a head.
     pub dim: usize,
-    /// Bound on the magnitude of a value.
+    /// Bound on the magnitude of a value, and its scale.
     pub value_bound: f64,
+    pub f_value: i32,
     /// Ring of the values, see [`attention_ring`].
     pub k_av: u32,
     /// Scale of exponentials. The row's largest is at least `2^-9`, three steps below the maximum's bound.
@@ -44,9 +45,9 @@ pub struct Attend<'a> {
     pub few_rows: bool,
 }
 
-/// Ring in which `sum_j e_j v_j` fits over `keys` keys: `e_j <= 1` at `2^-f_exp`, `|v| <= bound` at `2^-F_VALUE`.
-pub fn attention_ring(keys: usize, bound: f64, f_exp: i32) -> u32 {
-    log2_ceil(keys as f64 * bound * SLACK) + (f_exp + F_VALUE) as u32 + 2
+/// Ring in which `sum_j e_j v_j` fits over `keys` keys: `e_j <= 1`, `|v| <= bound`, products at `2^-f`.
+pub fn attention_ring(keys: usize, bound: f64, f: i32) -> u32 {
+    log2_ceil(keys as f64 * bound * SLACK) + f as u32 + 2
 }
 
 /// Of each head.
@@ -116,8 +117,8 @@ impl Build {
         self.op(Kind::RowSum(a.grid), &[kept], &[sum]);
         let [kept, sum] = self.open([kept, sum]);
         let summed = keys as f64 * a.value_bound;
-        let bound = summed * pow2(f_exp + F_VALUE);
-        let o = self.value("weighted values", &[rows, width], a.k_av, pow2(-f_exp - F_VALUE), bound);
+        let bound = summed * pow2(f_exp + a.f_value);
+        let o = self.value("weighted values", &[rows, width], a.k_av, pow2(-f_exp - a.f_value), bound);
         let (grid, kv_heads, dim) = (a.grid, a.kv_heads, a.dim);
         let product = HeadProduct { side: Side::Attend, grid, heads, kv_heads, dim, k: a.k_av };
         self.op(Kind::Product(product), &[kept, v], &[o]);
@@ -126,7 +127,7 @@ impl Build {
         let f = move |v: f64| pow2(f_recip) * one / v.max(floor);
         let (r, o) = self.row_function("reciprocal", sum, windows, a.k_out, 6, f, Some(o));
         let o = o.unwrap_or(r);
-        let to_out = vec![pow2(a.f_out - f_exp - F_VALUE); width];
+        let to_out = vec![pow2(a.f_out - f_exp - a.f_value); width];
         let bound = summed * pow2(a.f_out);
         let o = self.rescale("weighted values", o, 0, width, &to_out, &[], a.k_out, pow2(-a.f_out), bound);
         let [o, r] = self.open([o, r]);

@@ -26,12 +26,12 @@ use std::sync::Arc;
 
 use super::attention::{Attend, level_bits};
 use super::build::Build;
-use super::decoder::{DecoderPlanner, F_EXP, F_OUT, F_RECIP, K_SCORE, hidden_levels};
+use super::decoder::{DecoderPlanner, F_EXP, F_OUT, F_RECIP, F_VALUE, K_SCORE, hidden_levels};
 use super::layer::{BlockPlan, MlpPlan, PERIOD};
 use super::norm::{F_RESIDUAL, HeadNorm, K_SQUARES, LARGEST, PreNorm};
 use super::prove::prove;
 use super::rows::Wide;
-use super::{F_VALUE, SLACK, pow2, refuse};
+use super::{SLACK, pow2, refuse};
 use crate::Error;
 use crate::gates::broadcast::{Broadcast, Variance};
 use crate::gates::cosine::Cosine;
@@ -264,6 +264,7 @@ impl Emit<'_> {
             kv_heads,
             dim,
             value_bound: b.value_bound,
+            f_value: F_VALUE,
             k_av: b.k_av,
             k: K_SCORE,
             f_exp: F_EXP,

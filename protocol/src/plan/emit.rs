@@ -59,7 +59,7 @@ impl Emit<'_> {
         let (dim, grid) = (d / heads, Grid::square(t));
         let acc = self.b.linear("query, key, value accumulators", x, t, &b.qkv, 32);
         let [acc] = self.b.open([acc]);
-        let k_av = attention_ring(t, b.value_bound, F_EXP);
+        let k_av = attention_ring(t, b.value_bound, F_EXP + F_VALUE);
         let s: Vec<f64> = b.qkv.ulp.iter().zip(&b.qk_scale).map(|(u, s)| u * s).collect();
         let widest = |s: &[f64]| s.iter().fold(0f64, |m, s| m.max(*s)) * b.qkv.units;
         let q = self.b.rescale("query", acc, 0, 3 * d, &s[..d], &[], K_SCORE, 0.0, widest(&s[..d]));
@@ -88,6 +88,7 @@ impl Emit<'_> {
             kv_heads: heads,
             dim,
             value_bound: b.value_bound,
+            f_value: F_VALUE,
             k_av,
             k: K_SCORE,
             f_exp: F_EXP,

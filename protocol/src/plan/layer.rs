@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::attention::attention_ring;
-use super::decoder::{F_EXP, F_OUT, F_RECIP, K_SCORE, hidden_levels};
+use super::decoder::{F_EXP, F_OUT, F_RECIP, F_VALUE, K_SCORE, hidden_levels};
 use super::linalg::{Matrix, dot, eigenvalue_bound, norm};
 use super::norm::{HeadNorm, PreNorm};
 use super::rows::{Fact, Rows, WEIGHT, WIDEST, Wide, finest, quantise, ring_of};
@@ -19,6 +19,8 @@ use crate::model::decoder::{Activation, Config, DecoderLayer, Mlp};
 /// Most scales of the nonlinearity and of what multiplies it, and the fewest that are of use.
 const F_ACTIVATED: (i32, i32) = (24, 12);
 const F_UP: (i32, i32) = (13, 6);
+/// Bits of what multiplies the nonlinearity that are worth as many of the last layer's weights.
+const F_UP_WORTH: i32 = 10;
 /// Most multiply-accumulates for which spectral norms are bounded closely (minutes); above, by the Frobenius norm.
 const CLOSE: usize = 10_000_000_000_000;
 /// log2 of the number of levels that a head's scores may take.
@@ -206,7 +208,7 @@ pub fn block(name: &str, x: &Context, l: &DecoderLayer, residual: &mut f64) -> R
     let (mlp, added) = mlp(name, x, l, &mut mlp_norm)?;
     mlp_norm.k = mlp.act.k.max(mlp.times.as_ref().map_or(0, |w| w.k));
     *residual += added;
-    let k_av = attention_ring(x.longest, value_bound, F_EXP);
+    let k_av = attention_ring(x.longest, value_bound, F_EXP + F_VALUE);
     Ok(BlockPlan {
         attention_norm,
         qkv,
@@ -305,9 +307,15 @@ fn mlp(name: &str, x: &Context, l: &DecoderLayer, n: &mut PreNorm) -> Result<(Ml
     let bounds: Vec<f64> = facts.iter().zip(&rows.bias).map(|(f, b)| f.norm * given * SLACK + b.abs()).collect();
     // As many bits as the ring has room for, the nonlinearity's before those of what multiplies it: a series adds up
     // roundings of half as many.
-    let units = finest(&facts);
+    let mut units = finest(&facts);
     let op = format!("{name} down");
-    let room = WIDEST as i32 - ring_of(&bounds, &units, 0) as i32;
+    let mut room = WIDEST as i32 - ring_of(&bounds, &units, 0) as i32;
+    if times.is_some() {
+        // Weights of ten bits lose less than products of a few would.
+        let less = (F_ACTIVATED.0 + F_UP_WORTH - room).clamp(0, 2);
+        units.iter_mut().for_each(|u| *u *= pow2(less));
+        room += less;
+    }
     let f_up = if times.is_some() { (room - F_ACTIVATED.0).clamp(F_UP.1, F_UP.0) } else { 0 };
     let f_activated = (room - f_up).min(F_ACTIVATED.0);
     if f_activated < F_ACTIVATED.1 {
