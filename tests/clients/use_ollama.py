@@ -24,10 +24,10 @@ raw = client.generate(model=MODEL, prompt=PROMPT, raw=True, options=greedy)
 assert raw.response.startswith(STORY[:20]), raw
 lines = list(client.generate(model=MODEL, prompt=PROMPT, stream=True, options=greedy))
 assert "".join(x.response for x in lines) == whole.response and [x.done for x in lines][-2:] == [False, True]
-# What has answered may be kept for a next turn, until it is told not to be.
+# What is served is loaded, whether a sequence is kept for a next turn or not.
 assert [m.model for m in client.ps().models] == [MODEL + ":latest"]
 client.generate(model=MODEL, keep_alive=0)
-assert not client.ps().models
+assert [m.model for m in client.ps().models] == [MODEL + ":latest"]
 
 # Chats.
 chat = client.chat(model=MODEL, messages=user, options=greedy)

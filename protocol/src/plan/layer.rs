@@ -362,3 +362,67 @@ fn series(op: &str, c: &Config, ranges: &[f64]) -> Result<Vec<Vec<f64>>, Error> 
     }
     Ok(all)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A head of uneven pairs, as trained ones have, on rows of `cols` values.
+    fn head(dim: usize, cols: usize, large: (usize, f64), noise: &mut impl FnMut() -> f64) -> HeadRows {
+        let mut m = Matrix { rows: dim, cols, data: (0..dim * cols).map(|_| noise()).collect() };
+        m.data[large.0 * cols..][..cols].iter_mut().for_each(|v| *v *= large.1);
+        let mut constant: Vec<f64> = (0..dim).map(|_| noise()).collect();
+        constant[large.0] *= large.1;
+        HeadRows { gram: m.gram(), root: libm::sqrt(cols as f64), m, constant }
+    }
+
+    fn rotate(x: &[f64], angle: impl Fn(usize) -> f64) -> Vec<f64> {
+        let half = x.len() / 2;
+        let turned = |i: usize| {
+            let (s, c) = libm::sincos(angle(i % half));
+            if i < half { c * x[i] - s * x[i + half] } else { s * x[i - half] + c * x[i] }
+        };
+        (0..x.len()).map(turned).collect()
+    }
+
+    /// The largest score that alternating between both rows and turning pairs onto one another finds, from below.
+    fn found(q: &HeadRows, k: &HeadRows, rotates: bool, noise: &mut impl FnMut() -> f64) -> f64 {
+        let value = |h: &HeadRows, y: &[f64]| -> Vec<f64> {
+            (0..h.constant.len()).map(|i| dot(h.m.row(i), y) + h.constant[i]).collect()
+        };
+        let unit = |y: Vec<f64>| -> Vec<f64> {
+            let by = libm::sqrt(y.len() as f64) / norm(&y);
+            y.iter().map(|v| v * by).collect()
+        };
+        let mut best = 0f64;
+        for _ in 0..10 {
+            let mut y: [Vec<f64>; 2] = std::array::from_fn(|_| unit((0..q.m.cols).map(|_| noise()).collect()));
+            for _ in 0..30 {
+                let (a, b) = (value(q, &y[0]), value(k, &y[1]));
+                let half = a.len() / 2;
+                let angle = |i: usize| libm::atan2(a[i + half], a[i]) - libm::atan2(b[i + half], b[i]);
+                let turn = |x: &[f64], sign: f64| if rotates { rotate(x, |i| sign * angle(i)) } else { x.to_vec() };
+                best = best.max(dot(&a, &turn(&b, 1.0)));
+                y = [unit(q.m.transpose_times(&turn(&b, 1.0))), unit(k.m.transpose_times(&turn(&a, -1.0)))];
+            }
+        }
+        best
+    }
+
+    #[test]
+    fn scores_are_bounded_and_not_by_far_too_much() {
+        let mut state = 1u64;
+        let mut noise = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 40) as f64 / (1 << 24) as f64 - 0.5
+        };
+        for (large_q, large_k) in [((0, 1.0), (0, 1.0)), ((3, 20.0), (5, 1.0)), ((2, 0.1), (2, 60.0))] {
+            let (q, mut k) = (head(8, 24, large_q, &mut noise), head(8, 24, large_k, &mut noise));
+            let (bound, below) = (score_bound(&q, &k, true), found(&q, &k, true, &mut noise));
+            assert!(bound >= below && bound < 4.0 * below, "rotated: {bound} for {below}");
+            k.constant.fill(0.0);
+            let (bound, below) = (score_bound(&q, &k, false), found(&q, &k, false, &mut noise));
+            assert!(bound >= below && bound < 4.0 * below, "{bound} for {below}");
+        }
+    }
+}
