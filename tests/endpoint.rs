@@ -183,7 +183,7 @@ fn what_cannot_be_served_is_refused_before_the_parties_hear_of_it() {
     let body = json!({"model": MODEL, "messages": [{"role": "user", "content": "Once"}]}).to_string();
     for path in ["/v1/chat/completions", "/api/chat"] {
         let r = s.post(path, &body);
-        assert!(r.status == 400 && r.body.contains("cannot chat: complete a text instead"), "{path}: {r:?}");
+        assert!(r.status == 400 && r.body.contains("cannot chat: complete texts"), "{path}: {r:?}");
     }
     let code = s.post("/v1/completions", json!({"model": MODEL, "prompt": long}).to_string()).json();
     assert_eq!(code["error"]["code"], "context_length_exceeded");

@@ -219,7 +219,7 @@ fn a_plan_predicts_seconds() {
     }
     assert!(time(&near, "dealt_beside_s") >= time(&near, "dealt_ahead_s"));
     let rounds = near["cost"]["rounds"].as_f64().unwrap();
-    assert!((time(&far, "online_network_s") - time(&near, "online_network_s") - 0.999 * rounds).abs() < 1e-6);
+    assert!((time(&far, "online_network_s") - time(&near, "online_network_s") - 0.999 / 2.0 * rounds).abs() < 1e-6);
 }
 
 #[test]

@@ -40,6 +40,10 @@ impl From<TransportError> for Fail {
 
 impl From<Error> for Fail {
     fn from(e: Error) -> Fail {
-        fail(code::PROTOCOL, e.to_string())
+        match e {
+            // Its channels end with the streams behind them, and these with another party.
+            Error::Transport(text) => fail(code::PROTOCOL, format!("another party: {text}")),
+            e => fail(code::PROTOCOL, e.to_string()),
+        }
     }
 }

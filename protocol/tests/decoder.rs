@@ -6,11 +6,13 @@ mod common;
 use std::path::PathBuf;
 
 use common::{States, run};
-use tacet_protocol::model::decoder::DecoderModel;
-use tacet_protocol::plan::DecoderPlanner;
+use tacet_protocol::model::decoder::{Checkpoint, DecoderModel};
+use tacet_protocol::plan::{DecoderPlanner, Keep};
+use tacet_protocol::prg::{Prg, SessionKey};
 use tacet_protocol::query;
 use tacet_protocol::ring::signed;
 use tacet_protocol::twin::{self, Plain};
+use tacet_protocol::{Error, EvaluatorIo, Role, run as interpret};
 
 fn shared(folder: &str) -> Option<PathBuf> {
     let base = std::env::var_os("TACET_SHARED")
@@ -231,6 +233,46 @@ fn every_family_agrees_with_transformers_in_prefill_and_in_steps() {
         let [one, _] = &single[n - 1];
         assert_eq!(top(got), top(one), "{name} prompt and tokens");
         assert!(error(got, one) <= 0.01, "{name}: {} between prompt and tokens", error(got, one));
+    }
+}
+
+struct Nobody;
+
+impl EvaluatorIo for Nobody {
+    fn dealt(&mut self, _: u32, len: usize) -> Result<Vec<u8>, Error> {
+        Ok(vec![0; len])
+    }
+
+    fn exchange(&mut self, _: u32, out: Vec<u8>) -> Result<Vec<u8>, Error> {
+        Ok(out)
+    }
+}
+
+/// A dealer and a client plan without weights, from the files and a block at a time, what evaluators plan with them.
+#[test]
+fn planning_without_weights_gives_the_same_program_that_cannot_be_evaluated() {
+    let vectors = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
+    for name in ["llama3", "qwen3", "gpt2", "gguf-q4_1"] {
+        let dir = vectors.join(name);
+        let model = DecoderModel::load(&dir).unwrap();
+        let whole = DecoderPlanner::new(&model).unwrap().program(true, 0, 8, false).unwrap();
+        for keep in [Keep::Weights, Keep::Shapes] {
+            let (planner, embedding) = DecoderPlanner::read(Checkpoint::open(&dir).unwrap(), keep).unwrap();
+            let p = planner.program(true, 0, 8, false).unwrap();
+            assert_eq!(
+                (p.digest(), p.cost(), embedding.digest()),
+                (whole.digest(), whole.cost(), model.digest()),
+                "{name}"
+            );
+            assert_eq!(embedding.embed_tokens(&[1, 5], 3).unwrap(), model.embed_tokens(&[1, 5], 3).unwrap(), "{name}");
+            let input = p.inputs().map(|v| vec![0; p.values[v].len()]).collect();
+            let prg = Prg::new(&SessionKey::from_seed([1; 32]));
+            let done = interpret::evaluate(&p, Role::E1, prg, input, &mut Nobody);
+            match keep {
+                Keep::Weights => assert!(done.is_ok(), "{name}"),
+                Keep::Shapes => assert!(done.unwrap_err().to_string().contains("planned without weights"), "{name}"),
+            }
+        }
     }
 }
 

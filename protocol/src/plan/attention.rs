@@ -15,9 +15,6 @@ use crate::program::{Id, Kind};
 
 /// Bits of the public factor of exponentials.
 const F_PUB: i32 = 8;
-/// Ring of level counts, for every number of levels.
-const K_LEVEL: u32 = 14;
-
 /// One layer's attention.
 pub struct Attend<'a> {
     pub grid: Grid,
@@ -58,7 +55,9 @@ pub fn level_bits(heads: &[Head]) -> Vec<u32> {
 impl Build {
     /// A coarse bound of each row's maximum, as a masked number of levels: parities, their AND, and the count.
     fn maximum(&mut self, s: Id, a: &Attend) -> Id {
-        let most = a.heads.iter().fold(0, |m, h| m.max(1 << h.level_bits)) as f64;
+        // Only a count modulo the number of levels matters: a level is a step of a ring.
+        let k = a.heads.iter().fold(1, |m, h| m.max(h.level_bits));
+        let most = pow2(k as i32);
         let max = RowMax { grid: a.grid, level_bits: level_bits(a.heads), k: a.k };
         let (four, five, rows, len) = (max.segments(4), max.segments(20), max.rows(), max.out_len());
         let parity = self.bits("maximum parities", &[len]);
@@ -67,14 +66,14 @@ impl Build {
         let a4 = self.bits("maximum tests", &[len / 4]);
         self.op(Kind::And(And { segments: four, members: 4 }), &[parity], &[a4]);
         let [a4] = self.open([a4]);
-        let level = self.value("maximum level", &[a.heads.len(), a.grid.rows], K_LEVEL, 0.0, most);
+        let level = self.value("maximum level", &[a.heads.len(), a.grid.rows], k, 0.0, most);
         if a.few_rows {
-            self.op(Kind::Reached(Reached { segments: five, members: 5, k: K_LEVEL }), &[a4], &[level]);
+            self.op(Kind::Reached(Reached { segments: five, members: 5, k }), &[a4], &[level]);
         } else {
             let unreached = self.bits("levels not reached", &[len / 20]);
             self.op(Kind::And(And { segments: five, members: 5 }), &[a4], &[unreached]);
             let [unreached] = self.open([unreached]);
-            self.op(Kind::CountClear(CountClear { segments: rows, k: K_LEVEL }), &[unreached], &[level]);
+            self.op(Kind::CountClear(CountClear { segments: rows, k }), &[unreached], &[level]);
         }
         let [level] = self.open([level]);
         level
