@@ -245,23 +245,23 @@ impl Device {
     /// Nothing was shown; what the device held is destroyed.
     pub(crate) fn run(&mut self, job: &Job, take: impl FnOnce(&[u8])) -> Result<(), GpuError> {
         self.check()?;
-        let done = self.submit(job).and_then(|()| self.finish(job, take));
-        if done.is_err() {
-            self.scratch = None;
-        }
-        done
-    }
-
-    fn submit(&mut self, job: &Job) -> Result<(), GpuError> {
         let pipeline = self.pipeline(job.kernel)?;
         let sent = if let Right::Sent(bytes) = job.right { bytes } else { &[] };
         let needs = [job.left.len(), sent.len(), job.out()];
-        if !self.scratch.as_ref().is_some_and(|s| s.fits(needs)) {
-            self.scratch = None;
-            self.scratch = Some(Scratch::new(&self.device, needs, self.room));
-            self.check()?;
-        }
-        let s = self.scratch.as_ref().expect("made above");
+        // Only a job that went well gives them back; dropped, they are destroyed.
+        let scratch = match self.scratch.take().filter(|s| s.fits(needs)) {
+            Some(s) => s,
+            None => Scratch::new(&self.device, needs, self.room),
+        };
+        self.check()?;
+        self.submit(job, &pipeline, &scratch)?;
+        self.finish(job, &scratch, take)?;
+        self.scratch = Some(scratch);
+        Ok(())
+    }
+
+    fn submit(&self, job: &Job, pipeline: &wgpu::ComputePipeline, s: &Scratch) -> Result<(), GpuError> {
+        let sent = if let Right::Sent(bytes) = job.right { bytes } else { &[] };
         let start = s.left.size();
         let at = |from: u64, bytes: &[u8]| -> Result<(), wgpu::MapRangeError> {
             if !bytes.is_empty() {
@@ -302,7 +302,7 @@ impl Device {
         }
         {
             let mut pass = encoder.begin_compute_pass(&Default::default());
-            pass.set_pipeline(&pipeline);
+            pass.set_pipeline(pipeline);
             pass.set_bind_group(0, &group, &[]);
             let [x, y] = match job.kernel.layout {
                 Layout::Tiles => [(job.columns * 4).div_ceil(TILE.1), job.rows.div_ceil(TILE.0)],
@@ -322,8 +322,7 @@ impl Device {
         self.check()
     }
 
-    fn finish(&mut self, job: &Job, take: impl FnOnce(&[u8])) -> Result<(), GpuError> {
-        let s = self.scratch.as_ref().expect("submitted with it");
+    fn finish(&self, job: &Job, s: &Scratch, take: impl FnOnce(&[u8])) -> Result<(), GpuError> {
         let out = job.out() as u64;
         let failed = Arc::new(Mutex::new(false));
         for (b, mode, len) in [(&s.down, MapMode::Read, out), (&s.up, MapMode::Write, s.up.size())] {
