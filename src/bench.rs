@@ -105,7 +105,7 @@ struct Report {
     dealt_ahead: Option<Query>,
     #[serde(skip_serializing_if = "Option::is_none")]
     generation: Option<Generation>,
-    /// One forward pass of the same matrices in f32, in the clear, on all cores' worth of one thread.
+    /// One forward pass of the same matrices in f32, in the clear, on one thread.
     plain_f32_s: f64,
     parties: Vec<PartyReport>,
 }

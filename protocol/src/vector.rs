@@ -18,6 +18,8 @@ pub(crate) fn run(k: impl Kernel) {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("bmi1")
             && is_x86_feature_detected!("bmi2")
         {
             // SAFETY: the processor has the features.
