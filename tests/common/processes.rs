@@ -1,6 +1,9 @@
 //! The command's processes as people start them: three parties set up with `tacet keys`, and `tacet serve`. All that they
 //! write goes to one fresh folder, which is their home, their temporary and their working folder.
 
+#[path = "trained.rs"]
+mod trained;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -13,23 +16,13 @@ use std::time::{Duration, Instant};
 use tacet_party::config::{Config, Limits, Peer, Pool};
 use tacet_protocol::Role;
 
+pub use trained::trained as decoder;
+
 /// Names and roles of a lane's parties.
 pub const LANE: [(&str, Role); 3] = [("alpha", Role::E1), ("beta", Role::E2), ("gamma", Role::Dealer)];
 
 /// Bounds what may take time, to tell a hang from a slow machine.
 const LONG: Duration = Duration::from_secs(120);
-
-/// The trained decoder of `TACET_SHARED` or `../shared`.
-pub fn decoder() -> Option<PathBuf> {
-    let base = std::env::var_os("TACET_SHARED")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
-    let dir = base.join("data/stories260k-hf");
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    println!("skipped: {} is absent; TACET_SHARED names the folder that holds data/", dir.display());
-    None
-}
 
 /// Polls until something that has to happen has happened.
 pub fn until(what: &str, mut done: impl FnMut() -> bool) {

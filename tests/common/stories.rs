@@ -1,5 +1,8 @@
 //! A temporary copy of a small trained decoder, stories260K, from `TACET_SHARED` or `../shared`.
 
+#[path = "trained.rs"]
+mod trained;
+
 use std::path::PathBuf;
 
 /// A folder that goes away with the test.
@@ -21,15 +24,9 @@ impl Drop for Folder {
 
 /// The copy, or nothing and a word about it.
 pub fn stories(test: &str) -> Option<Folder> {
-    let base = std::env::var_os("TACET_SHARED")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
-    let dir = base.join("data/stories260k-hf");
-    let Ok(files) = std::fs::read_dir(&dir) else {
-        println!("skipped: {} is absent; TACET_SHARED names the folder that holds data/", dir.display());
-        return None;
-    };
+    let dir = trained::trained()?;
     let copy = Folder::new(test);
-    for file in files {
+    for file in std::fs::read_dir(dir).unwrap() {
         let file = file.unwrap();
         std::fs::copy(file.path(), copy.0.join(file.file_name())).unwrap();
     }
