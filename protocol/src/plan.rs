@@ -28,6 +28,7 @@ use crate::gemm::Weights;
 use crate::model::{BertModel, Dense, Norm, Pooling};
 use crate::program::{Linear, Program};
 use crate::query::LENGTHS;
+use attention::STEP;
 pub use decoder::{DecoderPlanner, Keep};
 pub(crate) use linalg::dot;
 use linalg::{Matrix, eigenvalue_bound, norm};
@@ -316,13 +317,12 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
         let sigma = libm::sqrt(eigenvalue_bound(&gq.times(&gk), 7));
         let per_log2 = std::f64::consts::LOG2_E / libm::sqrt(dim as f64);
         let bound = (sigma * d as f64 + root * norm(&kh.transpose_times(&cq[h * dim..][..dim]))) * per_log2 * SLACK;
-        let level_bits = (7..=11).find(|b| 2.0 * bound / ((1u64 << b) as f64 - RESERVED) <= 3.0);
+        let level_bits = (6..=11).find(|b| 2.0 * bound / ((1u64 << b) as f64 - RESERVED) <= STEP);
         let level_bits = level_bits.ok_or_else(|| {
             refuse(&format!("{name} scores of head {h}"), format!("proven range {bound:.0} is too wide"))
         })?;
-        // Levels of at least 1.5 powers of two: what lies below the ten or more that exponentials cover is under 2^-15.
         let used = (1u64 << level_bits) as f64 - RESERVED;
-        let ulp = 2.0 * bound.max(0.75 * used) / (pow2(K_SCORE as i32) * (used / (1u64 << level_bits) as f64));
+        let ulp = 2.0 * bound.max(STEP / 4.0 * used) / (pow2(K_SCORE as i32) * (used / (1u64 << level_bits) as f64));
         score_units.push(bound / ulp);
         plan.push(Head { level_bits, ulp });
         let (nq, nk) = (norm(&qh.data), norm(&kh.data));

@@ -167,6 +167,11 @@ impl<'a> Deal<'a> {
         self.begin(n, 64, true)
     }
 
+    /// Begins XOR shares of `n` words of fewer bits.
+    pub fn some_bits(&mut self, n: usize, bits: u32) -> Result<Dealing, Error> {
+        self.begin(n, bits, true)
+    }
+
     fn begin(&mut self, n: usize, bits: u32, xor: bool) -> Result<Dealing, Error> {
         let seeded = seeded(self.step, self.slot);
         let drawn = self.prg[seeded].words(self.step, self.slot, bits)?;

@@ -5,12 +5,13 @@
 //! below the maximum's bound by more than the exponential's windows reach, so its flag is certainly set and its weight
 //! is exactly zero, while the maximum is that of the real keys. Linear in shares, hence local: no party learns a bit.
 
+use super::exp::VANISHED;
 use super::grid::Grid;
 use crate::ring::mask;
 
-/// Steps of the row maximum by which a padded key is lowered: 16 for the exponential's eight windows of two steps, and
-/// one for the rounding that tells a copy from its original.
-pub const LEVELS: u32 = 17;
+/// Steps of the row maximum by which a padded key is lowered: those from which on its exponential is zero, and one for the
+/// rounding that tells a copy from its original.
+pub const LEVELS: u32 = VANISHED + 1;
 
 /// Adds `levels (keep_j - 1 / 2)` steps to every score of key `j`, which keeps scores centred in their ring.
 #[derive(Clone, Debug)]

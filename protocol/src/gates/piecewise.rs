@@ -5,6 +5,8 @@
 //! public `m_lo` whose three coefficients depend on the window and `l_lo`, so the dealer deals three elements a window.
 //! Windows alias every 64, so a value is right only while `x < 57 h`; a thermometer of flags, one dealt bit per window of
 //! `8 h`, says so for each scale but the widest, and [`Select`] picks the finest scale whose flag and all wider ones hold.
+//! Each scale has its own unit, so that where it is picked its values have the same few bits at every scale: the tables
+//! are dealt in a narrow ring, and [`Select`] brings what it picks to one unit in a wide one.
 //! Of 256 windows, for the widest ranges, scales lie 32 apart, with as many flags each.
 
 use super::bits::rotate;
@@ -59,11 +61,11 @@ pub struct Piecewise {
     pub k_in: u32,
     /// Scales and windows.
     pub scales: Scales,
-    /// Per scale and window, `c0, c1, c2` in units of the output and of the window.
+    /// Per scale and window, `c0, c1, c2` in units of the scale's output and of the window.
     pub coef: Vec<Vec<[f64; 3]>>,
     /// Bits of the position in a window that are used.
     pub rho_bits: u32,
-    /// Ring of the output.
+    /// Ring of the values at every scale.
     pub k_out: u32,
 }
 
@@ -76,6 +78,27 @@ pub fn fit_quadratics(f: impl Fn(f64) -> f64, scales: Scales) -> Vec<Vec<[f64; 3
         [mid, (hi - lo) / 1.6, (hi + lo - 2.0 * mid) / 1.28]
     };
     (0..scales.count).map(|s| (0..scales.windows).map(|i| window(s, i)).collect()).collect()
+}
+
+/// Gives every scale the unit that leaves what it is picked for just below a quarter of a ring of `k` bits, roundings
+/// included; returns log2 of the units.
+pub fn narrow(coef: &mut [Vec<[f64; 3]>], k: u32) -> Vec<u32> {
+    let quarter = libm::exp2(f64::from(k - 2)) * (1.0 - 1e-3);
+    let unit = |(s, windows): (usize, &mut Vec<[f64; 3]>)| {
+        // Below its seventh window, a scale but the finest is not picked.
+        let used = &windows[if s == 0 { 0 } else { 7 }..];
+        let largest = used.iter().map(|c| c.iter().map(|c| c.abs()).sum()).fold(0.0, f64::max);
+        let shift = libm::ceil(libm::log2(largest / quarter)).max(0.0);
+        windows.iter_mut().flatten().for_each(|c| *c *= libm::exp2(-shift));
+        shift as u32
+    };
+    coef.iter_mut().enumerate().map(unit).collect()
+}
+
+/// Bits of a ring in which quadratics of positions of so many bits lose a few parts in 2^12 to roundings: a coefficient's is
+/// multiplied by a position, and between the first window and the last a function falls by up to 2^9.
+pub fn narrow_ring(rho_bits: u32) -> u32 {
+    rho_bits + 19
 }
 
 impl Piecewise {
@@ -207,67 +230,104 @@ impl Kernel for Quadratics<'_> {
 /// Picks, per row, the finest scale whose flag and all wider flags are set.
 ///
 /// The choice is a function of the opened flags and their masks, so the dealer deals, for every possible opening, the
-/// choice as a one-hot share and the chosen value's mask.
+/// choice as a one-hot share and the chosen value's mask. As in [`super::rescale`], a value `v` above `-q = -2^(k_in - 2)` and
+/// below `q` is `m' - q - l + 2^k_in u b` for `m' = v + q + l mod 2^k_in`, with the public `u = 1 - msb(m')` and the mask's
+/// `b = msb(l)`, so the one-hot times each `b` is dealt too, where `2^k_in` units of a scale are not zero in the wide ring.
 #[derive(Clone, Debug)]
 pub struct Select {
     /// Rows.
     pub rows: usize,
-    /// Scales.
-    pub scales: usize,
-    /// Ring of values and result.
-    pub k: u32,
+    /// Per scale, log2 of its unit in units of the result; at most `k_out`.
+    pub shifts: Vec<u32>,
+    /// Ring of the values at every scale; the picked one is below a quarter of it.
+    pub k_in: u32,
+    /// Ring of the result.
+    pub k_out: u32,
 }
 
 impl Select {
     fn cases(&self) -> usize {
-        1 << (self.scales - 1)
+        1 << (self.shifts.len() - 1)
     }
 
-    fn entries(&self) -> usize {
-        self.rows * self.cases() * (self.scales + 1)
+    /// Per scale, the rings of its bit of the one-hot and of that times the mask's top bit.
+    fn rings(&self) -> impl Iterator<Item = [u32; 2]> {
+        self.shifts.iter().map(|s| [self.k_out - s, self.k_out.saturating_sub(self.k_in + s)])
     }
 
-    /// What is dealt.
+    /// What is dealt: the bits of each scale, of which there are none in a ring of no bits, and the masks.
     pub fn dealt(&self) -> Vec<Dealt> {
-        vec![(self.entries(), self.k)]
+        let rings = self.rings().flatten().filter(|k| *k > 0).chain([self.k_out]);
+        rings.map(|k| (self.rows * self.cases(), k)).collect()
     }
 
     /// Dealer.
     pub fn deal(&self, d: &mut Deal, lv: &[u64], lf: &[u64]) -> Result<(), Error> {
-        let mut v = Vec::with_capacity(self.entries());
-        for (lv, lf) in lv.chunks_exact(self.scales).zip(lf) {
-            for c in 0..self.cases() as u64 {
-                let chosen = self.chosen(c ^ lf);
-                v.extend((0..self.scales).map(|s| u64::from(s == chosen)));
-                v.push(lv[chosen]);
+        let cases = self.cases();
+        let mut tensors = self.dealt().into_iter().map(|(n, k)| d.tensor(n, k)).collect::<Result<Vec<_>, _>>()?;
+        let rings: Vec<[u32; 2]> = self.rings().collect();
+        for (lv, lf) in lv.chunks_exact(self.shifts.len()).zip(lf) {
+            let mut to: Vec<&mut [u64]> = tensors.iter_mut().map(|t| t.room(d, cases)).collect();
+            for c in 0..cases {
+                let chosen = self.chosen(c as u64 ^ lf);
+                let (mut at, l) = (0, lv[chosen]);
+                for (s, rings) in rings.iter().enumerate() {
+                    let one = u64::from(s == chosen);
+                    for (ring, bit) in rings.iter().zip([one, one & l >> (self.k_in - 1)]) {
+                        if *ring > 0 {
+                            to[at][c] = bit;
+                            at += 1;
+                        }
+                    }
+                }
+                to[at][c] = l << self.shifts[chosen];
             }
         }
-        d.share(self.k, v)
+        tensors.into_iter().for_each(|t| t.end(d));
+        Ok(())
     }
 
     fn chosen(&self, flags: u64) -> usize {
-        let widest = self.scales - 1;
-        (0..self.scales).rev().take_while(|s| *s == widest || flags >> s & 1 == 1).last().unwrap_or(widest)
+        let widest = self.shifts.len() - 1;
+        (0..=widest).rev().take_while(|s| *s == widest || flags >> s & 1 == 1).last().unwrap_or(widest)
     }
 
     /// Meaning in the clear, in units.
     pub fn plain(&self, v: &[f64], flags: &[u64]) -> Vec<f64> {
-        v.chunks_exact(self.scales).zip(flags).map(|(v, f)| v[self.chosen(*f)]).collect()
+        let value = |(v, f): (&[f64], &u64)| {
+            let chosen = self.chosen(*f);
+            v[chosen] * libm::exp2(f64::from(self.shifts[chosen]))
+        };
+        v.chunks_exact(self.shifts.len()).zip(flags).map(value).collect()
     }
 
     /// Evaluator: one share per row.
     pub fn eval(&self, t: &mut Take, v: &Masked, flags: &Masked) -> Result<Vec<u64>, Error> {
-        let mut tables = t.half(self.entries(), self.k)?;
-        let w = self.scales + 1;
-        let mut e = vec![0u64; w];
-        let row = |r: usize| {
-            let c = (flags.m[r] & (self.cases() as u64 - 1)) as usize;
-            tables.at((r * self.cases() + c) * w, &mut e);
-            let values = &v.m[r * self.scales..];
-            let y = e[..self.scales].iter().zip(values).fold(0u64, |y, (e, m)| y.wrapping_add(e.wrapping_mul(*m)));
-            y.wrapping_sub(e[self.scales]) & mask(self.k)
+        let cases = self.cases();
+        let mut halves = self.dealt().into_iter().map(|(n, k)| t.half(n, k)).collect::<Result<Vec<_>, _>>()?;
+        let rings: Vec<[u32; 2]> = self.rings().collect();
+        let quarter = 1u64 << (self.k_in - 2);
+        let row = |(r, m): (usize, &[u64])| {
+            let c = (flags.m[r] & (cases as u64 - 1)) as usize;
+            let mut dealt = halves.iter_mut().map(|h| {
+                let mut word = [0];
+                h.at(r * cases + c, &mut word);
+                word[0]
+            });
+            let mut y = 0u64;
+            for ((m, shift), rings) in m.iter().zip(&self.shifts).zip(&rings) {
+                let m = m.wrapping_add(quarter) & mask(self.k_in);
+                let wrap = u64::from(rings[1] > 0).wrapping_mul(1 - (m >> (self.k_in - 1)));
+                let one_hot = dealt.next().unwrap_or_default();
+                y = y.wrapping_add(one_hot.wrapping_mul(m.wrapping_sub(quarter)) << shift);
+                if rings[1] > 0 {
+                    let bit = dealt.next().unwrap_or_default();
+                    y = y.wrapping_add(wrap.wrapping_mul(bit) << (self.k_in + shift));
+                }
+            }
+            y.wrapping_sub(dealt.next().unwrap_or_default()) & mask(self.k_out)
         };
-        Ok((0..self.rows).map(row).collect())
+        Ok(v.m.chunks_exact(self.shifts.len()).enumerate().map(row).collect())
     }
 }
 
@@ -304,15 +364,18 @@ mod tests {
             *x = v.clamp(c.range.start, c.range.end - 1);
         }
         let (x, lam, e) = masked(&x, c.k_in, false);
-        let (rows, scales, k_out) = (x.len(), c.scales.count, c.k_out);
-        let coef = fit_quadratics(&f, c.scales);
-        let p = Piecewise { rows, k_in: c.k_in, scales: c.scales, coef, rho_bits: c.rho_bits, k_out };
+        let (rows, k_out) = (x.len(), c.k_out);
+        let f = |v: f64| f(v.max(2f64.powi(c.scales.drop as i32 - 1)));
+        let mut coef = fit_quadratics(f, c.scales);
+        let k = narrow_ring(c.rho_bits);
+        let shifts = narrow(&mut coef, k);
+        let p = Piecewise { rows, k_in: c.k_in, scales: c.scales, coef, rho_bits: c.rho_bits, k_out: k };
         let s = w.run(&p.dealt(), |d| p.deal(d, &lam), |t, i| p.eval(t, &e[i]));
         let [(v1, f1), (v2, f2)] = s;
-        let v: Vec<u64> = v1.iter().zip(&v2).map(|(a, b)| a.wrapping_add(*b) & mask(k_out)).collect();
+        let v: Vec<u64> = v1.iter().zip(&v2).map(|(a, b)| a.wrapping_add(*b) & mask(k)).collect();
         let fl: Vec<u64> = f1.iter().zip(&f2).map(|(a, b)| a ^ b).collect();
-        let g = Select { rows, scales, k: k_out };
-        let ((lv, ev), (lf, ef)) = (w.mask(&v, k_out), w.mask_bits(&fl));
+        let g = Select { rows, shifts, k_in: k, k_out };
+        let ((lv, ev), (lf, ef)) = (w.mask(&v, k), w.mask_bits(&fl));
         let s = w.run(&g.dealt(), |d| g.deal(d, &lv, &lf), |t, i| g.eval(t, &ev[i], &ef[i]));
         for (x, y) in x.iter().zip(add(&s, k_out)) {
             let want = f(*x as f64);
@@ -327,7 +390,7 @@ mod tests {
     proptest! {
         #[test]
         fn inverse_square_root_over_five_decades(places in places(), seed in any::<u64>()) {
-            let f = |v: f64| 2f64.powi(50) / v.max(1.0).sqrt();
+            let f = |v: f64| 2f64.powi(50) / v.sqrt();
             let range = 6 << 31..62 << 46;
             let scales = Scales { drop: 31, count: 6, windows: 64 };
             check(f, &Case { k_in: 58, scales, rho_bits: 7, k_out: 58, range, tolerance: 0.004 }, &places, seed);
@@ -335,7 +398,7 @@ mod tests {
 
         #[test]
         fn inverse_square_root_over_eleven_decades(places in places(), seed in any::<u64>()) {
-            let f = |v: f64| 2f64.powi(58) / v.max(1.0).sqrt();
+            let f = |v: f64| 2f64.powi(58) / v.sqrt();
             let range = 6 << 18..1 << 60;
             let scales = Scales { drop: 18, count: 8, windows: 256 };
             check(f, &Case { k_in: 62, scales, rho_bits: 7, k_out: 62, range, tolerance: 0.004 }, &places, seed);
@@ -343,7 +406,7 @@ mod tests {
 
         #[test]
         fn reciprocal_over_the_softmax_range(places in places(), seed in any::<u64>()) {
-            let f = |v: f64| 2f64.powi(44) / v.max(32.0);
+            let f = |v: f64| 2f64.powi(44) / v;
             let range = 6 << 6..1 << 23;
             let scales = Scales { drop: 6, count: 5, windows: 64 };
             check(f, &Case { k_in: 25, scales, rho_bits: 6, k_out: 51, range, tolerance: 0.012 }, &places, seed);
@@ -351,21 +414,31 @@ mod tests {
 
         #[test]
         fn the_finest_scale_whose_flag_and_all_wider_ones_hold_is_selected(
-            (rows, scales, k) in (1usize..5, 1usize..=8, 1u32..=64),
+            (rows, k_in, k_out) in (1usize..5, 3u32..=64, 1u32..=64),
+            shifts in prop::collection::vec(0.0f64..1.0, 1..=8),
             seed in any::<u64>(),
         ) {
             let mut w = World::seeded(seed);
-            let (v, lv, ev) = masked(&w.edges(k, rows * scales), k, false);
+            let scales = shifts.len();
+            let shifts: Vec<u32> = shifts.iter().map(|s| (s * f64::from(k_out)) as u32).collect();
+            let mut v = w.edges(k_in, rows * scales);
+            for [v, ..] in &mut v {
+                let quarter = crate::ring::signed(*v, k_in) >> 1;
+                *v = quarter as u64 & mask(k_in);
+            }
+            let (v, lv, ev) = masked(&v, k_in, false);
             // Bits above the scales are never set by the gate before, on either side.
             let keep = (1u64 << (scales - 1)) - 1;
             let mut flags = w.edges(64, rows);
             flags.iter_mut().for_each(|[f, ..]| *f &= keep);
             let (flags, lf, ef) = masked(&flags, 64, true);
-            let g = Select { rows, scales, k };
+            let g = Select { rows, shifts, k_in, k_out };
             let s = w.run(&g.dealt(), |d| g.deal(d, &lv, &lf), |t, i| g.eval(t, &ev[i], &ef[i]));
-            for (row, got) in add(&s, k).into_iter().enumerate() {
+            for (row, got) in add(&s, k_out).into_iter().enumerate() {
                 let wider = (0..scales - 1).rev().take_while(|s| flags[row] >> s & 1 == 1).count();
-                prop_assert_eq!(got, crate::ring::signed(v[row * scales + scales - 1 - wider], k));
+                let picked = scales - 1 - wider;
+                let want = (crate::ring::signed(v[row * scales + picked], k_in) as u64) << g.shifts[picked];
+                prop_assert_eq!(got, crate::ring::signed(want & mask(k_out), k_out));
             }
         }
     }

@@ -5,7 +5,7 @@ use super::build::{Build, log2_ceil, scales};
 use super::{SLACK, pow2};
 use crate::gates::bits::{And, CountClear};
 use crate::gates::broadcast::Broadcast;
-use crate::gates::exp::{Exp, FlagRescale, Head};
+use crate::gates::exp::{Exp, FlagRescale, Head, WINDOW_STEPS};
 use crate::gates::grid::Grid;
 use crate::gates::pad::PadKeys;
 use crate::gates::product::{HeadProduct, Side};
@@ -15,6 +15,12 @@ use crate::program::{Id, Kind};
 
 /// Bits of the public factor of exponentials.
 const F_PUB: i32 = 8;
+/// Most powers of two that a step of the row maximum is worth; the least is half of it, so that what is not kept of a row
+/// is below `2^-18` of its largest exponential.
+pub const STEP: f64 = 4.0;
+/// Steps that a row's maximum may lie below its bound, the one of headroom included.
+const BELOW: f64 = 3.0;
+
 /// One layer's attention.
 pub struct Attend<'a> {
     pub grid: Grid,
@@ -29,7 +35,7 @@ pub struct Attend<'a> {
     pub f_value: i32,
     /// Ring of the values, see [`attention_ring`].
     pub k_av: u32,
-    /// Scale of exponentials. The row's largest is at least `2^-9`, three steps below the maximum's bound.
+    /// Scale of exponentials, of which a row's largest is at least `2^-`[`depth`].
     pub f_exp: i32,
     /// The finest window of the row sums' reciprocal, in bits below one.
     pub f_sum: i32,
@@ -45,6 +51,16 @@ pub struct Attend<'a> {
 /// Ring in which `sum_j e_j v_j` fits over `keys` keys: `e_j <= 1`, `|v| <= bound`, products at `2^-f`.
 pub fn attention_ring(keys: usize, bound: f64, f: i32) -> u32 {
     log2_ceil(keys as f64 * bound * SLACK) + f as u32 + 2
+}
+
+/// Powers of two that a step of the row maximum is worth, of the head where it is worth most.
+fn largest_step(heads: &[Head], k: u32) -> f64 {
+    heads.iter().fold(0.0, |m, h| m.max(h.ulp * pow2(k as i32 - h.level_bits as i32)))
+}
+
+/// Powers of two that a row's largest score may lie below the bound.
+pub fn depth(heads: &[Head], k: u32) -> i32 {
+    libm::ceil(BELOW * largest_step(heads, k)) as i32
 }
 
 /// Of each head.
@@ -95,7 +111,10 @@ impl Build {
         let level = self.maximum(s, a);
 
         // Exponentials below the bound, zeroed where the windows alias.
-        let (f_exp, f) = (a.f_exp, a.f_exp + 12);
+        // A dealt factor is rounded to a unit and multiplied by a public one of up to a window's width: to some units of the
+        // kept exponential.
+        let window = libm::ceil(largest_step(a.heads, a.k) * pow2(WINDOW_STEPS as i32)) as i32;
+        let (f_exp, f) = (a.f_exp, a.f_exp + window + 5);
         let k = f as u32 + 2;
         let exp = Exp { grid: a.grid, heads: a.heads.to_vec(), k: a.k, k_out: k, f_pub: F_PUB, f_deal: f - F_PUB };
         // Scores lie at least a step below the bound; where the windows alias the flag is set and nothing is kept.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Layer, pow2};
-use crate::gates::piecewise::{Piecewise, Scales, Select, fit_quadratics};
+use crate::gates::piecewise::{Piecewise, Scales, Select, fit_quadratics, narrow, narrow_ring};
 use crate::gates::rescale::Rescale;
 use crate::program::{Id, Kind, Op, Value};
 
@@ -14,6 +14,16 @@ pub struct Build {
     pub ops: Vec<Op>,
     /// Where the operations belong; starts the names of values.
     pub layer: String,
+}
+
+/// A function at every scale.
+pub struct Scaled {
+    /// Values and flags, to be opened.
+    pub shares: [Id; 2],
+    /// log2 of each scale's unit, the ring of what is selected, and the bound on it.
+    shifts: Vec<u32>,
+    k_out: u32,
+    bound: f64,
 }
 
 /// Integer multipliers and their common exponent for real scales.
@@ -116,21 +126,18 @@ impl Build {
         f: impl Fn(f64) -> f64,
         beside: Option<Id>,
     ) -> (Id, Option<Id>) {
-        let ([v, b], bound) = self.scaled(name, x, scales, k_out, rho, f);
-        let (v, b, beside) = match beside {
+        let s = self.scaled(name, x, scales, k_out, rho, f);
+        let (opened, beside) = match beside {
             Some(o) => {
-                let [v, b, o] = self.open([v, b, o]);
-                (v, b, Some(o))
+                let [v, b, o] = self.open([s.shares[0], s.shares[1], o]);
+                ([v, b], Some(o))
             }
-            None => {
-                let [v, b] = self.open([v, b]);
-                (v, b, None)
-            }
+            None => (self.open(s.shares), None),
         };
-        (self.selected(name, [v, b], bound), beside)
+        (self.selected(name, opened, s), beside)
     }
 
-    /// `f` of a masked positive scalar per row at every scale, and the flags that say which to take; and the chosen's bound.
+    /// `f` of a masked positive scalar per row at every scale, and the flags that say which to take.
     #[allow(clippy::too_many_arguments)]
     pub fn scaled(
         &mut self,
@@ -140,26 +147,28 @@ impl Build {
         k_out: u32,
         rho: u32,
         f: impl Fn(f64) -> f64,
-    ) -> ([Id; 2], f64) {
+    ) -> Scaled {
         let rows = self.values[x].len();
-        let coef = fit_quadratics(f, scales);
-        // A scale outside its range may give anything; what is chosen is at most what the first window gives.
+        let mut coef = fit_quadratics(f, scales);
+        // What is chosen is at most what the first window gives.
         let bound = coef[0][0].iter().map(|c| c.abs()).sum::<f64>();
-        let anything = libm::exp2(f64::from(k_out - 1));
         let (k_in, rho_bits, n) = (self.values[x].bits, rho.min(scales.drop), scales.count);
-        let gate = Piecewise { rows, k_in, scales, coef, rho_bits, k_out };
-        let v = self.value(&format!("{name} at {n} scales"), &[rows, n], k_out, 0.0, anything);
+        let k = narrow_ring(rho_bits).min(k_out);
+        let shifts = narrow(&mut coef, k);
+        // More than the ring holds at a scale outside its range, where shares may be anything.
+        let most = coef.iter().flatten().map(|c| c.iter().map(|c| c.abs()).sum()).fold(0.0, f64::max);
+        let gate = Piecewise { rows, k_in, scales, coef, rho_bits, k_out: k };
+        let v = self.value(&format!("{name} at {n} scales"), &[rows, n], k, 0.0, most);
         let b = self.bits(&format!("{name} flags"), &[rows]);
         self.op(Kind::Piecewise(gate), &[x], &[v, b]);
-        ([v, b], bound)
+        Scaled { shares: [v, b], shifts, k_out, bound }
     }
 
     /// The value at the right scale, from what [`Self::scaled`] gave, opened.
-    pub fn selected(&mut self, name: &str, opened: [Id; 2], bound: f64) -> Id {
-        let (shape, k) = (&self.values[opened[0]].shape, self.values[opened[0]].bits);
-        let (rows, scales) = (shape[0], shape[1]);
-        let r = self.value(name, &[rows], k, 0.0, bound);
-        self.op(Kind::Select(Select { rows, scales, k }), &opened, &[r]);
+    pub fn selected(&mut self, name: &str, opened: [Id; 2], s: Scaled) -> Id {
+        let (rows, k_in) = (self.values[opened[0]].shape[0], self.values[opened[0]].bits);
+        let r = self.value(name, &[rows], s.k_out, 0.0, s.bound);
+        self.op(Kind::Select(Select { rows, shifts: s.shifts, k_in, k_out: s.k_out }), &opened, &[r]);
         r
     }
 

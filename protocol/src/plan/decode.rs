@@ -24,9 +24,9 @@
 
 use std::sync::Arc;
 
-use super::attention::{Attend, level_bits};
-use super::build::Build;
-use super::decoder::{DecoderPlanner, F_EXP, F_OUT, F_RECIP, F_VALUE, K_SCORE, hidden_levels};
+use super::attention::{Attend, depth, level_bits};
+use super::build::{Build, Scaled};
+use super::decoder::{DecoderPlanner, F_LARGEST, F_OUT, F_RECIP, F_VALUE, K_SCORE, hidden_levels};
 use super::layer::{BlockPlan, MlpPlan, PERIOD};
 use super::norm::{F_RESIDUAL, HeadNorm, K_SQUARES, LARGEST, PreNorm};
 use super::prove::prove;
@@ -75,7 +75,7 @@ impl Emit<'_> {
     }
 
     /// The inverse root of a masked sum of squares at every scale.
-    fn root(&mut self, name: &str, v: Id, n: &PreNorm) -> ([Id; 2], f64) {
+    fn root(&mut self, name: &str, v: Id, n: &PreNorm) -> Scaled {
         let c = &self.p.config;
         let scales = n.scales(c);
         let (floor, eps) = (pow2(scales.drop as i32 - 1), c.eps * n.unit(c));
@@ -99,9 +99,9 @@ impl Emit<'_> {
         let [x] = self.b.open([x]);
         let v = self.square(name, x, n);
         let [v] = self.b.open([v]);
-        let (r, bound) = self.root(name, v, n);
-        let r = self.b.open(r);
-        let r = self.b.selected(&format!("{name} inverse root"), r, bound);
+        let r = self.root(name, v, n);
+        let opened = self.b.open(r.shares);
+        let r = self.b.selected(&format!("{name} inverse root"), opened, r);
         let [r] = self.b.open([r]);
         self.times_root(name, x, r, n)
     }
@@ -117,15 +117,15 @@ impl Emit<'_> {
         let squares = Squares { rows, dim, shift: h.shift.clone(), k_in: h.wide.k, k_out: K_SQUARES };
         self.b.op(Kind::Squares(squares), &[acc], &[w]);
         let [v, w] = self.b.open([v, w]);
-        let ([r, flags], bound) = self.root(name, v, n);
+        let r = self.root(name, v, n);
         let scales = h.scales();
         // Of scaled heads; the product with a head is scaled back by its columns' gains.
         let (floor, one) = (pow2(scales.drop as i32 - 1), pow2(h.f) * libm::sqrt(dim as f64));
         let f = move |v: f64| one / libm::sqrt(v.max(floor));
-        let ([s, head_flags], head_bound) = self.b.scaled("heads' inverse root", w, scales, h.wide.k, 6, f);
-        let [r, flags, s, head_flags] = self.b.open([r, flags, s, head_flags]);
-        let r = self.b.selected(&format!("{name} inverse root"), [r, flags], bound);
-        let s = self.b.selected("heads' inverse root", [s, head_flags], head_bound);
+        let s = self.b.scaled("heads' inverse root", w, scales, h.wide.k, 6, f);
+        let [row, flags, head, head_flags] = self.b.open([r.shares[0], r.shares[1], s.shares[0], s.shares[1]]);
+        let r = self.b.selected(&format!("{name} inverse root"), [row, flags], r);
+        let s = self.b.selected("heads' inverse root", [head, head_flags], s);
         let [r, s] = self.b.open([r, s]);
         let y = self.times_root(name, x, r, n);
         let z = self.b.value("normalised heads", &[rows, width], h.wide.k, 0.0, h.bound(dim));
@@ -267,8 +267,8 @@ impl Emit<'_> {
             f_value: F_VALUE,
             k_av: b.k_av,
             k: K_SCORE,
-            f_exp: F_EXP,
-            f_sum: 12,
+            f_exp: F_LARGEST + depth(&b.heads, K_SCORE),
+            f_sum: depth(&b.heads, K_SCORE) + 3,
             f_out: F_OUT,
             f_recip: F_RECIP,
             k_out: b.output.k,

@@ -23,11 +23,12 @@ use crate::program::Program;
 
 /// Ring of scores: wide, since proven ranges are far wider than what real texts use.
 pub const K_SCORE: u32 = 36;
-/// Scales of exponentials, of values, of the weighted values and of the reciprocal of attention.
-pub const F_EXP: i32 = 20;
+/// Bits of a row's largest exponential, as small as it may be.
+pub const F_LARGEST: i32 = 11;
+/// Scales of values, of the weighted values and of the reciprocal of attention.
 pub const F_VALUE: i32 = 14;
-pub const F_OUT: i32 = 14;
-pub const F_RECIP: i32 = 20;
+pub const F_OUT: i32 = 16;
+pub const F_RECIP: i32 = 19;
 
 /// Whether a planner keeps the quantised weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::attention::{Attend, attention_ring, level_bits};
+use super::attention::{Attend, attention_ring, depth, level_bits};
 use super::build::{Build, log2_ceil, scales};
 use super::prove::prove;
 use super::{Block, F, F_GELU, F_GELU_OUT, F_VALUE, K_GELU_IN, K_SCORE, Layer, NormPlan, Planner, pow2, refuse};
@@ -15,8 +15,9 @@ use crate::gates::piecewise::Scales;
 use crate::gates::product::{HeadProduct, Side};
 use crate::program::{Id, Kind, Outcome, Program};
 
-/// Scales of exponentials and of the inverse square root.
-const F_EXP: i32 = 16;
+/// Bits of a row's largest exponential, as small as it may be.
+const F_LARGEST: i32 = 7;
+/// Scale of the inverse square root.
 const F_RSQRT: i32 = 50;
 /// Ring of the last rows and of their pooling.
 const K_POOL: u32 = 32;
@@ -59,7 +60,8 @@ impl Emit<'_> {
         let (dim, grid) = (d / heads, Grid::square(t));
         let acc = self.b.linear("query, key, value accumulators", x, t, &b.qkv, 32);
         let [acc] = self.b.open([acc]);
-        let k_av = attention_ring(t, b.value_bound, F_EXP + F_VALUE);
+        let f_exp = F_LARGEST + depth(&b.heads, K_SCORE);
+        let k_av = attention_ring(t, b.value_bound, f_exp + F_VALUE);
         let s: Vec<f64> = b.qkv.ulp.iter().zip(&b.qk_scale).map(|(u, s)| u * s).collect();
         let widest = |s: &[f64]| s.iter().fold(0f64, |m, s| m.max(*s)) * b.qkv.units;
         let q = self.b.rescale("query", acc, 0, 3 * d, &s[..d], &[], K_SCORE, 0.0, widest(&s[..d]));
@@ -81,7 +83,8 @@ impl Emit<'_> {
         let hide = PadKeys { grid, levels, level_bits: level_bits(&b.heads), k: K_SCORE };
         let padded = self.b.hide_padding(s, keep, hide, &b.score_units);
         let [s] = self.b.open([padded]);
-        let (f_out, f_recip) = (16, 28);
+        // As fine as the exponentials, and the rest for the reciprocal.
+        let (f_out, f_recip) = (f_exp, 44 - f_exp);
         let attend = Attend {
             grid,
             heads: &b.heads,
@@ -91,8 +94,8 @@ impl Emit<'_> {
             f_value: F_VALUE,
             k_av,
             k: K_SCORE,
-            f_exp: F_EXP,
-            f_sum: 10,
+            f_exp,
+            f_sum: depth(&b.heads, K_SCORE) + 1,
             f_out,
             f_recip,
             k_out: log2_ceil(b.value_bound * super::SLACK) + (f_out + f_recip) as u32 + 2,

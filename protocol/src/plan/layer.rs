@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use super::attention::attention_ring;
-use super::decoder::{F_EXP, F_OUT, F_RECIP, F_VALUE, K_SCORE, hidden_levels};
+use super::attention::{STEP, attention_ring, depth};
+use super::decoder::{F_LARGEST, F_OUT, F_RECIP, F_VALUE, K_SCORE, hidden_levels};
 use super::linalg::{Matrix, dot, eigenvalue_bound, norm};
 use super::norm::{HeadNorm, PreNorm};
 use super::rows::{Fact, Rows, WEIGHT, WIDEST, Wide, finest, quantise, ring_of};
@@ -24,7 +24,7 @@ const F_UP_WORTH: i32 = 10;
 /// Most multiply-accumulates for which spectral norms are bounded closely (minutes); above, by the Frobenius norm.
 const CLOSE: usize = 10_000_000_000_000;
 /// log2 of the number of levels that a head's scores may take.
-const LEVEL_BITS: std::ops::RangeInclusive<u32> = 7..=14;
+const LEVEL_BITS: std::ops::RangeInclusive<u32> = 6..=14;
 
 /// The MLP: its first layers, each channel's series, and the last layer.
 pub struct MlpPlan {
@@ -156,11 +156,10 @@ pub fn block(name: &str, x: &Context, l: &DecoderLayer, residual: &mut f64) -> R
             let bound = bound * per_log2 * SLACK;
             // Scores take a half of the ring, padded keys the other, whatever their content is; eight levels of headroom.
             let levels = |b: u32| f64::from(hidden_levels(b) - pad::LEVELS) / 2.0;
-            let level_bits = LEVEL_BITS.into_iter().find(|b| bound / levels(*b) <= 3.0).ok_or_else(|| {
+            let level_bits = LEVEL_BITS.into_iter().find(|b| bound / levels(*b) <= STEP).ok_or_else(|| {
                 refuse(&format!("{name} scores of head {h}"), format!("proven range {bound:.0} is too wide"))
             })?;
-            // Steps of at least 1.5 powers of two, so that the exponentials cover ten or more.
-            let step = (bound / levels(level_bits)).max(1.5);
+            let step = (bound / levels(level_bits)).max(STEP / 2.0);
             let ulp = step * pow2(level_bits as i32 - K_SCORE as i32);
             heads.push(Head { level_bits, ulp });
             score_units.push(bound / ulp);
@@ -208,7 +207,8 @@ pub fn block(name: &str, x: &Context, l: &DecoderLayer, residual: &mut f64) -> R
     let (mlp, added) = mlp(name, x, l, &mut mlp_norm)?;
     mlp_norm.k = mlp.act.k.max(mlp.times.as_ref().map_or(0, |w| w.k));
     *residual += added;
-    let k_av = attention_ring(x.longest, value_bound, F_EXP + F_VALUE);
+    let f_exp = F_LARGEST + depth(&heads, K_SCORE);
+    let k_av = attention_ring(x.longest, value_bound, f_exp + F_VALUE);
     Ok(BlockPlan {
         attention_norm,
         qkv,
