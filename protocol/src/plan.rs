@@ -5,6 +5,7 @@
 //! norm of its bilinear form times `d`. Attention outputs are convex combinations of value rows; `|GELU(h)| <= |h|`. Every
 //! accumulator's unit is chosen so that its bound fits its ring; a tensor that cannot be bounded refuses the model.
 
+mod activation;
 mod attention;
 mod build;
 mod decode;
@@ -21,13 +22,13 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::Error;
-use crate::gates::cosine::fit_even;
 use crate::gates::exp::Head;
 use crate::gates::pad;
 use crate::gemm::Weights;
 use crate::model::{BertModel, Dense, Norm, Pooling};
 use crate::program::{Linear, Program};
 use crate::query::LENGTHS;
+use activation::{Activation, Curve, Curves, half_ring, half_rings};
 use attention::STEP;
 pub use decoder::{DecoderPlanner, Keep};
 pub(crate) use linalg::dot;
@@ -42,7 +43,8 @@ const F_GELU: i32 = 10;
 /// Ring of scores, and of the GELU input.
 const K_SCORE: u32 = 28;
 const K_GELU_IN: u32 = 31;
-const F_GELU_OUT: u32 = 18;
+/// Scale of GELU's even part.
+const F_SERIES: u32 = 16;
 /// Levels of the row maximum that scores themselves do not use: eight of headroom, and the range of padded keys.
 const RESERVED: f64 = 8.0 + pad::LEVELS as f64;
 
@@ -66,10 +68,7 @@ struct Block {
     attention_out: Layer,
     attention_norm: NormPlan,
     up: Layer,
-    gelu: Arc<Vec<Vec<f64>>>,
-    /// Period of the series, in ranges.
-    period: f64,
-    k_gelu: u32,
+    gelu: Curves,
     down: Layer,
     output_norm: NormPlan,
 }
@@ -225,53 +224,28 @@ impl NormPlan {
     }
 }
 
-/// Periods that are tried, in ranges: a longer one leaves room to turn around smoothly, a shorter one has fewer harmonics.
-const PERIODS: [f64; 4] = [2.1, 2.15, 2.2, 2.3];
+/// GELU's error against the published one, at most.
+const GELU_TOLERANCE: f64 = 4e-3;
 
-/// The period in ranges that deals least, and by it each channel's series for GELU's even part and the unit of its weights.
-fn gelu(name: &str, rows: &[&[f32]], bounds: &[f64]) -> Result<Gelu, Error> {
-    let tried = PERIODS.map(|period| gelu_of(period, name, rows, bounds));
-    let harmonics = |g: &Result<Gelu, Error>| g.as_ref().map_or(usize::MAX, |g| g.series.iter().map(Vec::len).sum());
-    tried.into_iter().min_by_key(harmonics).expect("some period is tried")
-}
-
-struct Gelu {
-    period: f64,
-    series: Vec<Vec<f64>>,
-    units: Vec<f64>,
-}
-
-fn gelu_of(period: f64, name: &str, rows: &[&[f32]], bounds: &[f64]) -> Result<Gelu, Error> {
-    let (mut series, mut units) = (Vec::new(), Vec::new());
-    let mut fits: Vec<Option<Vec<f64>>> = vec![None; 128];
-    for (r, b) in rows.iter().zip(bounds) {
+/// Each channel's pieces of GELU, and the unit of its weights.
+fn gelu(name: &str, rows: &[&[f32]], bounds: &[f64]) -> Result<(Vec<Curve>, Vec<f64>), Error> {
+    let mut known = Activation::new(|x| x * libm::erf(x / std::f64::consts::SQRT_2) / 2.0, GELU_TOLERANCE);
+    let of = |(r, b): (&&[f32], &f64)| {
         let largest = r.iter().fold(0f64, |m, w| m.max((*w as f64).abs()));
-        // The accumulator's unit makes the series' period a power of two.
-        let unit_of = |range: f64| period * range * pow2(F + 1 - K_GELU_IN as i32);
-        let mut half = libm::ceil(b * SLACK / 2.0).max(1.0) as usize;
-        while half < fits.len() && largest / unit_of(2.0 * half as f64) > 32766.0 {
-            half += 1;
-        }
-        let range = 2.0 * half as f64;
-        let fit = fits
-            .get_mut(half)
-            .ok_or_else(|| refuse(&format!("{name} GELU"), format!("input bound {b:.0} is too wide")))?;
-        if fit.is_none() {
-            *fit = fit_even(|x| x * libm::erf(x / std::f64::consts::SQRT_2) / 2.0, range, period * range, 4e-3);
-        }
-        let fit = fit
-            .clone()
-            .ok_or_else(|| refuse(&format!("{name} GELU"), format!("no series for inputs up to {range}")))?;
-        series.push(fit);
-        units.push(unit_of(range));
-    }
-    Ok(Gelu { period, series, units })
+        // Half of the ring is what the series' periods are parts of.
+        let unit_of = |half: f64| half * pow2(F + 1 - K_GELU_IN as i32);
+        let none = || refuse(&format!("{name} GELU"), format!("no series for inputs up to {b:.0}"));
+        let least = half_rings(half_ring(*b)).find(|half| largest / unit_of(*half) <= 32766.0);
+        let (half, curve) = least.and_then(|half| known.curve(half)).ok_or_else(none)?;
+        Ok((curve, unit_of(half)))
+    };
+    rows.iter().zip(bounds).map(of).collect()
 }
 
 /// Channels in the order of their series' lengths.
-fn sorted_by_length(series: &[Vec<f64>]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..series.len()).collect();
-    order.sort_by_key(|i| series[*i].len());
+fn by_length(curves: &[Curve]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..curves.len()).collect();
+    order.sort_by_key(|i| curves[*i].harmonics());
     order
 }
 
@@ -361,10 +335,10 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
     let c1 = add(&constant(&l.intermediate, &b1), &wide(&l.intermediate.bias));
     let up_bounds = row_bound(&up_m, &c1);
     let up_rows = rows(&l.intermediate);
-    let Gelu { period, series, units: unit } = gelu(name, &up_rows, &up_bounds)?;
+    let (curves, unit) = gelu(name, &up_rows, &up_bounds)?;
     // Channels side by side share a number of harmonics: those of like series stand together.
-    let order = sorted_by_length(&series);
-    let gelu = permuted(&series, &order);
+    let order = by_length(&curves);
+    let gelu = Curves::new(&permuted(&curves, &order));
     let up = quantise(
         &format!("{name} intermediate"),
         &slices(&permuted(&wide_rows(&up_rows), &order)),
@@ -373,7 +347,6 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
         F,
         &permuted(&up_bounds, &order),
     )?;
-    let k_gelu = F_GELU_OUT + 2 + libm::ceil(libm::log2(up.bound.max(1.0))) as u32;
     let gelu_norm = libm::sqrt(eigenvalue_bound(&up_m.gram_columns(), 4)) * root + norm(&c1);
     let down_rows = rows(&l.output);
     let down_bounds: Vec<f64> = down_rows
@@ -401,9 +374,7 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
         attention_out,
         attention_norm,
         up,
-        gelu: Arc::new(gelu),
-        period,
-        k_gelu,
+        gelu,
         down,
         output_norm,
     })

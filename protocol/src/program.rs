@@ -14,6 +14,7 @@ use crate::gates::cosine::Cosine;
 use crate::gates::exp::{Exp, FlagRescale};
 use crate::gates::grid::Grid;
 use crate::gates::hadamard::Hadamard;
+use crate::gates::join::Join;
 use crate::gates::pad::PadKeys;
 use crate::gates::piecewise::{Piecewise, Select};
 use crate::gates::product::HeadProduct;
@@ -22,6 +23,7 @@ use crate::gates::rescale::Rescale;
 use crate::gates::rotate::Rotate;
 use crate::gates::rowmax::RowMax;
 use crate::gates::squares::Squares;
+use crate::gates::tails::Tails;
 use crate::gates::turn::Turn;
 use crate::gates::{Dealt, dealt_bytes};
 use crate::gemm::Weights;
@@ -138,6 +140,10 @@ pub enum Kind {
     Broadcast(Broadcast),
     /// See [`Cosine`].
     Cosine(Cosine),
+    /// See [`Tails`].
+    Tails(Tails),
+    /// See [`Join`].
+    Join(Join),
 }
 
 impl Kind {
@@ -171,6 +177,8 @@ impl Kind {
             Kind::Squares(_) => "squares",
             Kind::Broadcast(_) => "broadcast",
             Kind::Cosine(_) => "cosine-series",
+            Kind::Tails(_) => "tails",
+            Kind::Join(_) => "join",
         }
     }
 
@@ -190,6 +198,8 @@ impl Kind {
             Kind::Squares(g) => g.dealt(),
             Kind::Broadcast(g) => g.dealt(),
             Kind::Cosine(g) => g.dealt(),
+            Kind::Tails(g) => g.dealt(),
+            Kind::Join(g) => g.dealt(),
             Kind::Turn(g) => g.dealt(),
             Kind::Rotate(g) => g.dealt(),
             Kind::Hadamard(g) => g.dealt(),
@@ -323,6 +333,8 @@ impl Program {
                 Kind::Squares(g) => format!("{g:?}"),
                 Kind::Broadcast(g) => format!("{g:?}"),
                 Kind::Cosine(g) => format!("{g:?}"),
+                Kind::Tails(g) => format!("{g:?}"),
+                Kind::Join(g) => format!("{g:?}"),
                 Kind::PadKeys(g) => format!("{g:?}"),
                 Kind::Turn(g) => format!("{g:?}"),
                 Kind::Rotate(g) => format!("{g:?}"),

@@ -167,6 +167,8 @@ pub fn deal_next(
             Kind::Squares(g) => g.deal(&mut d, l(0))?,
             Kind::Broadcast(g) => g.deal(&mut d, l(0), l(1))?,
             Kind::Cosine(g) => g.deal(&mut d, l(0))?,
+            Kind::Tails(g) => g.deal(&mut d, l(0))?,
+            Kind::Join(g) => g.deal(&mut d, l(0), l(1), l(2), l(3))?,
             Kind::Turn(g) => g.deal(&mut d, l(0), l(1))?,
             Kind::Rotate(g) => g.deal(&mut d, l(0))?,
             Kind::Hadamard(g) => g.deal(&mut d, l(0), l(1))?,
@@ -377,6 +379,8 @@ fn gate(
         Kind::Squares(g) => one(g.eval(t, m(0))?),
         Kind::Broadcast(g) => one(g.eval(t, m(0), m(1))?),
         Kind::Cosine(g) => one(g.eval(t, m(0))?),
+        Kind::Tails(g) => two(g.eval(t, m(0))?),
+        Kind::Join(g) => one(g.eval(t, m(0), m(1), m(2), m(3))?),
         Kind::Linear { rows, layer } => {
             let mut out = backend.linear(layer, s(0), *rows, bits)?;
             if role == Role::E1 {

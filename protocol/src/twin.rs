@@ -92,6 +92,11 @@ fn operation(op: &Op, values: &[Plain]) -> Result<Vec<Plain>, Error> {
         Kind::Squares(g) => real(g.plain(x(0)?)),
         Kind::Broadcast(g) => real(g.plain(x(0)?, x(1)?)),
         Kind::Cosine(g) => real(g.plain(x(0)?)),
+        Kind::Tails(g) => {
+            let (above, inside) = g.plain(x(0)?);
+            vec![Plain::Bits(above), Plain::Bits(inside)]
+        }
+        Kind::Join(g) => real(g.plain(x(0)?, x(1)?, b(2)?, b(3)?)),
         Kind::Linear { layer, .. } => {
             let weights = layer.weights()?;
             let (out, inp) = (weights.rows_out(), weights.cols_in());

@@ -1,7 +1,8 @@
-//! Cosine series: `sum_j a_j cos(2 pi j x / 2^p)` per channel, the even part of GELU and SiLU.
+//! Cosine series: `sum_j a_j cos(2 pi j q x / 2^p)` per channel, the even part of GELU and SiLU about zero.
 //!
-//! `cos(t (m - l)) = cos(t m) cos(t l) + sin(t m) sin(t l)`: two dealt elements a harmonic. Public factors are IEEE products
-//! of tables from `libm`, equal on every machine; harmonics follow from the first by the addition theorem.
+//! `cos(t (m - l)) = cos(t m) cos(t l) + sin(t m) sin(t l)`: two dealt elements a harmonic. Both factors carry the root of
+//! the coefficient, which makes the roundings of both together least. Factors are IEEE products of tables from `libm`, equal
+//! on every machine; harmonics follow from the first by the addition theorem.
 //!
 //! [`LANES`] columns stand side by side and have as many harmonics as the longest series among them needs, so a planner
 //! that sorts channels by the length of their series deals least.
@@ -27,14 +28,12 @@ pub struct Cosine {
     pub rows: usize,
     /// Per column, the coefficients `a_0, a_1, ..`.
     pub coef: Arc<Vec<Vec<f64>>>,
-    /// The period is `2^period` units.
+    /// Per column, how many periods `2^period` units hold.
+    pub turns: Arc<Vec<u32>>,
+    /// See [`Self::turns`].
     pub period: u32,
-    /// Largest magnitude for which the series hold, in units.
-    pub reach: f64,
     /// Scale of the result is `2^f_out`.
     pub f_out: u32,
-    /// Bits of the dealt factor.
-    pub f_deal: u32,
     /// Ring of the result.
     pub k_out: u32,
 }
@@ -58,9 +57,10 @@ struct Harmonics {
 
 impl Harmonics {
     #[inline(always)]
-    fn new(tables: &[Vec<[f64; 2]>; 2], x: &[u64; LANES], period: u32) -> Harmonics {
+    fn new(tables: &[Vec<[f64; 2]>; 2], x: &[u64; LANES], turns: &[u64; LANES], period: u32) -> Harmonics {
         let mut first = [[0.0; LANES]; 2];
-        for (lane, x) in x.iter().enumerate() {
+        for (lane, (x, turns)) in x.iter().zip(turns).enumerate() {
+            let x = x.wrapping_mul(*turns);
             let at = (x & mask(period)) << PHASE.saturating_sub(period) >> period.saturating_sub(PHASE);
             let [c, s] = tables[0][(at >> HALF) as usize];
             let [d, t] = tables[1][(at & mask(HALF)) as usize];
@@ -82,6 +82,12 @@ impl Harmonics {
     }
 }
 
+/// Of a block of columns: the periods, and per harmonic the root of each coefficient, with its sign.
+struct Block {
+    turns: [u64; LANES],
+    factors: Vec<Lanes>,
+}
+
 /// The lanes of a block of columns; those past the last column are zero.
 fn lanes(row: &[u64]) -> [u64; LANES] {
     let mut x = [0; LANES];
@@ -96,6 +102,21 @@ impl Cosine {
         self.coef.chunks(LANES).map(longest).collect()
     }
 
+    fn blocks(&self) -> Vec<Block> {
+        let unit = libm::exp2(f64::from(self.f_out));
+        let block = |((coef, turns), n): ((&[Vec<f64>], &[u32]), usize)| {
+            let factor = |j: usize, lane: usize| {
+                let a = coef.get(lane).and_then(|c| c.get(j)).copied().unwrap_or(0.0);
+                libm::copysign(libm::sqrt(a.abs() * unit), a)
+            };
+            Block {
+                turns: std::array::from_fn(|lane| turns.get(lane).copied().map_or(0, u64::from)),
+                factors: (1..=n).map(|j| std::array::from_fn(|lane| factor(j, lane))).collect(),
+            }
+        };
+        self.coef.chunks(LANES).zip(self.turns.chunks(LANES)).zip(self.harmonics()).map(block).collect()
+    }
+
     fn words(&self) -> usize {
         self.rows * self.harmonics().iter().sum::<usize>() * 2 * LANES
     }
@@ -107,13 +128,12 @@ impl Cosine {
 
     /// Dealer.
     pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
-        let harmonics = self.harmonics();
-        let unit = libm::exp2(f64::from(self.f_deal));
+        let blocks = self.blocks();
         let mut t = d.tensor(self.words(), self.k_out)?;
         for row in lam.chunks_exact(self.coef.len()) {
-            for (l, n) in row.chunks(LANES).zip(&harmonics) {
-                let out = t.room(d, n * 2 * LANES).as_chunks_mut().0;
-                vector::run(Factors { tables: &TABLES, l: lanes(l), period: self.period, unit, out });
+            for (l, block) in row.chunks(LANES).zip(&blocks) {
+                let out = t.room(d, block.factors.len() * 2 * LANES).as_chunks_mut().0;
+                vector::run(Factors { tables: &TABLES, l: lanes(l), period: self.period, block, out });
             }
         }
         t.end(d);
@@ -124,8 +144,9 @@ impl Cosine {
     pub fn plain(&self, x: &[f64]) -> Vec<f64> {
         let angle = std::f64::consts::TAU / 2f64.powi(self.period as i32);
         let value = |(i, x): (usize, &f64)| {
-            let c = &self.coef[i % self.coef.len()];
-            let sum: f64 = c.iter().enumerate().map(|(j, a)| a * libm::cos(angle * j as f64 * x)).sum();
+            let at = i % self.coef.len();
+            let angle = angle * f64::from(self.turns[at]) * x;
+            let sum: f64 = self.coef[at].iter().enumerate().map(|(j, a)| a * libm::cos(angle * j as f64)).sum();
             sum * 2f64.powi(self.f_out as i32)
         };
         x.iter().enumerate().map(value).collect()
@@ -133,31 +154,18 @@ impl Cosine {
 
     /// Evaluator: share of the series.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
-        let harmonics = self.harmonics();
+        let blocks = self.blocks();
         let mut dealt = t.half(self.words(), self.k_out)?;
-        let unit = libm::exp2(f64::from(self.f_out - self.f_deal));
-        // Per block of columns and harmonic, the coefficients of the lanes.
-        let mut coef = Vec::with_capacity(harmonics.iter().sum());
-        for (block, n) in self.coef.chunks(LANES).zip(&harmonics) {
-            for j in 1..=*n {
-                coef.push(std::array::from_fn(|lane| {
-                    unit * block.get(lane).and_then(|c| c.get(j)).copied().unwrap_or(0.0)
-                }));
-            }
-        }
         let first = |a: &Vec<f64>| {
             if t.leads() { libm::round(a[0] * 2f64.powi(self.f_out as i32)) as i64 as u64 } else { 0 }
         };
         let constant: Vec<u64> = self.coef.iter().map(first).collect();
         let mut out = Vec::with_capacity(x.m.len());
         for row in x.m.chunks_exact(self.coef.len()) {
-            let mut rest = coef.as_slice();
-            for ((m, c), n) in row.chunks(LANES).zip(constant.chunks(LANES)).zip(&harmonics) {
-                let (coef, tail) = rest.split_at(*n);
-                rest = tail;
-                let dealt = dealt.next(n * 2 * LANES).as_chunks().0;
+            for ((m, c), block) in row.chunks(LANES).zip(constant.chunks(LANES)).zip(&blocks) {
+                let dealt = dealt.next(block.factors.len() * 2 * LANES).as_chunks().0;
                 let mut sum = lanes(c);
-                vector::run(Sums { tables: &TABLES, m: lanes(m), period: self.period, coef, dealt, sum: &mut sum });
+                vector::run(Sums { tables: &TABLES, m: lanes(m), period: self.period, block, dealt, sum: &mut sum });
                 out.extend(sum[..m.len()].iter().map(|y| y & mask(self.k_out)));
             }
         }
@@ -170,19 +178,19 @@ struct Factors<'a> {
     tables: &'a [Vec<[f64; 2]>; 2],
     l: [u64; LANES],
     period: u32,
-    unit: f64,
+    block: &'a Block,
     out: &'a mut [[u64; LANES]],
 }
 
 impl Kernel for Factors<'_> {
     #[inline(always)]
     fn run(self) {
-        let mut harmonics = Harmonics::new(self.tables, &self.l, self.period);
-        for [c, s] in self.out.as_chunks_mut::<2>().0 {
+        let mut harmonics = Harmonics::new(self.tables, &self.l, &self.block.turns, self.period);
+        for (f, [c, s]) in self.block.factors.iter().zip(self.out.as_chunks_mut::<2>().0) {
             let [cosine, sine] = harmonics.next();
             for lane in 0..LANES {
-                c[lane] = rounded(cosine[lane] * self.unit);
-                s[lane] = rounded(sine[lane] * self.unit);
+                c[lane] = rounded(cosine[lane] * f[lane].abs());
+                s[lane] = rounded(sine[lane] * f[lane].abs());
             }
         }
     }
@@ -193,7 +201,7 @@ struct Sums<'a> {
     tables: &'a [Vec<[f64; 2]>; 2],
     m: [u64; LANES],
     period: u32,
-    coef: &'a [Lanes],
+    block: &'a Block,
     dealt: &'a [[u64; LANES]],
     sum: &'a mut [u64; LANES],
 }
@@ -201,9 +209,9 @@ struct Sums<'a> {
 impl Kernel for Sums<'_> {
     #[inline(always)]
     fn run(self) {
-        let mut harmonics = Harmonics::new(self.tables, &self.m, self.period);
+        let mut harmonics = Harmonics::new(self.tables, &self.m, &self.block.turns, self.period);
         let mut sum = *self.sum;
-        for (a, [c, s]) in self.coef.iter().zip(self.dealt.as_chunks::<2>().0) {
+        for (a, [c, s]) in self.block.factors.iter().zip(self.dealt.as_chunks::<2>().0) {
             let [cosine, sine] = harmonics.next();
             for lane in 0..LANES {
                 sum[lane] = sum[lane]
@@ -239,7 +247,7 @@ pub fn fit_even(f: impl Fn(f64) -> f64, r: f64, period: f64, tolerance: f64) -> 
             l[i][j] = if i == j { libm::sqrt(s.max(1e-300)) } else { s / l[j][j] };
         }
         z[i] = (dot(&basis[i], &ys) - (0..i).map(|k| l[i][k] * z[k]).sum::<f64>()) / l[i][i];
-        if i < 4 {
+        if i == 0 {
             continue;
         }
         let mut c = z[..=i].to_vec();
@@ -290,8 +298,8 @@ mod tests {
             let (x, lam, e) = masked(&x, 31, false);
             // One column a value, so that columns of different series stand side by side.
             let coef: Vec<Vec<f64>> = (0..x.len()).map(|i| if i % 3 == 2 { vec![0.25] } else { c.clone() }).collect();
-            let reach = 2f64.powi(30) / 2.3;
-            let g = Cosine { rows: 1, coef: Arc::new(coef), period: 30, reach, f_out: 18, f_deal: 10, k_out: 24 };
+            let turns = Arc::new(vec![1; coef.len()]);
+            let g = Cosine { rows: 1, coef: Arc::new(coef), turns, period: 30, f_out: 18, k_out: 24 };
             let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
             for (i, (x, y)) in x.iter().zip(add(&s, 24)).enumerate() {
                 let x = crate::ring::signed(*x, 31) as f64 * ulp;

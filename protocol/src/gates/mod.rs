@@ -18,6 +18,7 @@ pub mod cosine;
 pub mod exp;
 pub mod grid;
 pub mod hadamard;
+pub mod join;
 pub mod pad;
 pub mod piecewise;
 pub mod product;
@@ -26,6 +27,7 @@ pub mod rescale;
 pub mod rotate;
 pub mod rowmax;
 pub mod squares;
+pub mod tails;
 pub mod turn;
 
 use crate::prg::{Prg, Words};
@@ -322,6 +324,12 @@ impl<'a> Take<'a> {
     pub fn leads(&self) -> bool {
         self.role == Role::E1
     }
+}
+
+/// What belongs to the columns of a tensor that is read 64 elements at a time: as many as there are and 64 more, round and
+/// round.
+fn cycle<T: Clone>(columns: &[T]) -> Vec<T> {
+    columns.iter().cycle().take(columns.len() + 64).cloned().collect()
 }
 
 /// 0 for E1, 1 for E2.

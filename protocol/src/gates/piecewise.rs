@@ -268,8 +268,8 @@ impl Select {
         let rings: Vec<[u32; 2]> = self.rings().collect();
         for (lv, lf) in lv.chunks_exact(self.shifts.len()).zip(lf) {
             let mut to: Vec<&mut [u64]> = tensors.iter_mut().map(|t| t.room(d, cases)).collect();
-            for c in 0..cases {
-                let chosen = self.chosen(c as u64 ^ lf);
+            for (c, case) in (0..cases as u64).enumerate() {
+                let chosen = self.chosen(case ^ lf);
                 let (mut at, l) = (0, lv[chosen]);
                 for (s, rings) in rings.iter().enumerate() {
                     let one = u64::from(s == chosen);

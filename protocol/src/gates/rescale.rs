@@ -33,10 +33,7 @@ pub struct Rescale {
 
 impl Rescale {
     fn wrap(&self, c: usize) -> u64 {
-        // 2^k_in does not fit the unsigned argument of `scaled` for k_in = 64, hence the i128 here.
-        let p = (self.mult[c] as i128) << self.k_in;
-        let r = if self.shift == 0 { p } else { (p + (1i128 << (self.shift - 1))) >> self.shift };
-        r as u64 & mask(self.k_out)
+        wrap(self.mult[c], self.shift, self.k_in, self.k_out)
     }
 
     /// Bits of the ring in which `msb(l)` is dealt.
@@ -110,6 +107,14 @@ impl Rescale {
     }
 }
 
+/// `round(2^k_in mult / 2^shift)`: what a wrap around the input's ring adds.
+pub(super) fn wrap(mult: i64, shift: u32, k_in: u32, k_out: u32) -> u64 {
+    // 2^k_in does not fit the unsigned argument of `scaled` for k_in = 64, hence the i128 here.
+    let p = i128::from(mult) << k_in;
+    let r = if shift == 0 { p } else { (p + (1i128 << (shift - 1))) >> shift };
+    r as u64 & mask(k_out)
+}
+
 /// What offsets the quarter of the ring that is added before scaling, and the bias.
 fn scaled_quarter(g: &Rescale) -> Vec<u64> {
     let quarter = 1u64 << (g.k_in - 2);
@@ -118,12 +123,12 @@ fn scaled_quarter(g: &Rescale) -> Vec<u64> {
 }
 
 /// `y = scaled(x)`, column by column.
-struct Scale<'a> {
-    width: Width,
-    x: &'a [u64],
-    mult: &'a [i64],
-    shift: u32,
-    y: &'a mut [u64],
+pub(super) struct Scale<'a> {
+    pub width: Width,
+    pub x: &'a [u64],
+    pub mult: &'a [i64],
+    pub shift: u32,
+    pub y: &'a mut [u64],
 }
 
 impl Kernel for Scale<'_> {

@@ -75,19 +75,23 @@ impl Build {
         let k = a.heads.iter().fold(1, |m, h| m.max(h.level_bits));
         let most = pow2(k as i32);
         let max = RowMax { grid: a.grid, level_bits: level_bits(a.heads), k: a.k };
-        let (four, five, rows, len) = (max.segments(4), max.segments(20), max.rows(), max.out_len());
+        let (rows, len) = (max.rows(), max.out_len());
+        // All tests of a level in two steps. Four members deal least to the first, five to the second where it is an AND; where
+        // it counts, its table grows with the power of the members.
+        let (first, second) = if a.few_rows { (5, 4) } else { (4, 5) };
+        let (groups, all) = (max.segments(first), max.segments(first * second));
         let parity = self.bits("maximum parities", &[len]);
         self.op(Kind::RowMax(max), &[s], &[parity]);
         let [parity] = self.open([parity]);
-        let a4 = self.bits("maximum tests", &[len / 4]);
-        self.op(Kind::And(And { segments: four, members: 4 }), &[parity], &[a4]);
-        let [a4] = self.open([a4]);
+        let tests = self.bits("maximum tests", &[len / first]);
+        self.op(Kind::And(And { segments: groups, members: first }), &[parity], &[tests]);
+        let [tests] = self.open([tests]);
         let level = self.value("maximum level", &[a.heads.len(), a.grid.rows], k, 0.0, most);
         if a.few_rows {
-            self.op(Kind::Reached(Reached { segments: five, members: 5, k }), &[a4], &[level]);
+            self.op(Kind::Reached(Reached { segments: all, members: second, k }), &[tests], &[level]);
         } else {
-            let unreached = self.bits("levels not reached", &[len / 20]);
-            self.op(Kind::And(And { segments: five, members: 5 }), &[a4], &[unreached]);
+            let unreached = self.bits("levels not reached", &[len / first / second]);
+            self.op(Kind::And(And { segments: all, members: second }), &[tests], &[unreached]);
             let [unreached] = self.open([unreached]);
             self.op(Kind::CountClear(CountClear { segments: rows, k }), &[unreached], &[level]);
         }

@@ -2,9 +2,13 @@
 
 use std::sync::Arc;
 
+use super::activation::Curves;
 use super::{Layer, pow2};
+use crate::gates::cosine::Cosine;
+use crate::gates::join::Join;
 use crate::gates::piecewise::{Piecewise, Scales, Select, fit_quadratics, narrow, narrow_ring};
 use crate::gates::rescale::Rescale;
+use crate::gates::tails::Tails;
 use crate::program::{Id, Kind, Op, Value};
 
 /// A program in the making.
@@ -14,6 +18,22 @@ pub struct Build {
     pub ops: Vec<Op>,
     /// Where the operations belong; starts the names of values.
     pub layer: String,
+}
+
+/// A nonlinearity of a masked value.
+pub struct Activated<'a> {
+    /// Where the value is, half of whose ring is what the curves were made for.
+    pub h: Id,
+    pub curves: &'a Curves,
+    /// Per column, from units to those of the result.
+    pub scale: &'a [f64],
+    /// Scales of the result and of its series, at least that.
+    pub f: i32,
+    pub f_series: u32,
+    /// Ring of the result.
+    pub k: u32,
+    /// Bound on the result.
+    pub bound: f64,
 }
 
 /// A function at every scale.
@@ -170,6 +190,29 @@ impl Build {
         let r = self.value(name, &[rows], s.k_out, 0.0, s.bound);
         self.op(Kind::Select(Select { rows, shifts: s.shifts, k_in, k_out: s.k_out }), &opened, &[r]);
         r
+    }
+
+    /// A nonlinearity, whose opening between is the round that it takes: a share at `2^-f` in the ring `k`.
+    pub fn activated(&mut self, name: &str, a: Activated) -> Id {
+        let Activated { h, curves, scale, f, f_series, k, bound } = a;
+        let (shape, k_in) = (self.values[h].shape.clone(), self.values[h].bits);
+        let len = self.values[h].len();
+        let k_series = curves.ring(f_series);
+        let most = curves.bound * pow2(f_series as i32);
+        let s = self.value(&format!("{name} even part"), &shape, k_series, pow2(-(f_series as i32)), most);
+        let (coef, turns) = (Arc::clone(&curves.series), Arc::clone(&curves.turns));
+        let series = Cosine { rows: shape[0], coef, turns, period: k_in - 1, f_out: f_series, k_out: k_series };
+        self.op(Kind::Cosine(series), &[h], &[s]);
+        let tails = Tails { len, inner: Arc::clone(&curves.inner), k: k_in };
+        let above = self.bits(&format!("{name} above"), &[tails.out_len()]);
+        let inside = self.bits(&format!("{name} inside"), &[tails.out_len()]);
+        self.op(Kind::Tails(tails), &[h], &[above, inside]);
+        let [s, above, inside] = self.open([s, above, inside]);
+        let (mult, shift) = fixed(scale);
+        let g = self.value(name, &shape, k, pow2(-f), bound * pow2(f) + 4.0);
+        let join = Join { len, mult, shift, k_in, k_series, drop: (f_series as i32 - f) as u32, k_out: k };
+        self.op(Kind::Join(join), &[h, s, above, inside], &[g]);
+        g
     }
 
     pub fn add(&mut self, name: &str, a: Id, b: Id) -> Id {

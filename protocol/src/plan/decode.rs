@@ -1,6 +1,6 @@
 //! A decoder as a list of operations, for some new rows after some past ones: prefill and single steps alike.
 //!
-//! 22 rounds a block with a gated MLP, 21 without, and 4 at the end: a linear layer reads the product of the residual and
+//! 23 rounds a block with a gated MLP, 22 without, and 4 at the end: a linear layer reads the product of the residual and
 //! its norm's inverse root directly, in a ring wide enough for both scales, so neither normalised rows nor attention's
 //! outputs nor the MLP's products are opened for a rescale of their own. Programs of few rows spend dealt bytes to count
 //! the maximum's levels in one round less.
@@ -22,19 +22,16 @@
 //! to a unit of its ring, as making it did, and keeps its norm to a part in 2^12 or, with the 15 fraction bits that there mostly
 //! are, in 2^15; the keys' proven bound is 1.4 times their norm, room for more than a thousand moves of one key.
 
-use std::sync::Arc;
-
 use super::attention::{Attend, depth, level_bits};
-use super::build::{Build, Scaled};
+use super::build::{Activated, Build, Scaled};
 use super::decoder::{DecoderPlanner, F_LARGEST, F_OUT, F_RECIP, F_VALUE, K_SCORE, hidden_levels};
-use super::layer::{BlockPlan, MlpPlan, PERIOD};
+use super::layer::{BlockPlan, MlpPlan};
 use super::norm::{F_RESIDUAL, HeadNorm, K_SQUARES, LARGEST, PreNorm};
 use super::prove::prove;
 use super::rows::Wide;
 use super::{SLACK, pow2, refuse};
 use crate::Error;
 use crate::gates::broadcast::{Broadcast, Variance};
-use crate::gates::cosine::Cosine;
 use crate::gates::grid::Grid;
 use crate::gates::hadamard::Hadamard;
 use crate::gates::pad::PadKeys;
@@ -48,6 +45,8 @@ use crate::program::{Id, Kind, Outcome, Program, Value};
 const FEW_ROWS: usize = 4;
 /// Ring of the bits that mark rows.
 const K_KEEP: u32 = 32;
+/// Fewest bits of the nonlinearity's even part.
+const F_SERIES: i32 = 20;
 /// Most fraction bits of the cosines and sines by which past keys move, and the fewest that keep them as they are.
 const F_TURN: i32 = 20;
 const F_TURN_LEAST: i32 = 12;
@@ -303,23 +302,10 @@ impl Emit<'_> {
             }
         };
         let k = m.down.k;
-        let half: Vec<f64> = m.act.layer.ulp.iter().map(|u| 0.5 * u * pow2(m.f_activated)).collect();
-        let (unit, bound) = (pow2(-m.f_activated), m.act.layer.bound * pow2(m.f_activated) / 2.0);
-        let linear = self.b.rescale("linear part", h, 0, width, &half, &[], k, unit, bound);
-        let even = self.b.value("even part", &[rows, width], k, unit, bound);
-        let f_out = m.f_activated as u32;
-        let coef = Arc::clone(&m.series);
-        let series = Cosine {
-            rows,
-            coef,
-            period: m.act.k - 1,
-            reach: pow2(m.act.k as i32 - 1) / PERIOD,
-            f_out,
-            f_deal: f_out / 2,
-            k_out: k,
-        };
-        self.b.op(Kind::Cosine(series), &[h], &[even]);
-        let mut g = self.b.add("activated", linear, even);
+        let scale: Vec<f64> = m.act.layer.ulp.iter().map(|u| u * pow2(m.f_activated)).collect();
+        let (f, f_series) = (m.f_activated, m.f_activated.max(F_SERIES) as u32);
+        let act = Activated { h, curves: &m.curves, scale: &scale, f, f_series, k, bound: m.act.layer.bound };
+        let mut g = self.b.activated("activated", act);
         if let Some((u, up)) = times {
             let [a, u] = self.b.open([g, u]);
             let bound = m.act.layer.bound * up * pow2(m.f_activated + m.f_up);

@@ -1,14 +1,11 @@
 //! The encoder as a list of operations; reads like the table of a transformer block.
 
-use std::sync::Arc;
-
 use super::attention::{Attend, attention_ring, depth, level_bits};
-use super::build::{Build, log2_ceil, scales};
+use super::build::{Activated, Build, log2_ceil, scales};
 use super::prove::prove;
-use super::{Block, F, F_GELU, F_GELU_OUT, F_VALUE, K_GELU_IN, K_SCORE, Layer, NormPlan, Planner, pow2, refuse};
+use super::{Block, F, F_GELU, F_SERIES, F_VALUE, K_GELU_IN, K_SCORE, Layer, NormPlan, Planner, pow2, refuse};
 use crate::Error;
 use crate::gates::broadcast::{Broadcast, Variance};
-use crate::gates::cosine::Cosine;
 use crate::gates::grid::Grid;
 use crate::gates::pad::{self, PadKeys};
 use crate::gates::piecewise::Scales;
@@ -16,7 +13,7 @@ use crate::gates::product::{HeadProduct, Side};
 use crate::program::{Id, Kind, Outcome, Program};
 
 /// Bits of a row's largest exponential, as small as it may be.
-const F_LARGEST: i32 = 7;
+const F_LARGEST: i32 = 6;
 /// Scale of the inverse square root.
 const F_RSQRT: i32 = 50;
 /// Ring of the last rows and of their pooling.
@@ -84,7 +81,7 @@ impl Emit<'_> {
         let padded = self.b.hide_padding(s, keep, hide, &b.score_units);
         let [s] = self.b.open([padded]);
         // As fine as the exponentials, and the rest for the reciprocal.
-        let (f_out, f_recip) = (f_exp, 44 - f_exp);
+        let (f_out, f_recip) = (f_exp, 40 - f_exp);
         let attend = Attend {
             grid,
             heads: &b.heads,
@@ -119,25 +116,10 @@ impl Emit<'_> {
         let t = self.t;
         let h = self.b.linear("GELU input", x, t, &b.up, K_GELU_IN);
         let [h] = self.b.open([h]);
-        let width = b.up.ulp.len();
-        let half: Vec<f64> = b.up.ulp.iter().map(|u| 0.5 * u * pow2(F_GELU_OUT as i32)).collect();
-        let (unit, bound) = (pow2(-(F_GELU_OUT as i32)), b.up.bound * pow2(F_GELU_OUT as i32) / 2.0);
-        let lin = self.b.rescale("GELU linear part", h, 0, width, &half, &[], b.k_gelu, unit, bound);
-        let even = self.b.value("GELU even part", &[t, width], b.k_gelu, unit, bound);
-        let series = Cosine {
-            rows: t,
-            coef: Arc::clone(&b.gelu),
-            period: K_GELU_IN - 1,
-            reach: pow2(K_GELU_IN as i32 - 1) / b.period,
-            f_out: F_GELU_OUT,
-            f_deal: 10,
-            k_out: b.k_gelu,
-        };
-        self.b.op(Kind::Cosine(series), &[h], &[even]);
-        let g = self.b.add("GELU", lin, even);
-        let [g] = self.b.open([g]);
-        let s = vec![pow2(F_GELU - F_GELU_OUT as i32); width];
-        let g = self.b.rescale("GELU", g, 0, width, &s, &[], 32, pow2(-F_GELU), b.up.bound * pow2(F_GELU));
+        let to_g: Vec<f64> = b.up.ulp.iter().map(|u| u * pow2(F_GELU)).collect();
+        let act =
+            Activated { h, curves: &b.gelu, scale: &to_g, f: F_GELU, f_series: F_SERIES, k: 32, bound: b.up.bound };
+        let g = self.b.activated("GELU", act);
         let acc = self.b.linear("output accumulators", g, t, &b.down, 32);
         self.back_to_residual("output", acc, &b.down)
     }

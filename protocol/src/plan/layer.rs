@@ -1,8 +1,7 @@
 //! Planning one block of a decoder: its quantised layers, the bound of every accumulator and score, and what it can add to
 //! the residual.
 
-use std::sync::Arc;
-
+use super::activation::{Activation as Pieces, Curves, half_ring};
 use super::attention::{STEP, attention_ring, depth};
 use super::decoder::{F_LARGEST, F_OUT, F_RECIP, F_VALUE, K_SCORE, hidden_levels};
 use super::linalg::{Matrix, dot, eigenvalue_bound, norm};
@@ -10,7 +9,6 @@ use super::norm::{HeadNorm, PreNorm};
 use super::rows::{Fact, Rows, WEIGHT, WIDEST, Wide, finest, quantise, ring_of};
 use super::{SLACK, max, pow2, refuse};
 use crate::Error;
-use crate::gates::cosine::fit_even;
 use crate::gates::exp::Head;
 use crate::gates::pad;
 use crate::model::Norm;
@@ -28,9 +26,9 @@ const LEVEL_BITS: std::ops::RangeInclusive<u32> = 6..=14;
 
 /// The MLP: its first layers, each channel's series, and the last layer.
 pub struct MlpPlan {
-    /// What the nonlinearity is applied to; its period is `2^(k - 1)` units.
+    /// What the nonlinearity is applied to.
     pub act: Wide,
-    pub series: Arc<Vec<Vec<f64>>>,
+    pub curves: Curves,
     /// Scale of its result.
     pub f_activated: i32,
     /// What multiplies it, and its scale.
@@ -276,18 +274,16 @@ fn mlp(name: &str, x: &Context, l: &DecoderLayer, n: &mut PreNorm) -> Result<(Ml
         let bounds = limits(&rows, &facts);
         (rows, facts, bounds)
     });
-    let ranges = ranges(&bounds);
+    let (halves, curves) = curves(name, c, &bounds)?;
     let needed = gated.as_ref().map_or(0, |(_, facts, bounds)| ring_of(bounds, &finest(facts), 0));
-    n.spare(&format!("{name} MLP norm"), needed.max(period(&facts, &ranges, 0)))?;
+    n.spare(&format!("{name} MLP norm"), needed.max(input_ring(&facts, &halves, 0)))?;
     let f = n.f;
     let op = format!("{name} nonlinearity");
-    let k = period(&facts, &ranges, f);
+    let k = input_ring(&facts, &halves, f);
     if k > WIDEST {
         return Err(refuse(&op, format!("inputs proven up to {:.0} need a ring of {k} bits", max(&bounds))));
     }
-    // The units make each channel's series have the period 2^(k - 1).
-    let units: Vec<f64> = ranges.iter().map(|r| PERIOD * r * pow2(f + 1 - k as i32)).collect();
-    let series = series(&op, c, &ranges)?;
+    let units: Vec<f64> = halves.iter().map(|h| h * pow2(f + 1 - k as i32)).collect();
     let mut act = quantise(&op, &rows, 0..rows.len, &units, &bounds, f, x.keep)?;
     act.k = k;
     // `|f(a)| <= |a| <= alpha` for each channel, so the products' norm is at most that of `diag(alpha) (U y + c)`.
@@ -323,30 +319,17 @@ fn mlp(name: &str, x: &Context, l: &DecoderLayer, n: &mut PreNorm) -> Result<(Ml
     }
     let down = quantise(&op, &rows, 0..rows.len, &units, &bounds, f_activated + f_up, x.keep)?;
     let added = (rows.sigma(&|_| 1.0, close) * given).min(norm(&bounds)) + norm(&rows.bias);
-    Ok((MlpPlan { act, series: Arc::new(series), f_activated, times, f_up, down }, added * SLACK))
+    Ok((MlpPlan { act, curves, f_activated, times, f_up, down }, added * SLACK))
 }
 
-/// Period of a nonlinearity's series, in ranges.
-pub const PERIOD: f64 = 2.3;
-
-/// Ranges of a nonlinearity's inputs, in steps of two and then of a sixteenth, so that few different series are fitted.
-fn ranges(bounds: &[f64]) -> Vec<f64> {
-    let range = |b: &f64| {
-        let b = b * SLACK;
-        let step = pow2(libm::floor(libm::log2(b.max(32.0))) as i32 - 4);
-        libm::ceil(b / step).max(1.0) * step
-    };
-    bounds.iter().map(range).collect()
+/// Ring of a nonlinearity's input, half of which is what each channel's pieces were made for.
+fn input_ring(facts: &[Fact], halves: &[f64], f: i32) -> u32 {
+    let needed = |(r, half): (&Fact, &f64)| libm::log2(half * WEIGHT / r.largest) + f64::from(f + 1);
+    libm::floor(facts.iter().zip(halves).map(needed).fold(f64::INFINITY, f64::min)).max(1.0) as u32
 }
 
-/// Ring of a nonlinearity's input, of which a series' period is half.
-fn period(facts: &[Fact], ranges: &[f64], f: i32) -> u32 {
-    let needed = |(r, range): (&Fact, &f64)| libm::log2(PERIOD * range * WEIGHT / r.largest) + f64::from(f + 1);
-    libm::floor(facts.iter().zip(ranges).map(needed).fold(f64::INFINITY, f64::min)).max(1.0) as u32
-}
-
-/// Each channel's series, of the even part of the nonlinearity.
-fn series(op: &str, c: &Config, ranges: &[f64]) -> Result<Vec<Vec<f64>>, Error> {
+/// Each channel's pieces of the nonlinearity, and what half a ring is worth for them.
+fn curves(name: &str, c: &Config, bounds: &[f64]) -> Result<(Vec<f64>, Curves), Error> {
     let even: fn(f64) -> f64 = match c.activation {
         Activation::Silu => |x| x * libm::tanh(x / 2.0) / 2.0,
         Activation::GeluNew => |x| {
@@ -354,13 +337,13 @@ fn series(op: &str, c: &Config, ranges: &[f64]) -> Result<Vec<Vec<f64>>, Error> 
             x * libm::tanh(inner) / 2.0
         },
     };
-    let mut fits = std::collections::BTreeMap::new();
-    let mut all = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        let fit = fits.entry(*range as u64).or_insert_with(|| fit_even(even, *range, PERIOD * range, 2.5e-4));
-        all.push(fit.clone().ok_or_else(|| refuse(op, format!("no series for inputs up to {range}")))?);
-    }
-    Ok(all)
+    let mut pieces = Pieces::new(even, 2.5e-4);
+    let curve = |b: &f64| {
+        let none = || refuse(&format!("{name} nonlinearity"), format!("no series for inputs up to {b:.0}"));
+        pieces.curve(half_ring(*b)).ok_or_else(none)
+    };
+    let (halves, curves): (Vec<f64>, Vec<_>) = bounds.iter().map(curve).collect::<Result<_, _>>()?;
+    Ok((halves, Curves::new(&curves)))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 use super::refuse;
 use crate::Error;
+use crate::gates::tails::REACH;
 use crate::program::{Kind, Program};
 
 fn pow2(e: u32) -> f64 {
@@ -26,7 +27,8 @@ pub fn prove(p: &Program) -> Result<(), Error> {
             Kind::RowMax(g) => {
                 pow2(g.k - 1) - 4.0 * g.level_bits.iter().map(|b| pow2(g.k - b)).fold(f64::MAX, f64::min)
             }
-            Kind::Cosine(g) => g.reach,
+            Kind::Tails(g) => f64::from(REACH) * pow2(g.k - 7),
+            Kind::Join(g) => pow2(g.k_in - 2),
             _ => continue,
         };
         let v = &p.values[op.inputs[0]];

@@ -1,0 +1,276 @@
+//! A function put together from its series inside an interval and its asymptotes beyond: `x` above and 0 below, as those of
+//! GELU and SiLU. With the bits of [`super::tails`], `y = above x + inside (x / 2 + s)` for the series `s` of the even part.
+//!
+//! With `U = x / 2 + s` and bits opened as `c = b ^ r`, `b = c + (1 - 2c) r`, so `y` is linear in `x`, `U`, `r x` and `r' U`.
+//! Each of `x`, `x / 2` and `s` is brought to the result's scale and ring as [`super::rescale`] does it: a public part, less
+//! what is dealt of the mask, plus a public wrap times the mask's top bit. The dealer deals the masks' parts, top bits and
+//! bits `r`, and the products of each `r` with what belongs to it. Evaluators see what they open, `x`, `s` and the two bits
+//! under masks of their own; which of the three cases a value is in decides nothing that they do.
+
+use super::rescale::{self, Scale};
+use super::{Deal, Dealt, Masked, Take, Width, scaled};
+use crate::Error;
+use crate::ring::mask;
+use crate::vector::{self, Kernel};
+
+/// Joins of a masked `rows x mult.len()` tensor with the masked series and bits of its elements.
+#[derive(Clone, Debug)]
+pub struct Join {
+    /// Elements.
+    pub len: usize,
+    /// Per column: the scale of `x` is `mult / 2^shift`.
+    pub mult: Vec<i64>,
+    /// Common binary exponent of the scales.
+    pub shift: u32,
+    /// Ring of `x`; `|x| < 2^(k_in - 2)`.
+    pub k_in: u32,
+    /// Ring of the series; `|s| < 2^(k_series - 2)`.
+    pub k_series: u32,
+    /// log2 of the series' scale over the result's.
+    pub drop: u32,
+    /// Ring of the result.
+    pub k_out: u32,
+}
+
+/// Dealt tensors, in this order: of both masks their part of `x` and of `U`, and their top bits; the bit `r` of "above" and
+/// its products; that of "inside" and its products.
+const DEALT: usize = 11;
+
+impl Join {
+    /// Of a column, what a wrapped mask adds to `x` and to `x / 2`.
+    fn wraps(&self, c: usize) -> [u64; 2] {
+        [self.shift, self.shift + 1].map(|shift| rescale::wrap(self.mult[c], shift, self.k_in, self.k_out))
+    }
+
+    /// The same of the series.
+    fn series_wrap(&self) -> u64 {
+        1u64.checked_shl(self.k_series - self.drop).unwrap_or(0)
+    }
+
+    /// What is dealt.
+    pub fn dealt(&self) -> Vec<Dealt> {
+        let zeros = (0..self.mult.len()).flat_map(|c| self.wraps(c)).map(|w| w.trailing_zeros().min(self.k_out)).min();
+        let (k, b) = (self.k_out, (self.k_out - zeros.unwrap_or(0)).max(1));
+        let s = self.k_out.saturating_sub(self.k_series - self.drop).max(1);
+        let rings: [u32; DEALT] = [k, k, b, s, k, k, b, k, k, b, s];
+        rings.map(|k| (self.len, k)).to_vec()
+    }
+
+    fn widths(&self) -> [Width; 2] {
+        [self.shift, self.shift + 1].map(|shift| Width::of(self.k_in, &self.mult, shift))
+    }
+
+    /// `x` and `x / 2` at the result's scale, of up to 64 words with their multipliers.
+    fn scaled(&self, x: &[u64], mult: &[i64]) -> [[u64; 64]; 2] {
+        let mut y = [[0; 64]; 2];
+        for ((y, width), shift) in y.iter_mut().zip(self.widths()).zip([self.shift, self.shift + 1]) {
+            vector::run(Scale { width, x, mult, shift, y: &mut y[..x.len()] });
+        }
+        y
+    }
+
+    fn dropped(&self, s: u64) -> u64 {
+        (s + (1 << self.drop >> 1)) >> self.drop
+    }
+
+    /// Dealer, from the masks of `x` and `s` and of both bits.
+    pub fn deal(&self, d: &mut Deal, lx: &[u64], ls: &[u64], above: &[u64], inside: &[u64]) -> Result<(), Error> {
+        let mut tensors = self.dealt().into_iter().map(|(n, k)| d.tensor(n, k)).collect::<Result<Vec<_>, _>>()?;
+        let mult = super::cycle(&self.mult);
+        for (i, (x, s)) in lx.chunks(64).zip(ls.chunks(64)).enumerate() {
+            let n = x.len();
+            let scaled = self.scaled(x, &mult[64 * i % self.mult.len()..][..n]);
+            let mut parts = [[0; 64]; DEALT];
+            vector::run(Parts { g: self, x, s, scaled: &scaled, bits: [above[i], inside[i]], parts: &mut parts });
+            for (t, part) in tensors.iter_mut().zip(&parts) {
+                t.room(d, n).copy_from_slice(&part[..n]);
+            }
+        }
+        tensors.into_iter().for_each(|t| t.end(d));
+        Ok(())
+    }
+
+    /// Meaning in the clear, in units.
+    pub fn plain(&self, x: &[f64], s: &[f64], above: &[u64], inside: &[u64]) -> Vec<f64> {
+        let (unit, drop) = (libm::exp2(-f64::from(self.shift)), libm::exp2(-f64::from(self.drop)));
+        let value = |(e, (x, s)): (usize, (&f64, &f64))| {
+            let bit = |b: &[u64]| (b[e / 64] >> (e % 64) & 1) as f64;
+            let x = x * (self.mult[e % self.mult.len()] as f64 * unit);
+            bit(above) * x + bit(inside) * (x / 2.0 + s * drop)
+        };
+        x.iter().zip(s).enumerate().map(value).collect()
+    }
+
+    /// Evaluator: share of the joined values.
+    pub fn eval(
+        &self,
+        t: &mut Take,
+        x: &Masked,
+        s: &Masked,
+        above: &Masked,
+        inside: &Masked,
+    ) -> Result<Vec<u64>, Error> {
+        let mut halves = self.dealt().into_iter().map(|(n, k)| t.half(n, k)).collect::<Result<Vec<_>, _>>()?;
+        let (mult, wraps) = (super::cycle(&self.mult), super::cycle(&self.columns(|c| self.wraps(c))));
+        let quarter = 1u64 << (self.k_in - 2);
+        let quarters = self.columns(|c| [self.shift, self.shift + 1].map(|shift| scaled(quarter, self.mult[c], shift)));
+        let quarters = super::cycle(&quarters);
+        let lead = u64::from(t.leads());
+        let mut y = vec![0; self.len];
+        for (i, ((m, s), y)) in x.m.chunks(64).zip(s.m.chunks(64)).zip(y.chunks_mut(64)).enumerate() {
+            let (n, c) = (m.len(), 64 * i % self.mult.len());
+            let mut raised = [0; 64];
+            raised.iter_mut().zip(m).for_each(|(r, m)| *r = m.wrapping_add(quarter) & mask(self.k_in));
+            let scaled = self.scaled(&raised[..n], &mult[c..][..n]);
+            let mut dealt = halves.iter_mut().map(|h| h.next(n));
+            let dealt: [&[u64]; DEALT] = std::array::from_fn(|_| dealt.next().unwrap_or_default());
+            let bits = [above.m[i], inside.m[i]];
+            let (quarters, wraps) = (&quarters[c..][..n], &wraps[c..][..n]);
+            vector::run(Joined {
+                g: self,
+                lead,
+                raised: &raised[..n],
+                s,
+                scaled: &scaled,
+                quarters,
+                wraps,
+                bits,
+                dealt,
+                y,
+            });
+        }
+        Ok(y)
+    }
+
+    fn columns(&self, of: impl Fn(usize) -> [u64; 2]) -> Vec<[u64; 2]> {
+        (0..self.mult.len()).map(of).collect()
+    }
+}
+
+/// What is dealt of up to 64 elements.
+struct Parts<'a> {
+    g: &'a Join,
+    x: &'a [u64],
+    s: &'a [u64],
+    scaled: &'a [[u64; 64]; 2],
+    bits: [u64; 2],
+    parts: &'a mut [[u64; 64]; DEALT],
+}
+
+impl Kernel for Parts<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Parts { g, x, s, scaled: [whole, half], bits: [above, inside], parts } = self;
+        let (top, series_top) = (g.k_in - 1, g.k_series - 1);
+        for (i, (x, s)) in x.iter().zip(s).enumerate() {
+            let (a, u) = (whole[i], half[i].wrapping_add(g.dropped(*s)));
+            let (b, bs) = (x >> top, s >> series_top);
+            let (r, q) = (above >> i & 1, inside >> i & 1);
+            let of = [a, u, b, bs, r, a * r, b * r, q, u * q, b * q, bs * q];
+            for (part, v) in parts.iter_mut().zip(of) {
+                part[i] = v;
+            }
+        }
+    }
+}
+
+/// Up to 64 elements, whose bits are a word each.
+struct Joined<'a> {
+    g: &'a Join,
+    lead: u64,
+    raised: &'a [u64],
+    s: &'a [u64],
+    scaled: &'a [[u64; 64]; 2],
+    quarters: &'a [[u64; 2]],
+    wraps: &'a [[u64; 2]],
+    bits: [u64; 2],
+    dealt: [&'a [u64]; DEALT],
+    y: &'a mut [u64],
+}
+
+impl Kernel for Joined<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Joined { g, lead, raised, s, scaled: [whole, half], quarters, wraps, bits: [above, inside], dealt, y } =
+            self;
+        let n = y.len();
+        let [a, u, b, bs, r, ra, rb, q, qu, qb, qs] = dealt.map(|d| &d[..n]);
+        let (raised, s, quarters, wraps) = (&raised[..n], &s[..n], &quarters[..n], &wraps[..n]);
+        let (keep, keep_series, series_wrap) = (mask(g.k_out), mask(g.k_series), g.series_wrap());
+        let series_quarter = 1u64 << (g.k_series - 2);
+        for i in 0..n {
+            let wrapped = 1 - (raised[i] >> (g.k_in - 1));
+            let series = s[i].wrapping_add(series_quarter) & keep_series;
+            let [w, half_w] = wraps[i].map(|w| wrapped * w);
+            let ws = (1 - (series >> (g.k_series - 1))) * series_wrap;
+            // What is public of x and of U.
+            let x = whole[i].wrapping_sub(quarters[i][0]);
+            let v = half[i].wrapping_sub(quarters[i][1]);
+            let v = v.wrapping_add(g.dropped(series)).wrapping_sub(series_quarter >> g.drop);
+            let share = (x * lead).wrapping_sub(a[i]).wrapping_add(w.wrapping_mul(b[i]));
+            let share_u = (v * lead).wrapping_sub(u[i]);
+            let share_u = share_u.wrapping_add(half_w.wrapping_mul(b[i])).wrapping_add(ws.wrapping_mul(bs[i]));
+            let gated = r[i].wrapping_mul(x).wrapping_sub(ra[i]).wrapping_add(w.wrapping_mul(rb[i]));
+            let gated_u = q[i].wrapping_mul(v).wrapping_sub(qu[i]);
+            let gated_u = gated_u.wrapping_add(half_w.wrapping_mul(qb[i])).wrapping_add(ws.wrapping_mul(qs[i]));
+            let (c, d) = (above >> i & 1, inside >> i & 1);
+            let above = (c.wrapping_neg() & share).wrapping_add((1u64.wrapping_sub(2 * c)).wrapping_mul(gated));
+            let inside = (d.wrapping_neg() & share_u).wrapping_add((1u64.wrapping_sub(2 * d)).wrapping_mul(gated_u));
+            y[i] = above.wrapping_add(inside) & keep;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{World, add, masked};
+    use super::*;
+    use crate::ring::signed;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn each_case_gives_its_piece_in_every_ring(
+            (rows, k_in, k_series, k_out) in (1usize..50, 4u32..=62, 3u32..=40, 3u32..=64),
+            (shift, drop) in (0u32..=100, 0.0f64..1.0),
+            mult in prop::collection::vec(0i64..=1 << 27, 1..5),
+            seed in any::<u64>(),
+        ) {
+            let drop = (drop * f64::from(k_series - 2)) as u32;
+            let mut w = World::seeded(seed);
+            let mut quarter = |k: u32, n: usize| {
+                let mut x = w.edges(k, n);
+                for [x, ..] in &mut x {
+                    let v = signed(*x, k) >> 1;
+                    *x = (if v == -(1 << (k - 2)) { v + 1 } else { v }) as u64 & mask(k);
+                }
+                masked(&x, k, false)
+            };
+            let n = rows * mult.len();
+            let ((x, lx, ex), (s, ls, es)) = (quarter(k_in, n), quarter(k_series, n));
+            let words = n.div_ceil(64);
+            let (above, la, ea) = masked(&w.edges(64, words), 64, true);
+            let (mut inside, ..) = masked(&w.edges(64, words), 64, true);
+            inside.iter_mut().zip(&above).for_each(|(i, a)| *i &= !a);
+            let (li, ei) = w.mask_bits(&inside);
+            let g = Join { len: n, mult, shift, k_in, k_series, drop, k_out };
+            let got = w.run(&g.dealt(), |d| g.deal(d, &lx, &ls, &la, &li), |t, i| g.eval(t, &ex[i], &es[i], &ea[i], &ei[i]));
+            for (e, y) in add(&got, k_out).into_iter().enumerate() {
+                let bit = |b: &[u64]| b[e / 64] >> (e % 64) & 1 == 1;
+                let exact = i128::from(signed(x[e], k_in)) * i128::from(g.mult[e % g.mult.len()]);
+                let series = i128::from(signed(s[e], k_series));
+                // Twice the result, in units of 2^-shift and 2^-drop: integers, and what they are off by at most.
+                let (twice, units) = match (bit(&above), bit(&inside)) {
+                    (true, _) => (vec![(2 * exact, shift)], 2.0),
+                    (_, true) => (vec![(exact, shift), (2 * series, drop)], 4.0),
+                    _ => (vec![], 0.0),
+                };
+                let floor: i128 = twice.iter().map(|(v, s)| v >> s).sum();
+                let rest: f64 = twice.iter().map(|(v, s)| (v - (v >> s << s)) as f64 / 2f64.powi(*s as i32)).sum();
+                let off = signed(y.wrapping_mul(2).wrapping_sub(floor as i64) as u64 & mask(k_out), k_out) as f64 - rest;
+                // In the smallest rings twice the result wraps to within a unit of anything.
+                prop_assert!(off.abs() <= 2.0 * units, "{} units off at {}", off / 2.0, e);
+            }
+        }
+    }
+}
