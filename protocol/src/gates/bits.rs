@@ -18,6 +18,11 @@ pub(super) fn rotate(x: &[u64], by: usize, out: &mut [u64]) {
     }
 }
 
+/// The word of fewer than 64 bits whose bit `j + by` is bit `j` of `x`, round and round.
+pub(super) fn turn(x: u64, by: u32, bits: u32) -> u64 {
+    (x << by | x >> (bits - by)) & mask(bits)
+}
+
 /// Bits of one head: `rows` groups of some members of `words` words each.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment {

@@ -6,7 +6,7 @@
 //! brings the result into the next ring. Everything public is derived by IEEE products of tables from `libm`, so that both
 //! evaluators get the same words on any machine.
 
-use super::bits::rotate;
+use super::bits::{rotate, turn};
 use super::grid::Grid;
 use super::{Deal, Dealt, Masked, Take, rounded};
 use crate::Error;
@@ -114,7 +114,7 @@ impl Exp {
                     let to = flags.room(d, words);
                     match bits {
                         64 => rotate(&pattern, lh, to),
-                        _ => to[0] = (pattern[0] << lh | pattern[0] >> (bits - lh as u32)) & mask(bits),
+                        _ => to[0] = turn(pattern[0], lh as u32, bits),
                     }
                 }
             }

@@ -199,9 +199,9 @@ impl<'a> Deal<'a> {
         Ok(())
     }
 
-    /// Deals XOR shares of whole words.
-    pub fn xor(&mut self, v: Vec<u64>) -> Result<(), Error> {
-        let t = self.bits(v.len())?;
+    /// Deals XOR shares of words of so many bits.
+    pub fn xor(&mut self, bits: u32, v: Vec<u64>) -> Result<(), Error> {
+        let t = self.some_bits(v.len(), bits)?;
         self.whole(t, v);
         Ok(())
     }
@@ -514,7 +514,7 @@ mod tests {
                 &dealt,
                 |d| {
                     d.share(bits, v.clone())?;
-                    d.xor(v.clone())
+                    d.xor(64, v.clone())
                 },
                 |t, _| Ok((t.next(n, bits)?, t.next(n, 64)?)),
             );

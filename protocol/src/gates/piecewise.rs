@@ -1,15 +1,16 @@
-//! Row-wise functions of wide dynamic range (reciprocal, inverse square root): quadratics over windows at several scales.
+//! Row-wise functions of wide dynamic range (reciprocal, inverse square root): cubics over windows at several scales.
 //!
 //! At scale `s` the window is `h = 2^drop`; `x = i h + r` with `i = m_hi - l_hi` and `r = m_lo - l_lo` in `(-h, h)`: a
-//! borrow only means that a window's quadratic is used a little past it. `c0 + c1 r + c2 r^2` is a quadratic in the
-//! public `m_lo` whose three coefficients depend on the window and `l_lo`, so the dealer deals three elements a window.
-//! Windows alias every 64, so a value is right only while `x < 57 h`; a thermometer of flags, one dealt bit per window of
+//! borrow only means that a window's cubic is used a little past it. `c0 + c1 r + c2 r^2 + c3 r^3` is a cubic in the
+//! public `m_lo` whose four coefficients depend on the window and `l_lo`, so the dealer deals four elements a window.
+//! Windows alias every 32, so a value is right only while `x < 31 h`; a thermometer of flags, one dealt bit per window of
 //! `8 h`, says so for each scale but the widest, and [`Select`] picks the finest scale whose flag and all wider ones hold.
+//! Of 128 windows, for the widest ranges, scales lie 32 apart, with as many flags each.
+//!
 //! Each scale has its own unit, so that where it is picked its values have the same few bits at every scale: the tables
 //! are dealt in a narrow ring, and [`Select`] brings what it picks to one unit in a wide one.
-//! Of 256 windows, for the widest ranges, scales lie 32 apart, with as many flags each.
 
-use super::bits::rotate;
+use super::bits::{rotate, turn};
 use super::{Deal, Dealt, Masked, Take};
 use crate::Error;
 use crate::ring::mask;
@@ -22,14 +23,14 @@ pub struct Scales {
     pub drop: u32,
     /// Number of scales, at most 8.
     pub count: usize,
-    /// Windows of a scale, 64 or 256.
+    /// Windows of a scale, 32 or 128.
     pub windows: usize,
 }
 
 impl Scales {
     /// Bits by which each scale's window is wider than that of the one before.
     pub fn stride(windows: usize) -> u32 {
-        if windows == 64 { 3 } else { 5 }
+        if windows == 32 { 3 } else { 5 }
     }
 
     fn drop_of(&self, s: usize) -> u32 {
@@ -46,13 +47,20 @@ impl Scales {
         self.drop_of(self.count - 1) + self.windows.ilog2() + 1
     }
 
-    /// Words of one scale's flags.
-    fn words(&self) -> usize {
-        self.windows / 64
+    /// Words of one scale's flags, and bits of each.
+    fn flags(&self) -> (usize, u32) {
+        (self.windows.div_ceil(64), self.windows.min(64) as u32)
     }
 }
 
-/// Quadratics of one scalar per row.
+/// Windows of the next scale in which a scale is still used: fewer than a quarter of its own.
+const FINER: u32 = 3;
+/// Coefficients of a window's cubic.
+const TERMS: usize = 4;
+/// A window's cubic, lowest coefficient first.
+pub type Cubic = [f64; TERMS];
+
+/// Cubics of one scalar per row.
 #[derive(Clone, Debug)]
 pub struct Piecewise {
     /// Rows.
@@ -61,32 +69,37 @@ pub struct Piecewise {
     pub k_in: u32,
     /// Scales and windows.
     pub scales: Scales,
-    /// Per scale and window, `c0, c1, c2` in units of the scale's output and of the window.
-    pub coef: Vec<Vec<[f64; 3]>>,
+    /// Per scale and window, in units of the scale's output and of the window.
+    pub coef: Vec<Vec<Cubic>>,
     /// Bits of the position in a window that are used.
     pub rho_bits: u32,
     /// Ring of the values at every scale.
     pub k_out: u32,
 }
 
-/// Quadratics through three points a window of `f` (input in units, output in units of the result).
-pub fn fit_quadratics(f: impl Fn(f64) -> f64, scales: Scales) -> Vec<Vec<[f64; 3]>> {
+/// Cubics through `f` at the four Chebyshev points of a window and its neighbours' halves (input in units, output in units
+/// of the result).
+pub fn fit_cubics(f: impl Fn(f64) -> f64, scales: Scales) -> Vec<Vec<Cubic>> {
+    let (a, b) = (libm::cos(std::f64::consts::PI / 8.0), libm::sin(std::f64::consts::PI / 8.0));
     let window = |s: usize, i: usize| {
         let h = 2f64.powi(scales.drop_of(s) as i32);
         let at = |r: f64| f((i as f64 + r).max(0.0) * h);
-        let (lo, mid, hi) = (at(-0.8), at(0.0), at(0.8));
-        [mid, (hi - lo) / 1.6, (hi + lo - 2.0 * mid) / 1.28]
+        // Even and odd parts at either point.
+        let [e, g] = [a, b].map(|r| (at(r) + at(-r)) / 2.0);
+        let [o, q] = [a, b].map(|r| (at(r) - at(-r)) / (2.0 * r));
+        let (c2, c3) = ((e - g) / (a * a - b * b), (o - q) / (a * a - b * b));
+        [g - c2 * b * b, q - c3 * b * b, c2, c3]
     };
     (0..scales.count).map(|s| (0..scales.windows).map(|i| window(s, i)).collect()).collect()
 }
 
 /// Gives every scale the unit that leaves what it is picked for just below a quarter of a ring of `k` bits, roundings
 /// included; returns log2 of the units.
-pub fn narrow(coef: &mut [Vec<[f64; 3]>], k: u32) -> Vec<u32> {
+pub fn narrow(coef: &mut [Vec<Cubic>], k: u32) -> Vec<u32> {
     let quarter = libm::exp2(f64::from(k - 2)) * (1.0 - 1e-3);
-    let unit = |(s, windows): (usize, &mut Vec<[f64; 3]>)| {
-        // Below its seventh window, a scale but the finest is not picked.
-        let used = &windows[if s == 0 { 0 } else { 7 }..];
+    let unit = |(s, windows): (usize, &mut Vec<Cubic>)| {
+        // Below its third window, a scale but the finest is not picked.
+        let used = &windows[if s == 0 { 0 } else { FINER as usize }..];
         let largest = used.iter().map(|c| c.iter().map(|c| c.abs()).sum()).fold(0.0, f64::max);
         let shift = libm::ceil(libm::log2(largest / quarter)).max(0.0);
         windows.iter_mut().flatten().for_each(|c| *c *= libm::exp2(-shift));
@@ -95,19 +108,19 @@ pub fn narrow(coef: &mut [Vec<[f64; 3]>], k: u32) -> Vec<u32> {
     coef.iter_mut().enumerate().map(unit).collect()
 }
 
-/// Bits of a ring in which quadratics of positions of so many bits lose a few parts in 2^12 to roundings: a coefficient's is
-/// multiplied by a position, and between the first window and the last a function falls by up to 2^9.
+/// Bits of a ring in which cubics of positions of so many bits lose a few parts in 2^12 to roundings: a coefficient's is
+/// multiplied by a position, and over the windows in which a scale is used a function falls by up to 2^6.
 pub fn narrow_ring(rho_bits: u32) -> u32 {
-    rho_bits + 19
+    rho_bits + 18
 }
 
 impl Piecewise {
     fn tables(&self) -> usize {
-        self.rows * self.scales.count * self.scales.windows * 3
+        self.rows * self.scales.count * self.scales.windows * TERMS
     }
 
     fn flags(&self) -> usize {
-        self.rows * (self.scales.count - 1) * self.scales.words()
+        self.rows * (self.scales.count - 1) * self.scales.flags().0
     }
 
     /// What is dealt.
@@ -115,7 +128,7 @@ impl Piecewise {
         let flags = self.flags();
         let mut v = vec![(self.tables(), self.k_out)];
         if flags > 0 {
-            v.push((flags, 64));
+            v.push((flags, self.scales.flags().1));
         }
         v
     }
@@ -128,33 +141,39 @@ impl Piecewise {
     /// Dealer.
     pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
         let Scales { count, windows, .. } = self.scales;
-        let (mut flags, words) = (vec![0; self.flags()], self.scales.words());
+        let (words, bits) = self.scales.flags();
         let mut pattern = vec![0; words];
-        // Set for windows 0..7 of a window of the next scale.
-        pattern[0] = 0x7f;
-        let mut rows = flags.chunks_exact_mut(words);
+        pattern[0] = mask(FINER);
+        let mut flags = if count > 1 { Some(vec![0; self.flags()]) } else { None };
+        let mut rows = flags.iter_mut().flat_map(|f| f.chunks_exact_mut(words));
         let unit = 2f64.powi(-(self.rho_bits as i32));
         // Per scale and coefficient, twice, so that every rotation is a slice.
-        let twice = |c: &Vec<[f64; 3]>, i: usize| (0..2 * windows).map(|j| c[j % windows][i]).collect::<Vec<_>>();
-        let coef: Vec<[Vec<f64>; 3]> = self.coef.iter().map(|c| [0, 1, 2].map(|i| twice(c, i))).collect();
+        let twice = |c: &Vec<Cubic>, i: usize| (0..2 * windows).map(|j| c[j % windows][i]).collect::<Vec<_>>();
+        let of = |c| std::array::from_fn(|i| twice(c, i));
+        let coef: Vec<[Vec<f64>; TERMS]> = self.coef.iter().map(of).collect();
         let mut tables = d.tensor(self.tables(), self.k_out)?;
         for &l in lam {
             for (s, coef) in coef.iter().enumerate() {
                 let at = windows - (l >> self.scales.drop_of(s)) as usize % windows;
                 let coef = coef.each_ref().map(|c| &c[at..at + windows]);
                 let low = self.low(l, s) as f64 * unit;
-                let out = tables.room(d, windows * 3).as_chunks_mut().0;
-                vector::run(Quadratics { coef, low, unit, out });
+                let out = tables.room(d, windows * TERMS).as_chunks_mut().0;
+                vector::run(Cubics { coef, low, unit, out });
                 if s + 1 < count
                     && let Some(row) = rows.next()
                 {
-                    rotate(&pattern, (l >> self.scales.drop_of(s + 1)) as usize % windows, row);
+                    let by = (l >> self.scales.drop_of(s + 1)) as usize % windows;
+                    match bits {
+                        64 => rotate(&pattern, by, row),
+                        _ => row[0] = turn(pattern[0], by as u32, bits),
+                    }
                 }
             }
         }
         tables.end(d);
-        if !flags.is_empty() {
-            d.xor(flags)?;
+        drop(rows);
+        if let Some(flags) = flags {
+            d.xor(bits, flags)?;
         }
         Ok(())
     }
@@ -167,11 +186,10 @@ impl Piecewise {
         for (x, flags) in x.iter().zip(&mut flags) {
             for s in 0..count {
                 let at = x / 2f64.powi(self.scales.drop_of(s) as i32);
-                let [c0, c1, c2] = self.coef[s][at.floor() as usize % windows];
                 let r = at - at.floor();
-                out.push(c0 + r * (c1 + r * c2));
+                out.push(self.coef[s][at.floor() as usize % windows].iter().rev().fold(0.0, |y, c| y * r + c));
                 if s + 1 < count {
-                    *flags |= u64::from(at < 7.0 * libm::exp2(f64::from(Scales::stride(windows)))) << s;
+                    *flags |= u64::from(at < f64::from(FINER << Scales::stride(windows))) << s;
                 }
             }
         }
@@ -182,20 +200,21 @@ impl Piecewise {
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<(Vec<u64>, Vec<u64>), Error> {
         let Scales { count, windows, .. } = self.scales;
         let mut tables = t.half(self.tables(), self.k_out)?;
-        let f = if count > 1 { t.next(self.flags(), 64)? } else { Vec::new() };
-        let mut rows = f.chunks_exact(self.scales.words());
+        let (words, bits) = self.scales.flags();
+        let f = if count > 1 { t.next(self.flags(), bits)? } else { Vec::new() };
+        let mut rows = f.chunks_exact(words);
         let mut out = Vec::with_capacity(self.rows * count);
         let mut flags = vec![0u64; self.rows];
         for (r, &m) in x.m.iter().enumerate() {
             for s in 0..count {
                 let window = (m >> self.scales.drop_of(s)) as usize % windows;
-                let mut a = [0u64; 3];
-                tables.at(((r * count + s) * windows + window) * 3, &mut a);
+                let mut a = [0u64; TERMS];
+                tables.at(((r * count + s) * windows + window) * TERMS, &mut a);
                 let p = self.low(m, s);
-                // The square keeps as many bits as the position, so that no rounded coefficient is multiplied by more.
-                let square = (p * p) >> self.rho_bits;
-                let sum = a[1].wrapping_mul(p).wrapping_add(a[2].wrapping_mul(square)).wrapping_add(a[0]);
-                out.push(sum & mask(self.k_out));
+                // Powers keep as many bits as the position, so that no rounded coefficient is multiplied by more.
+                let powers = [p, (p * p) >> self.rho_bits, (p * p * p) >> (2 * self.rho_bits)];
+                let terms = a[1..].iter().zip(powers);
+                out.push(terms.fold(a[0], |sum, (a, p)| sum.wrapping_add(a.wrapping_mul(p))) & mask(self.k_out));
                 if s + 1 < count
                     && let Some(row) = rows.next()
                 {
@@ -209,19 +228,22 @@ impl Piecewise {
 }
 
 /// The dealt coefficients of every window of one row and scale.
-struct Quadratics<'a> {
-    coef: [&'a [f64]; 3],
+struct Cubics<'a> {
+    coef: [&'a [f64]; TERMS],
     low: f64,
     unit: f64,
-    out: &'a mut [[u64; 3]],
+    out: &'a mut [[u64; TERMS]],
 }
 
-impl Kernel for Quadratics<'_> {
+impl Kernel for Cubics<'_> {
     #[inline(always)]
     fn run(self) {
-        let Quadratics { coef: [c0, c1, c2], low, unit, out } = self;
-        for (out, ((c0, c1), c2)) in out.iter_mut().zip(c0.iter().zip(c1).zip(c2)) {
-            let a = [c0 - c1 * low + c2 * low * low, (c1 - 2.0 * c2 * low) * unit, c2 * unit];
+        let Cubics { coef: [c0, c1, c2, c3], low, unit, out } = self;
+        for (out, ((c0, c1), (c2, c3))) in out.iter_mut().zip(c0.iter().zip(c1).zip(c2.iter().zip(c3))) {
+            // The cubic about the mask's own place in its window.
+            let (b2, b1) = (c2 - 3.0 * c3 * low, c1 - (2.0 * c2 - 3.0 * c3 * low) * low);
+            let b0 = c0 - (c1 - (c2 - c3 * low) * low) * low;
+            let a = [b0, b1 * unit, b2 * unit, c3 * unit];
             *out = a.map(|a| a.round() as i64 as u64);
         }
     }
@@ -366,7 +388,7 @@ mod tests {
         let (x, lam, e) = masked(&x, c.k_in, false);
         let (rows, k_out) = (x.len(), c.k_out);
         let f = |v: f64| f(v.max(2f64.powi(c.scales.drop as i32 - 1)));
-        let mut coef = fit_quadratics(f, c.scales);
+        let mut coef = fit_cubics(f, c.scales);
         let k = narrow_ring(c.rho_bits);
         let shifts = narrow(&mut coef, k);
         let p = Piecewise { rows, k_in: c.k_in, scales: c.scales, coef, rho_bits: c.rho_bits, k_out: k };
@@ -391,25 +413,25 @@ mod tests {
         #[test]
         fn inverse_square_root_over_five_decades(places in places(), seed in any::<u64>()) {
             let f = |v: f64| 2f64.powi(50) / v.sqrt();
-            let range = 6 << 31..62 << 46;
-            let scales = Scales { drop: 31, count: 6, windows: 64 };
+            let range = 3 << 31..30 << 46;
+            let scales = Scales { drop: 31, count: 6, windows: 32 };
             check(f, &Case { k_in: 58, scales, rho_bits: 7, k_out: 58, range, tolerance: 0.004 }, &places, seed);
         }
 
         #[test]
         fn inverse_square_root_over_eleven_decades(places in places(), seed in any::<u64>()) {
             let f = |v: f64| 2f64.powi(58) / v.sqrt();
-            let range = 6 << 18..1 << 60;
-            let scales = Scales { drop: 18, count: 8, windows: 256 };
+            let range = 3 << 18..1 << 59;
+            let scales = Scales { drop: 18, count: 8, windows: 128 };
             check(f, &Case { k_in: 62, scales, rho_bits: 7, k_out: 62, range, tolerance: 0.004 }, &places, seed);
         }
 
         #[test]
         fn reciprocal_over_the_softmax_range(places in places(), seed in any::<u64>()) {
             let f = |v: f64| 2f64.powi(44) / v;
-            let range = 6 << 6..1 << 23;
-            let scales = Scales { drop: 6, count: 5, windows: 64 };
-            check(f, &Case { k_in: 25, scales, rho_bits: 6, k_out: 51, range, tolerance: 0.012 }, &places, seed);
+            let range = 3 << 7..30 << 19;
+            let scales = Scales { drop: 7, count: 5, windows: 32 };
+            check(f, &Case { k_in: 25, scales, rho_bits: 7, k_out: 51, range, tolerance: 0.012 }, &places, seed);
         }
 
         #[test]

@@ -6,7 +6,7 @@ use super::activation::Curves;
 use super::{Layer, pow2};
 use crate::gates::cosine::Cosine;
 use crate::gates::join::Join;
-use crate::gates::piecewise::{Piecewise, Scales, Select, fit_quadratics, narrow, narrow_ring};
+use crate::gates::piecewise::{Piecewise, Scales, Select, fit_cubics, narrow, narrow_ring};
 use crate::gates::rescale::Rescale;
 use crate::gates::tails::Tails;
 use crate::program::{Id, Kind, Op, Value};
@@ -66,7 +66,7 @@ pub fn scales(hi: f64, lo: f64, windows_at_lo: f64) -> Scales {
         let n = 1 + libm::round((top as f64 - finest).max(0.0) / f64::from(stride)) as u32;
         (top, stride, n)
     };
-    let windows = if of(64).2 > 8 { 256 } else { 64 };
+    let windows = if of(32).2 > 8 { 128 } else { 32 };
     let (top, stride, n) = of(windows);
     let n = n.clamp(1, 8).min(1 + top / stride);
     Scales { drop: top - stride * (n - 1), count: n as usize, windows }
@@ -169,7 +169,7 @@ impl Build {
         f: impl Fn(f64) -> f64,
     ) -> Scaled {
         let rows = self.values[x].len();
-        let mut coef = fit_quadratics(f, scales);
+        let mut coef = fit_cubics(f, scales);
         // What is chosen is at most what the first window gives.
         let bound = coef[0][0].iter().map(|c| c.abs()).sum::<f64>();
         let (k_in, rho_bits, n) = (self.values[x].bits, rho.min(scales.drop), scales.count);

@@ -81,7 +81,7 @@ impl Emit<'_> {
         // In units of the residual: x times this is x / rms(x) at 2^-f.
         let one = pow2(n.f - n.shift as i32) * libm::sqrt(c.hidden as f64);
         let f = move |v: f64| one / libm::sqrt(v.max(floor) + eps);
-        self.b.scaled(&format!("{name} inverse root"), v, scales, n.k, 6, f)
+        self.b.scaled(&format!("{name} inverse root"), v, scales, n.k, 7, f)
     }
 
     /// The masked residual times the masked inverse root, as a share at `2^-n.f`.
@@ -121,7 +121,7 @@ impl Emit<'_> {
         // Of scaled heads; the product with a head is scaled back by its columns' gains.
         let (floor, one) = (pow2(scales.drop as i32 - 1), pow2(h.f) * libm::sqrt(dim as f64));
         let f = move |v: f64| one / libm::sqrt(v.max(floor));
-        let s = self.b.scaled("heads' inverse root", w, scales, h.wide.k, 6, f);
+        let s = self.b.scaled("heads' inverse root", w, scales, h.wide.k, 7, f);
         let [row, flags, head, head_flags] = self.b.open([r.shares[0], r.shares[1], s.shares[0], s.shares[1]]);
         let r = self.b.selected(&format!("{name} inverse root"), [row, flags], r);
         let s = self.b.selected("heads' inverse root", [head, head_flags], s);

@@ -127,7 +127,7 @@ impl Emit<'_> {
 
 fn norm_scales(n: &NormPlan, d: usize) -> Scales {
     let unit = (d * d) as f64 * pow2(2 * F);
-    scales(d as f64 * n.input * n.input * pow2(2 * F), 0.03 * unit, 6.0)
+    scales(d as f64 * n.input * n.input * pow2(2 * F), 0.03 * unit, 3.0)
 }
 
 /// See [`Planner::program`].

@@ -70,7 +70,7 @@ impl PreNorm {
 
     /// Scales of the inverse root.
     pub fn scales(&self, c: &Config) -> Scales {
-        scales(self.largest(), self.smallest * self.unit(c), 12.0)
+        scales(self.largest(), self.smallest * self.unit(c), 6.0)
     }
 
     /// Bits of the residual's ring that this norm needs.
@@ -157,7 +157,7 @@ impl HeadNorm {
 
     /// Scales of the inverse root of a sum of squares.
     pub fn scales(&self) -> Scales {
-        scales(LARGEST, self.smallest, 12.0)
+        scales(LARGEST, self.smallest, 6.0)
     }
 
     /// What a unit of every column of the normalised heads is worth, gain included.
