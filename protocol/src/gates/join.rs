@@ -60,11 +60,11 @@ impl Join {
         [self.shift, self.shift + 1].map(|shift| Width::of(self.k_in, &self.mult, shift))
     }
 
-    /// `x` and `x / 2` at the result's scale, of up to 64 words with their multipliers.
-    fn scaled(&self, x: &[u64], mult: &[i64]) -> [[u64; 64]; 2] {
+    /// `x` and `x / 2` at the result's scale, with their multipliers.
+    fn scaled(&self, widths: [Width; 2], x: &Part, mult: &[i64]) -> [Part; 2] {
         let mut y = [[0; 64]; 2];
-        for ((y, width), shift) in y.iter_mut().zip(self.widths()).zip([self.shift, self.shift + 1]) {
-            vector::run(Scale { width, x, mult, shift, y: &mut y[..x.len()] });
+        for ((y, width), shift) in y.iter_mut().zip(widths).zip([self.shift, self.shift + 1]) {
+            vector::run(Scale { width, x, mult, shift, y });
         }
         y
     }
@@ -76,12 +76,14 @@ impl Join {
     /// Dealer, from the masks of `x` and `s` and of both bits.
     pub fn deal(&self, d: &mut Deal, lx: &[u64], ls: &[u64], above: &[u64], inside: &[u64]) -> Result<(), Error> {
         let mut tensors = self.dealt().into_iter().map(|(n, k)| d.tensor(n, k)).collect::<Result<Vec<_>, _>>()?;
-        let mult = super::cycle(&self.mult);
+        let (mult, widths) = (super::cycle(&self.mult), self.widths());
         for (i, (x, s)) in lx.chunks(64).zip(ls.chunks(64)).enumerate() {
             let n = x.len();
-            let scaled = self.scaled(x, &mult[64 * i % self.mult.len()..][..n]);
+            let (x, s) = (part(x), part(s));
+            let scaled = self.scaled(widths, &x, &mult[64 * i % self.mult.len()..][..64]);
             let mut parts = [[0; 64]; DEALT];
-            vector::run(Parts { g: self, x, s, scaled: &scaled, bits: [above[i], inside[i]], parts: &mut parts });
+            let bits = [above[i], inside[i]];
+            vector::run(Parts { g: self, x: &x, s: &s, scaled: &scaled, bits, parts: &mut parts });
             for (t, part) in tensors.iter_mut().zip(&parts) {
                 t.room(d, n).copy_from_slice(&part[..n]);
             }
@@ -111,66 +113,61 @@ impl Join {
         inside: &Masked,
     ) -> Result<Vec<u64>, Error> {
         let mut halves = self.dealt().into_iter().map(|(n, k)| t.half(n, k)).collect::<Result<Vec<_>, _>>()?;
-        let (mult, wraps) = (super::cycle(&self.mult), super::cycle(&self.columns(|c| self.wraps(c))));
         let quarter = 1u64 << (self.k_in - 2);
-        let quarters = self.columns(|c| [self.shift, self.shift + 1].map(|shift| scaled(quarter, self.mult[c], shift)));
-        let quarters = super::cycle(&quarters);
+        let shifts = [self.shift, self.shift + 1];
+        let of = |f: &dyn Fn(i64, u32) -> u64| {
+            shifts.map(|s| super::cycle(&self.mult.iter().map(|m| f(*m, s)).collect::<Vec<_>>()))
+        };
+        let wraps = of(&|mult, shift| rescale::wrap(mult, shift, self.k_in, self.k_out));
+        let quarters = of(&|mult, shift| scaled(quarter, mult, shift));
+        let (mult, widths) = (super::cycle(&self.mult), self.widths());
         let lead = u64::from(t.leads());
         let mut y = vec![0; self.len];
         for (i, ((m, s), y)) in x.m.chunks(64).zip(s.m.chunks(64)).zip(y.chunks_mut(64)).enumerate() {
             let (n, c) = (m.len(), 64 * i % self.mult.len());
-            let mut raised = [0; 64];
-            raised.iter_mut().zip(m).for_each(|(r, m)| *r = m.wrapping_add(quarter) & mask(self.k_in));
-            let scaled = self.scaled(&raised[..n], &mult[c..][..n]);
+            let raised = part(m).map(|m| m.wrapping_add(quarter) & mask(self.k_in));
+            let scaled = self.scaled(widths, &raised, &mult[c..][..64]);
             let mut dealt = halves.iter_mut().map(|h| h.next(n));
             let dealt: [&[u64]; DEALT] = std::array::from_fn(|_| dealt.next().unwrap_or_default());
+            let (quarters, wraps) = (quarters.each_ref().map(|q| &q[c..][..n]), wraps.each_ref().map(|w| &w[c..][..n]));
             let bits = [above.m[i], inside.m[i]];
-            let (quarters, wraps) = (&quarters[c..][..n], &wraps[c..][..n]);
-            vector::run(Joined {
-                g: self,
-                lead,
-                raised: &raised[..n],
-                s,
-                scaled: &scaled,
-                quarters,
-                wraps,
-                bits,
-                dealt,
-                y,
-            });
+            vector::run(Joined { g: self, lead, raised: &raised, s, scaled: &scaled, quarters, wraps, bits, dealt, y });
         }
         Ok(y)
     }
+}
 
-    fn columns(&self, of: impl Fn(usize) -> [u64; 2]) -> Vec<[u64; 2]> {
-        (0..self.mult.len()).map(of).collect()
-    }
+/// Sixty-four words; where there are fewer, the rest is of no account.
+type Part = [u64; 64];
+
+fn part(x: &[u64]) -> Part {
+    let mut part = [0; 64];
+    part[..x.len()].copy_from_slice(x);
+    part
 }
 
 /// What is dealt of up to 64 elements.
 struct Parts<'a> {
     g: &'a Join,
-    x: &'a [u64],
-    s: &'a [u64],
-    scaled: &'a [[u64; 64]; 2],
+    x: &'a Part,
+    s: &'a Part,
+    scaled: &'a [Part; 2],
     bits: [u64; 2],
-    parts: &'a mut [[u64; 64]; DEALT],
+    parts: &'a mut [Part; DEALT],
 }
 
 impl Kernel for Parts<'_> {
     #[inline(always)]
     fn run(self) {
         let Parts { g, x, s, scaled: [whole, half], bits: [above, inside], parts } = self;
-        let (top, series_top) = (g.k_in - 1, g.k_series - 1);
-        for (i, (x, s)) in x.iter().zip(s).enumerate() {
-            let (a, u) = (whole[i], half[i].wrapping_add(g.dropped(*s)));
-            let (b, bs) = (x >> top, s >> series_top);
-            let (r, q) = (above >> i & 1, inside >> i & 1);
-            let of = [a, u, b, bs, r, a * r, b * r, q, u * q, b * q, bs * q];
-            for (part, v) in parts.iter_mut().zip(of) {
-                part[i] = v;
-            }
-        }
+        let bit = |word: u64| std::array::from_fn::<u64, 64, _>(|i| word >> i & 1);
+        let (r, q) = (bit(above), bit(inside));
+        let (b, bs) = (x.map(|x| x >> (g.k_in - 1)), s.map(|s| s >> (g.k_series - 1)));
+        let u = std::array::from_fn(|i| half[i].wrapping_add(g.dropped(s[i])));
+        let times = |x: &Part, r: &Part| std::array::from_fn(|i| x[i] & r[i].wrapping_neg());
+        let products = [times(whole, &r), times(&b, &r), times(&u, &q), times(&b, &q), times(&bs, &q)];
+        let [ra, rb, qu, qb, qs] = products;
+        *parts = [*whole, u, b, bs, r, ra, rb, q, qu, qb, qs];
     }
 }
 
@@ -178,11 +175,11 @@ impl Kernel for Parts<'_> {
 struct Joined<'a> {
     g: &'a Join,
     lead: u64,
-    raised: &'a [u64],
+    raised: &'a Part,
     s: &'a [u64],
-    scaled: &'a [[u64; 64]; 2],
-    quarters: &'a [[u64; 2]],
-    wraps: &'a [[u64; 2]],
+    scaled: &'a [Part; 2],
+    quarters: [&'a [u64]; 2],
+    wraps: [&'a [u64]; 2],
     bits: [u64; 2],
     dealt: [&'a [u64]; DEALT],
     y: &'a mut [u64],
@@ -193,31 +190,36 @@ impl Kernel for Joined<'_> {
     fn run(self) {
         let Joined { g, lead, raised, s, scaled: [whole, half], quarters, wraps, bits: [above, inside], dealt, y } =
             self;
-        let n = y.len();
+        let n = y.len().min(64);
         let [a, u, b, bs, r, ra, rb, q, qu, qb, qs] = dealt.map(|d| &d[..n]);
-        let (raised, s, quarters, wraps) = (&raised[..n], &s[..n], &quarters[..n], &wraps[..n]);
+        let ([x_quarter, u_quarter], [x_wrap, u_wrap]) = (quarters.map(|q| &q[..n]), wraps.map(|w| &w[..n]));
+        let (raised, s, whole, half) = (&raised[..n], &s[..n], &whole[..n], &half[..n]);
         let (keep, keep_series, series_wrap) = (mask(g.k_out), mask(g.k_series), g.series_wrap());
         let series_quarter = 1u64 << (g.k_series - 2);
-        for i in 0..n {
+        // In a place of its own, so that the loop is known not to change what it reads.
+        let mut joined = [0; 64];
+        for (i, joined) in joined[..n].iter_mut().enumerate() {
             let wrapped = 1 - (raised[i] >> (g.k_in - 1));
             let series = s[i].wrapping_add(series_quarter) & keep_series;
-            let [w, half_w] = wraps[i].map(|w| wrapped * w);
+            let (wx, wu) = (wrapped * x_wrap[i], wrapped * u_wrap[i]);
             let ws = (1 - (series >> (g.k_series - 1))) * series_wrap;
             // What is public of x and of U.
-            let x = whole[i].wrapping_sub(quarters[i][0]);
-            let v = half[i].wrapping_sub(quarters[i][1]);
+            let x = whole[i].wrapping_sub(x_quarter[i]);
+            let v = half[i].wrapping_sub(u_quarter[i]);
             let v = v.wrapping_add(g.dropped(series)).wrapping_sub(series_quarter >> g.drop);
-            let share = (x * lead).wrapping_sub(a[i]).wrapping_add(w.wrapping_mul(b[i]));
+            let share = (x * lead).wrapping_sub(a[i]).wrapping_add(wx.wrapping_mul(b[i]));
             let share_u = (v * lead).wrapping_sub(u[i]);
-            let share_u = share_u.wrapping_add(half_w.wrapping_mul(b[i])).wrapping_add(ws.wrapping_mul(bs[i]));
-            let gated = r[i].wrapping_mul(x).wrapping_sub(ra[i]).wrapping_add(w.wrapping_mul(rb[i]));
+            let share_u = share_u.wrapping_add(wu.wrapping_mul(b[i])).wrapping_add(ws.wrapping_mul(bs[i]));
+            let gated = r[i].wrapping_mul(x).wrapping_sub(ra[i]).wrapping_add(wx.wrapping_mul(rb[i]));
             let gated_u = q[i].wrapping_mul(v).wrapping_sub(qu[i]);
-            let gated_u = gated_u.wrapping_add(half_w.wrapping_mul(qb[i])).wrapping_add(ws.wrapping_mul(qs[i]));
-            let (c, d) = (above >> i & 1, inside >> i & 1);
-            let above = (c.wrapping_neg() & share).wrapping_add((1u64.wrapping_sub(2 * c)).wrapping_mul(gated));
-            let inside = (d.wrapping_neg() & share_u).wrapping_add((1u64.wrapping_sub(2 * d)).wrapping_mul(gated_u));
-            y[i] = above.wrapping_add(inside) & keep;
+            let gated_u = gated_u.wrapping_add(wu.wrapping_mul(qb[i])).wrapping_add(ws.wrapping_mul(qs[i]));
+            // Where a bit is opened as one, what its mask's bit gives counts negative.
+            let (c, d) = ((above >> i & 1).wrapping_neg(), (inside >> i & 1).wrapping_neg());
+            let above = (c & share).wrapping_add((gated ^ c).wrapping_sub(c));
+            let inside = (d & share_u).wrapping_add((gated_u ^ d).wrapping_sub(d));
+            *joined = above.wrapping_add(inside) & keep;
         }
+        y.copy_from_slice(&joined[..n]);
     }
 }
 

@@ -43,17 +43,12 @@ impl Tails {
         vec![(self.len, 64)]
     }
 
-    fn window(&self, x: u64) -> u32 {
-        (x >> (self.k - 7)) as u32 % WINDOWS
-    }
-
     /// Dealer.
     pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
         let ones: Vec<u64> = self.inner.iter().map(|i| mask(32) & !mask(*i)).collect();
         let mut t = d.bits(self.len)?;
         for row in lam.chunks(self.inner.len()) {
-            let words = t.room(d, row.len()).iter_mut().zip(row).zip(&ones);
-            words.for_each(|((w, l), ones)| *w = ones.rotate_left(self.window(*l)));
+            vector::run(Rotated { top: self.k - 7, l: row, ones: &ones, words: t.room(d, row.len()) });
         }
         t.end(d);
         Ok(())
@@ -87,6 +82,22 @@ impl Tails {
     }
 }
 
+/// The dealer's words of a row.
+struct Rotated<'a> {
+    top: u32,
+    l: &'a [u64],
+    ones: &'a [u64],
+    words: &'a mut [u64],
+}
+
+impl Kernel for Rotated<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let words = self.words.iter_mut().zip(self.l).zip(self.ones);
+        words.for_each(|((w, l), ones)| *w = ones.rotate_left((l >> self.top) as u32 % WINDOWS));
+    }
+}
+
 /// Shares of "above" and "below" of up to 64 values.
 struct Flags<'a> {
     top: u32,
@@ -100,11 +111,13 @@ impl Kernel for Flags<'_> {
     #[inline(always)]
     fn run(self) {
         let Flags { top, m, dealt, inner, flags } = self;
+        let mut both = [0; 2];
         for (i, ((m, word), inner)) in m.iter().zip(dealt).zip(inner).enumerate() {
             let at = m >> top;
-            flags[0] |= (word >> (at % 64) & 1) << i;
-            flags[1] |= (word >> ((at + u64::from(REACH + inner)) % 64) & 1) << i;
+            both[0] |= (word >> (at % 64) & 1) << i;
+            both[1] |= (word >> ((at + u64::from(REACH + inner)) % 64) & 1) << i;
         }
+        *flags = both;
     }
 }
 
