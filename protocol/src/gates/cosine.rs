@@ -107,7 +107,8 @@ impl Cosine {
         let block = |((coef, turns), n): ((&[Vec<f64>], &[u32]), usize)| {
             let factor = |j: usize, lane: usize| {
                 let a = coef.get(lane).and_then(|c| c.get(j)).copied().unwrap_or(0.0);
-                libm::copysign(libm::sqrt(a.abs() * unit), a)
+                // Exact operations of IEEE, unlike most of `libm`.
+                (a.abs() * unit).sqrt().copysign(a)
             };
             Block {
                 turns: std::array::from_fn(|lane| turns.get(lane).copied().map_or(0, u64::from)),
