@@ -73,7 +73,9 @@ pub fn linear(x: &[u64], rows: usize, w: &Weights, bits: u32, out: &mut [u64]) {
     linear_on(Level::detect(), x, rows, w, bits, out);
 }
 
-fn linear_on(level: Level, x: &[u64], rows: usize, w: &Weights, bits: u32, out: &mut [u64]) {
+/// As [`linear`], by the kernels of one level.
+#[doc(hidden)]
+pub fn linear_on(level: Level, x: &[u64], rows: usize, w: &Weights, bits: u32, out: &mut [u64]) {
     out.fill(0);
     if rows == 0 || w.cols_in == 0 || w.rows_out == 0 {
         return;
@@ -156,15 +158,17 @@ fn linear_wide(x: &[u64], w: &Weights, bits: u32, out: &mut [u64]) {
 
 /// `out = a b mod 2^bits`; `a` is `m x k`, `b` is `k x n`, all row-major, bits above the ring do not matter.
 pub fn matmul(a: &[u64], b: &[u64], m: usize, k: usize, n: usize, bits: u32, out: &mut [u64]) {
-    product(Level::detect(), a, b, (m, k, n), (n, 1), bits, out);
+    product_on(Level::detect(), a, b, (m, k, n), (n, 1), bits, out);
 }
 
 /// As [`matmul`], with `b` given transposed, `n x k`.
 pub fn matmul_bt(a: &[u64], b: &[u64], m: usize, k: usize, n: usize, bits: u32, out: &mut [u64]) {
-    product(Level::detect(), a, b, (m, k, n), (1, k), bits, out);
+    product_on(Level::detect(), a, b, (m, k, n), (1, k), bits, out);
 }
 
-fn product(
+/// As [`matmul`], by the kernels of one level, with `b` in any order: element `(i, j)` is `b[i * strides.0 + j * strides.1]`.
+#[doc(hidden)]
+pub fn product_on(
     level: Level,
     a: &[u64],
     b: &[u64],
@@ -255,8 +259,9 @@ impl Word for u64 {
 }
 
 /// Which kernels to run.
+#[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Level {
+pub enum Level {
     Scalar,
     #[cfg(target_arch = "x86_64")]
     Avx2(simd::Avx2),
@@ -271,12 +276,23 @@ impl Level {
     }
 
     /// What this processor has, slowest first.
-    fn all() -> impl Iterator<Item = Level> {
+    pub fn all() -> impl Iterator<Item = Level> {
         #[cfg(target_arch = "x86_64")]
         let vector = [simd::Avx2::detect().map(Level::Avx2), simd::Avx512::detect().map(Level::Avx512)];
         #[cfg(not(target_arch = "x86_64"))]
         let vector = [None];
         [Some(Level::Scalar)].into_iter().chain(vector).flatten()
+    }
+
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) => "avx512",
+        }
     }
 }
 
@@ -421,10 +437,10 @@ mod tests {
         expected.iter_mut().for_each(|e| *e &= mask(bits));
         for level in Level::all() {
             let mut got = vec![1; m * n];
-            product(level, a, b, (m, k, n), (n, 1), bits, &mut got);
+            product_on(level, a, b, (m, k, n), (n, 1), bits, &mut got);
             assert!(got == expected, "{level:?}: {m} x {k} x {n}, {bits} bits");
             got.fill(1);
-            product(level, a, &transposed, (m, k, n), (1, k), bits, &mut got);
+            product_on(level, a, &transposed, (m, k, n), (1, k), bits, &mut got);
             assert!(got == expected, "{level:?} transposed: {m} x {k} x {n}, {bits} bits");
         }
     }

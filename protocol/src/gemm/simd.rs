@@ -15,11 +15,11 @@ const ROWS2: usize = 6;
 
 /// Proof of AVX2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Avx2(());
+pub struct Avx2(());
 
 /// Proof of AVX-512 F, BW, DQ and VNNI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Avx512(());
+pub struct Avx512(());
 
 impl Avx2 {
     pub(super) fn detect() -> Option<Avx2> {
