@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, measurement::WallTime};
-use tacet_protocol::gemm::{Level, Weights, linear_on, product_on};
+use tacet_protocol::gemm::{Level, Order, Weights, linear_on, product_on};
 use tacet_protocol::prg::{Prg, SessionKey};
 
 /// Rows, inputs and outputs: a projection of 128 tokens, and of one.
@@ -80,7 +80,7 @@ fn main() {
             for level in Level::all() {
                 rate(&mut g, format!("u{bits} x u{bits}"), level, macs, |y| {
                     y.resize(rows * out, 0);
-                    product_on(level, &x, &b, (rows, inp, out), (1, inp), bits, y);
+                    product_on(level, &x, &b, (rows, inp, out), Order::Columns, bits, y);
                 });
             }
         }
