@@ -14,6 +14,7 @@ mod limbs;
 mod simd;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod weights;
 mod words;
 
@@ -23,6 +24,7 @@ use crate::ring::mask;
 #[doc(hidden)]
 pub use level::Level;
 use limbs::Limbs;
+pub use threads::Threads;
 pub(crate) use weights::Packing;
 pub use weights::Weights;
 #[doc(hidden)]
@@ -55,13 +57,11 @@ pub fn linear_on(level: Level, x: &[u64], rows: usize, w: &Weights, bits: u32, o
     let limbs = Limbs::new(bits, w.largest);
     let mut a = vec![0; rows * limbs.count() * w.cols_in().next_multiple_of(2)];
     level.split(x, w.cols_in(), &limbs, &mut a);
-    outputs(level, &limbs, &a, w, 0..w.panels(), out);
-    let keep = mask(bits);
-    out.iter_mut().for_each(|o| *o &= keep);
+    outputs(level, &limbs, &a, w, 0..w.panels(), bits, out);
 }
 
-/// Outputs of some panels, row-major, of rows split into limbs; bits above the ring are noise.
-fn outputs(level: Level, limbs: &Limbs, a: &[i16], w: &Weights, panels: Range<usize>, out: &mut [u64]) {
+/// Outputs of some panels, row-major, of rows split into limbs.
+fn outputs(level: Level, limbs: &Limbs, a: &[i16], w: &Weights, panels: Range<usize>, bits: u32, out: &mut [u64]) {
     out.fill(0);
     let stride = w.cols_in().next_multiple_of(2);
     let row_len = limbs.count() * stride;
@@ -86,4 +86,6 @@ fn outputs(level: Level, limbs: &Limbs, a: &[i16], w: &Weights, panels: Range<us
             }
         }
     }
+    let keep = mask(bits);
+    out.iter_mut().for_each(|o| *o &= keep);
 }
