@@ -18,7 +18,7 @@ use crate::keys;
 const LANE: [(&str, Role); 3] = [("alpha", Role::E1), ("beta", Role::E2), ("gamma", Role::Dealer)];
 
 /// How long linking may take: planning a large model takes its time, and three do it at once.
-pub const PATIENCE: Duration = Duration::from_secs(600);
+pub const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// A running local lane; processes are ended and the folder removed on drop.
 pub struct Lane {
@@ -93,6 +93,8 @@ impl Lane {
             http: Vec::new(),
             parties: Parties { token, party: Vec::new() },
         };
+        // The three share this machine's cores.
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get() / LANE.len()).max(1);
         let mut addrs = Vec::new();
         let mut held = Vec::new();
         for (name, role) in LANE {
@@ -133,6 +135,7 @@ impl Lane {
                 limits: limits.clone(),
                 pool: pool.clone(),
                 backend,
+                threads,
             };
             std::fs::write(dir.join(format!("{name}.toml")), toml::to_string(&config)?)?;
             let child = lane.spawn(name)?;

@@ -23,12 +23,16 @@ pub struct Args {
     /// in hardware if there is one that is faster than the processor; `gpu` takes any, and fails without one
     #[arg(long)]
     backend: Option<BackendKind>,
+    /// Threads that products on the processor are divided among, in place of the configuration's; 0 for one a core
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=1024))]
+    threads: Option<u16>,
 }
 
 /// Serves.
 pub async fn run(args: Args) -> Result<()> {
     let mut config = Config::load(&args.config)?;
     config.backend = args.backend.unwrap_or(config.backend);
+    config.threads = args.threads.map_or(config.threads, usize::from);
     files(&config).with_context(|| args.config.display().to_string())?;
     Ok(tacet_party::serve(config).await?)
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tacet_protocol::Error;
 use tacet_protocol::backend::{Backend, Cpu};
+use tacet_protocol::gemm::Threads;
 
 use crate::PartyError;
 use crate::config::BackendKind;
@@ -21,6 +22,7 @@ use {
 
 /// What a party computes products with.
 pub struct Compute {
+    cpu: Arc<dyn Backend>,
     #[cfg(feature = "gpu")]
     kind: BackendKind,
     #[cfg(feature = "gpu")]
@@ -29,11 +31,11 @@ pub struct Compute {
 
 #[cfg(feature = "gpu")]
 impl Compute {
-    /// Opens what was asked for.
+    /// Opens what was asked for, with so many threads of the processor; 0 for all.
     ///
     /// # Errors
-    /// `gpu` was asked for, and there is no adapter or it cannot be opened.
-    pub fn open(kind: BackendKind) -> Result<Compute, PartyError> {
+    /// `gpu` was asked for, and there is no adapter or it cannot be opened; or the system gives no threads.
+    pub fn open(kind: BackendKind, threads: usize) -> Result<Compute, PartyError> {
         let gpu = match (kind, open(kind)) {
             (_, Ok(gpu)) => gpu,
             (BackendKind::Gpu, Err(e)) => return Err(PartyError::Config(format!("backend = \"gpu\": {e}"))),
@@ -42,7 +44,7 @@ impl Compute {
                 None
             }
         };
-        Ok(Compute { kind, gpu: Mutex::new(gpu) })
+        Ok(Compute { cpu: cpu(threads)?, kind, gpu: Mutex::new(gpu) })
     }
 
     /// Its name, for people.
@@ -73,7 +75,7 @@ impl Compute {
         }
         Ok(match &*gpu {
             Some(gpu) => Arc::clone(gpu) as Arc<dyn Backend>,
-            None => Arc::new(Cpu),
+            None => Arc::clone(&self.cpu),
         })
     }
 }
@@ -97,18 +99,26 @@ fn open(kind: BackendKind) -> Result<Option<Arc<Gpu>>, GpuError> {
     }
 }
 
+/// The processor: sessions share the threads, and one alone is that of each session.
+fn cpu(threads: usize) -> Result<Arc<dyn Backend>, PartyError> {
+    Ok(match threads {
+        1 => Arc::new(Cpu),
+        n => Arc::new(Threads::new(n)?),
+    })
+}
+
 #[cfg(not(feature = "gpu"))]
 impl Compute {
-    /// Opens what was asked for.
+    /// Opens what was asked for, with so many threads of the processor; 0 for all.
     ///
     /// # Errors
-    /// `gpu` was asked for.
-    pub fn open(kind: BackendKind) -> Result<Compute, PartyError> {
+    /// `gpu` was asked for, or the system gives no threads.
+    pub fn open(kind: BackendKind, threads: usize) -> Result<Compute, PartyError> {
         match kind {
             BackendKind::Gpu => Err(PartyError::Config(
                 "backend = \"gpu\": this build computes on the processor only: build it with the feature gpu".into(),
             )),
-            BackendKind::Auto | BackendKind::Cpu => Ok(Compute {}),
+            BackendKind::Auto | BackendKind::Cpu => Ok(Compute { cpu: cpu(threads)? }),
         }
     }
 
@@ -124,7 +134,7 @@ impl Compute {
 
     /// What a session computes with.
     pub fn backend(&self) -> Result<Arc<dyn Backend>, Error> {
-        Ok(Arc::new(Cpu))
+        Ok(Arc::clone(&self.cpu))
     }
 }
 
@@ -134,15 +144,15 @@ mod tests {
 
     #[test]
     fn the_processor_is_always_there() {
-        let compute = Compute::open(BackendKind::Cpu).unwrap();
+        let compute = Compute::open(BackendKind::Cpu, 2).unwrap();
         assert_eq!(compute.name(), "cpu");
         assert!(compute.backend().is_ok());
-        assert!(Compute::open(BackendKind::Auto).is_ok_and(|c| c.backend().is_ok()));
+        assert!(Compute::open(BackendKind::Auto, 1).is_ok_and(|c| c.backend().is_ok()));
     }
 
     #[test]
     fn a_wish_for_an_adapter_is_met_or_refused() {
-        match Compute::open(BackendKind::Gpu) {
+        match Compute::open(BackendKind::Gpu, 1) {
             Ok(c) => assert!(c.name() != "cpu" && c.backend().is_ok()),
             Err(e) => assert!(e.to_string().contains("backend = \"gpu\""), "{e}"),
         }
@@ -151,7 +161,7 @@ mod tests {
     #[cfg(feature = "gpu")]
     #[test]
     fn a_lost_device_is_opened_again_for_the_next_session() {
-        let Ok(compute) = Compute::open(BackendKind::Gpu) else {
+        let Ok(compute) = Compute::open(BackendKind::Gpu, 1) else {
             return println!("skipped: this machine has no graphics adapter, nor lavapipe");
         };
         let held = Arc::clone(lock(&compute.gpu).as_ref().unwrap());
@@ -161,7 +171,7 @@ mod tests {
         assert!(held.lost() && !again.lost());
         // Where it does not come back: a wish is given up, an order is not.
         *lock(&compute.gpu) = Some(held);
-        let gone = |kind| Compute { kind, gpu: Mutex::new(lock(&compute.gpu).clone()) };
+        let gone = |kind| Compute { cpu: Arc::new(Cpu), kind, gpu: Mutex::new(lock(&compute.gpu).clone()) };
         let auto = gone(BackendKind::Auto);
         assert!(auto.backend().is_ok());
         assert!(lock(&auto.gpu).as_ref().is_none_or(|g| !g.lost()), "not the lost one");

@@ -34,6 +34,10 @@ pub struct Config {
     /// Where products are computed.
     #[serde(default)]
     pub backend: BackendKind,
+    /// Threads that products on the processor are divided among, for all sessions together; 0 for one a core of the machine.
+    /// With 1 each session computes by itself. Lower it where others share the machine.
+    #[serde(default)]
+    pub threads: usize,
     /// The two other parties.
     pub peer: Vec<Peer>,
     /// Limits.
@@ -249,6 +253,7 @@ impl Config {
         {
             within(name, seconds as usize, 1..=1 << 20)?;
         }
+        within("threads", c.threads, 0..=1024)?;
         within("pool.bundles", c.pool.bundles, 0..=4096)?;
         for tokens in &c.pool.prefill {
             within("pool.prefill", *tokens, 1..=l.tokens)?;

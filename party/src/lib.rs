@@ -165,7 +165,7 @@ pub async fn serve(config: Config) -> Result<(), PartyError> {
     for p in &config.peer {
         pins.push(certificate_from_pem(&config::read(&p.certificate)?)?);
     }
-    let compute = Arc::new(compute::Compute::open(config.backend)?);
+    let compute = Arc::new(compute::Compute::open(config.backend, config.threads)?);
     let quic = endpoint(config.listen, Some(accept_config(&identity, pins.clone())?))?;
     let http = match config.http {
         Some(addr) => Some(tokio::net::TcpListener::bind(addr).await?),

@@ -6,9 +6,11 @@
 
 use std::sync::Arc;
 
+use zeroize::Zeroizing;
+
 use crate::Error;
-use crate::gates::product::HeadProduct;
-use crate::gemm::linear;
+use crate::gates::product::{HeadProduct, Side};
+use crate::gemm::{Threads, linear};
 use crate::program::Linear;
 
 /// Computes matrix products in Z_2^bits.
@@ -38,6 +40,61 @@ impl Backend for Cpu {
     }
 
     fn product(&self, g: &HeadProduct, pairs: &[(&[u64], &[u64])]) -> Result<Vec<u64>, Error> {
-        Ok(g.sum(pairs))
+        Ok(g.sum(0..g.heads, pairs))
+    }
+}
+
+/// Never fails.
+impl Backend for Threads {
+    fn linear(&self, layer: &Arc<Linear>, x: &[u64], rows: usize, bits: u32) -> Result<Vec<u64>, Error> {
+        let weights = layer.weights()?;
+        let mut out = vec![0; rows * weights.rows_out()];
+        Threads::linear(self, x, rows, weights, bits, &mut out);
+        Ok(out)
+    }
+
+    fn product(&self, g: &HeadProduct, pairs: &[(&[u64], &[u64])]) -> Result<Vec<u64>, Error> {
+        let mut parts = self.map(g.heads, pairs.len() * g.macs(), |heads| Zeroizing::new(g.sum(heads, pairs)));
+        if parts.len() == 1 {
+            return Ok(parts.pop().map(|mut p| std::mem::take(&mut *p)).unwrap_or_default());
+        }
+        let mut out = Vec::with_capacity(g.out_len());
+        match g.side {
+            Side::Scores => parts.iter().for_each(|part| out.extend_from_slice(part)),
+            Side::Attend => {
+                let rows = g.grid.rows;
+                for row in 0..rows {
+                    for part in &parts {
+                        let width = part.len() / rows;
+                        out.extend_from_slice(&part[row * width..][..width]);
+                    }
+                }
+            }
+        }
+        Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gates::grid::Grid;
+
+    #[test]
+    fn threads_give_the_words_of_one() {
+        let words = |n: usize, by: u64| (1..=n as u64).map(|i| i.wrapping_mul(by)).collect::<Vec<_>>();
+        let grids = [(Grid::square(70), 9, 9), (Grid::causal(40, 100), 8, 2), (Grid::causal(3000, 1), 7, 7)];
+        for (grid, heads, kv_heads) in grids {
+            for (side, k) in [(Side::Scores, 28), (Side::Attend, 62)] {
+                let g = HeadProduct { side, grid, heads, kv_heads, dim: 64, k };
+                let n = if side == Side::Scores { grid.rows * heads * 64 } else { heads * grid.len() };
+                let (a, b) = (words(n, 0x9e37_79b9_7f4a_7c15), words(grid.keys * kv_heads * 64, 0xbf58_476d_1ce4_e5b9));
+                let pairs: [(&[u64], &[u64]); 2] = [(&a, &b), (&a, &b)];
+                let want = Cpu.product(&g, &pairs).unwrap();
+                for threads in [2, 3] {
+                    assert!(Threads::new(threads).unwrap().product(&g, &pairs).unwrap() == want, "{threads}: {g:?}");
+                }
+            }
+        }
     }
 }

@@ -136,6 +136,7 @@ impl Lane {
                 key: dir.join(format!("{}.key", p.name)),
                 seal_key: dir.join(format!("{}.seal", p.name)),
                 backend: tacet_party::config::BackendKind::default(),
+                threads: 1,
                 clients: clients.clone(),
                 peer: parties.party.iter().filter(|o| o.name != p.name).map(peer).collect(),
                 limits: limits.clone(),

@@ -2,6 +2,8 @@
 //!
 //! `(m_a - l_a)(m_b - l_b) = m_a m_b - m_a l_b - l_a m_b + l_a l_b` (Beaver's identity with the masks as the triple).
 
+use std::ops::Range;
+
 use super::grid::Grid;
 use super::{Deal, Dealt, Masked, Take};
 use crate::Error;
@@ -45,6 +47,11 @@ impl HeadProduct {
         }
     }
 
+    /// Multiply-accumulates of a product.
+    pub(crate) fn macs(&self) -> usize {
+        self.heads * self.grid.len() * self.dim
+    }
+
     /// What is dealt.
     pub fn dealt(&self) -> Vec<Dealt> {
         vec![(self.out_len(), self.k)]
@@ -55,25 +62,26 @@ impl HeadProduct {
         x.chunks_exact(heads * self.dim).flat_map(|row| row[h * self.dim..][..self.dim].iter().copied()).collect()
     }
 
-    /// Sum of products in words: what a [`Backend`] computes.
-    pub(crate) fn sum(&self, pairs: &[(&[u64], &[u64])]) -> Vec<u64> {
-        let mut sum = vec![0u64; self.out_len()];
+    /// Sum of products in words, of some heads: their scores, or their columns of every row. What a [`Backend`] computes.
+    pub(crate) fn sum(&self, heads: Range<usize>, pairs: &[(&[u64], &[u64])]) -> Vec<u64> {
+        let mut sum = vec![0u64; self.out_len() / self.heads * heads.len()];
         for (a, b) in pairs {
-            let product = Zeroizing::new(self.product(a, b));
+            let product = Zeroizing::new(self.product(heads.clone(), a, b));
             sum.iter_mut().zip(product.iter()).for_each(|(s, p)| *s = s.wrapping_add(*p) & mask(self.k));
         }
         sum
     }
 
-    fn product(&self, a: &[u64], b: &[u64]) -> Vec<u64> {
+    fn product(&self, heads: Range<usize>, a: &[u64], b: &[u64]) -> Vec<u64> {
         let (r, t, d) = (self.grid.rows, self.grid.keys, self.dim);
-        let mut out = Vec::with_capacity(self.out_len());
+        let (first, width, len) = (heads.start, heads.len() * d, self.out_len() / self.heads * heads.len());
+        let mut out = Vec::with_capacity(len);
         if self.side == Side::Attend {
-            out.resize(self.out_len(), 0);
+            out.resize(len, 0);
         }
         let mut o = vec![0; r * if self.side == Side::Scores { t } else { d }];
         let mut kv = (usize::MAX, Vec::new());
-        for h in 0..self.heads {
+        for h in heads {
             let g = h / (self.heads / self.kv_heads);
             if kv.0 != g {
                 kv = (g, self.head(b, g, self.kv_heads));
@@ -86,8 +94,8 @@ impl HeadProduct {
                 Side::Attend => {
                     let p = self.grid.dense(&a[h * self.grid.len()..][..self.grid.len()]);
                     matmul(&p, &kv.1, r, t, d, self.k, &mut o);
-                    for (o, out) in o.chunks_exact(d).zip(out.chunks_exact_mut(self.heads * d)) {
-                        out[h * d..][..d].copy_from_slice(o);
+                    for (o, out) in o.chunks_exact(d).zip(out.chunks_exact_mut(width)) {
+                        out[(h - first) * d..][..d].copy_from_slice(o);
                     }
                 }
             }

@@ -1,6 +1,6 @@
 //! Gram matrices of rows of 16-bit integers, exact, so that every machine derives the same bounds from them.
 
-use super::{KC, Level, MR, NR, Weights, limb_tile};
+use super::{KC, Level, MR, NR, Weights};
 
 /// `A A^T` of `rows` rows of `cols` integers, row-major.
 ///
@@ -24,13 +24,14 @@ pub fn gram(a: &[i16], rows: usize, cols: usize) -> Vec<i32> {
     let level = Level::detect();
     for from in (0..stride).step_by(KC) {
         let to = (from + KC).min(stride);
-        for (p, panel) in weights.data.chunks_exact(stride * NR).enumerate() {
+        for p in 0..weights.panels() {
+            let panel = weights.panel(p, from..to);
             let columns = p * NR..(p * NR + NR).min(rows);
             // The rows from the panel's own on; the rest is its mirror.
             for first in (columns.start..rows).step_by(MR) {
                 let count = MR.min(rows - first);
                 let mut tile = [[0; NR]; MR];
-                limb_tile(level, &a[first * stride + from..], stride, count, &panel[from * NR..to * NR], &mut tile);
+                level.limb_tile(&a[first * stride + from..], stride, count, panel, &mut tile);
                 for (r, sums) in tile[..count].iter().enumerate() {
                     let out = &mut out[(first + r) * rows..][columns.clone()];
                     out.iter_mut().zip(sums).for_each(|(o, s)| *o = o.wrapping_add(*s));

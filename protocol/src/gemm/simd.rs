@@ -6,44 +6,58 @@
 
 use std::arch::x86_64::*;
 
-use super::{LimbTile, MR, NR, word_tile};
+use super::limbs::{self, Limbs};
+use super::weights::Panel;
+use super::words::{self, Word, word_tile};
+use super::{LimbTile, MR, NR};
 
-/// 16 ring words of a tile row, as pairs of 16-bit operands: what the AVX2 kernel handles of a panel row at a time.
-const HALF: usize = NR / 2;
 /// Rows that the AVX2 kernel keeps in registers.
 const ROWS2: usize = 6;
 
+/// Most rows that wait for memory more than for arithmetic.
+const STREAMED: usize = 6;
+/// Bytes by which weights are asked for before they are read.
+const AHEAD: usize = 4096;
+
 /// Proof of AVX2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Avx2(());
+pub struct Avx2(());
 
 /// Proof of AVX-512 F, BW, DQ and VNNI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Avx512(());
+pub struct Avx512(());
 
 impl Avx2 {
     pub(super) fn detect() -> Option<Avx2> {
         is_x86_feature_detected!("avx2").then_some(Avx2(()))
     }
 
-    pub(super) fn limb_tile(self, a: &[i16], stride: usize, rows: usize, panel: &[i16], tile: &mut LimbTile) {
-        for first in (0..rows).step_by(ROWS2) {
-            let a = &a[first * stride..];
-            let tile = &mut tile[first..];
-            for half in [0, HALF] {
-                // SAFETY: `self` proves AVX2.
-                unsafe {
-                    match rows - first {
-                        1 => limbs_avx2::<1>(a, stride, panel, half, tile),
-                        2 => limbs_avx2::<2>(a, stride, panel, half, tile),
-                        3 => limbs_avx2::<3>(a, stride, panel, half, tile),
-                        4 => limbs_avx2::<4>(a, stride, panel, half, tile),
-                        5 => limbs_avx2::<5>(a, stride, panel, half, tile),
-                        _ => limbs_avx2::<6>(a, stride, panel, half, tile),
-                    }
-                }
+    pub(super) fn limb_tile(self, a: &[i16], stride: usize, rows: usize, panel: Panel, tile: &mut LimbTile) {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            match panel {
+                Panel::Narrow(p) => limbs_avx2(a, stride, rows, p, tile),
+                Panel::Wide(p) => limbs_avx2(a, stride, rows, p, tile),
             }
         }
+    }
+
+    pub(super) fn split(self, x: &[u64], cols: usize, limbs: &Limbs, a: &mut [i16]) {
+        #[target_feature(enable = "avx2")]
+        fn run(x: &[u64], cols: usize, limbs: &Limbs, a: &mut [i16]) {
+            limbs::split(x, cols, limbs, a);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { run(x, cols, limbs, a) }
+    }
+
+    pub(super) fn combine(self, limbs: &Limbs, sums: &[[i32; NR]], out: &mut [u64]) {
+        #[target_feature(enable = "avx2")]
+        fn run(limbs: &Limbs, sums: &[[i32; NR]], out: &mut [u64]) {
+            limbs::combine(limbs, sums, out);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { run(limbs, sums, out) }
     }
 
     pub(super) fn word32_tile(self, a: &[u32], k: usize, rows: usize, panel: &[u32], tile: &mut [[u32; NR]; MR]) {
@@ -51,7 +65,7 @@ impl Avx2 {
         fn run(a: &[u32], k: usize, rows: usize, panel: &[u32], tile: &mut [[u32; NR]; MR]) {
             word_tile::<_, 4, 16>(a, k, rows, panel, tile);
         }
-        // SAFETY: `self` proves AVX2.
+        // SAFETY: `self` proves the features.
         unsafe { run(a, k, rows, panel, tile) }
     }
 
@@ -60,8 +74,44 @@ impl Avx2 {
         fn run(a: &[u64], k: usize, rows: usize, panel: &[u64], tile: &mut [[u64; NR]; MR]) {
             word_tile::<_, 2, 8>(a, k, rows, panel, tile);
         }
-        // SAFETY: `self` proves AVX2.
+        // SAFETY: `self` proves the features.
         unsafe { run(a, k, rows, panel, tile) }
+    }
+
+    pub(super) fn row32_times(self, a: &[u32], b: &[u64], out: &mut [u64]) {
+        #[target_feature(enable = "avx2")]
+        fn run(a: &[u32], b: &[u64], out: &mut [u64]) {
+            words::row_times(a, b, out);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { run(a, b, out) }
+    }
+
+    pub(super) fn row64_times(self, a: &[u64], b: &[u64], out: &mut [u64]) {
+        #[target_feature(enable = "avx2")]
+        fn run(a: &[u64], b: &[u64], out: &mut [u64]) {
+            words::row_times(a, b, out);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { run(a, b, out) }
+    }
+
+    pub(super) fn row32_dots(self, a: &[u32], b: &[u64], out: &mut [u64]) {
+        #[target_feature(enable = "avx2")]
+        fn run(a: &[u32], b: &[u64], out: &mut [u64]) {
+            words::row_dots(a, b, out);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { run(a, b, out) }
+    }
+
+    pub(super) fn row64_dots(self, a: &[u64], b: &[u64], out: &mut [u64]) {
+        #[target_feature(enable = "avx2")]
+        fn run(a: &[u64], b: &[u64], out: &mut [u64]) {
+            words::row_dots(a, b, out);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { run(a, b, out) }
     }
 }
 
@@ -74,24 +124,32 @@ impl Avx512 {
         all.then_some(Avx512(()))
     }
 
-    pub(super) fn limb_tile(self, a: &[i16], stride: usize, rows: usize, panel: &[i16], tile: &mut LimbTile) {
+    pub(super) fn limb_tile(self, a: &[i16], stride: usize, rows: usize, panel: Panel, tile: &mut LimbTile) {
         // SAFETY: `self` proves the features.
         unsafe {
-            match rows {
-                1 => limbs_avx512::<1>(a, stride, panel, tile),
-                2 => limbs_avx512::<2>(a, stride, panel, tile),
-                3 => limbs_avx512::<3>(a, stride, panel, tile),
-                4 => limbs_avx512::<4>(a, stride, panel, tile),
-                5 => limbs_avx512::<5>(a, stride, panel, tile),
-                6 => limbs_avx512::<6>(a, stride, panel, tile),
-                7 => limbs_avx512::<7>(a, stride, panel, tile),
-                8 => limbs_avx512::<8>(a, stride, panel, tile),
-                9 => limbs_avx512::<9>(a, stride, panel, tile),
-                10 => limbs_avx512::<10>(a, stride, panel, tile),
-                11 => limbs_avx512::<11>(a, stride, panel, tile),
-                _ => limbs_avx512::<MR>(a, stride, panel, tile),
+            match panel {
+                Panel::Narrow(p) => limbs_avx512(a, stride, rows, p, tile),
+                Panel::Wide(p) => limbs_avx512(a, stride, rows, p, tile),
             }
         }
+    }
+
+    pub(super) fn split(self, x: &[u64], cols: usize, limbs: &Limbs, a: &mut [i16]) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+        fn run(x: &[u64], cols: usize, limbs: &Limbs, a: &mut [i16]) {
+            limbs::split(x, cols, limbs, a);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { run(x, cols, limbs, a) }
+    }
+
+    pub(super) fn combine(self, limbs: &Limbs, sums: &[[i32; NR]], out: &mut [u64]) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+        fn run(limbs: &Limbs, sums: &[[i32; NR]], out: &mut [u64]) {
+            limbs::combine(limbs, sums, out);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { run(limbs, sums, out) }
     }
 
     pub(super) fn word32_tile(self, a: &[u32], k: usize, rows: usize, panel: &[u32], tile: &mut [[u32; NR]; MR]) {
@@ -111,6 +169,85 @@ impl Avx512 {
         // SAFETY: `self` proves the features.
         unsafe { run(a, k, rows, panel, tile) }
     }
+
+    pub(super) fn row32_times(self, a: &[u32], b: &[u64], out: &mut [u64]) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+        fn run(a: &[u32], b: &[u64], out: &mut [u64]) {
+            words::row_times(a, b, out);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { run(a, b, out) }
+    }
+
+    pub(super) fn row64_times(self, a: &[u64], b: &[u64], out: &mut [u64]) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+        fn run(a: &[u64], b: &[u64], out: &mut [u64]) {
+            words::row_times(a, b, out);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { run(a, b, out) }
+    }
+
+    pub(super) fn row32_dots(self, a: &[u32], b: &[u64], out: &mut [u64]) {
+        for (b, out) in b.chunks_exact(a.len()).zip(out) {
+            // SAFETY: `self` proves the features.
+            *out = unsafe { dot32_avx512(a, b) }.into();
+        }
+    }
+
+    pub(super) fn row64_dots(self, a: &[u64], b: &[u64], out: &mut [u64]) {
+        for (b, out) in b.chunks_exact(a.len()).zip(out) {
+            // SAFETY: `self` proves the features.
+            *out = unsafe { dot64_avx512(a, b) };
+        }
+    }
+}
+
+/// Asks for the weights that come after the next few: a page's end stops the processor from doing so by itself.
+#[inline(always)]
+fn prefetch<W>(weights: &[W; 2 * NR]) {
+    for line in (0..size_of_val(weights)).step_by(64) {
+        // SAFETY: a prefetch of any address is allowed.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>((&raw const *weights).cast::<i8>().wrapping_add(AHEAD + line)) }
+    }
+}
+
+/// Packed weights, widened to 16 bits as they are loaded.
+trait Stored: Sized {
+    /// # Safety
+    /// AVX2.
+    unsafe fn load256(from: &[Self; 16]) -> __m256i;
+    /// # Safety
+    /// AVX-512 F and BW.
+    unsafe fn load512(from: &[Self; 32]) -> __m512i;
+}
+
+impl Stored for i16 {
+    #[inline(always)]
+    unsafe fn load256(from: &[i16; 16]) -> __m256i {
+        // SAFETY: `from` is 32 bytes; the caller has the features.
+        unsafe { _mm256_loadu_si256((&raw const *from).cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load512(from: &[i16; 32]) -> __m512i {
+        // SAFETY: `from` is 64 bytes; the caller has the features.
+        unsafe { _mm512_loadu_si512((&raw const *from).cast()) }
+    }
+}
+
+impl Stored for i8 {
+    #[inline(always)]
+    unsafe fn load256(from: &[i8; 16]) -> __m256i {
+        // SAFETY: `from` is 16 bytes; the caller has the features.
+        unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128((&raw const *from).cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load512(from: &[i8; 32]) -> __m512i {
+        // SAFETY: `from` is 32 bytes; the caller has the features.
+        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256((&raw const *from).cast())) }
+    }
 }
 
 /// Two neighbouring limbs as one 32-bit operand.
@@ -125,45 +262,91 @@ fn pairs<const R: usize>(a: &[i16], stride: usize, depth: usize) -> [&[[i16; 2]]
     std::array::from_fn(|r| a[r * stride..][..depth].as_chunks().0)
 }
 
+/// Few rows at all columns of a panel, more at a half of them, so that sums fill the registers.
 #[target_feature(enable = "avx2")]
-fn limbs_avx2<const R: usize>(a: &[i16], stride: usize, panel: &[i16], half: usize, tile: &mut [[i32; NR]]) {
-    let rows = pairs::<R>(a, stride, panel.len() / NR);
-    let mut sums = [[_mm256_setzero_si256(); 2]; R];
-    for (i, weights) in panel.as_chunks::<{ 2 * NR }>().0.iter().enumerate() {
-        let (vectors, _) = weights[2 * half..].as_chunks::<16>();
-        let (w0, w1) = (load256(&vectors[0]), load256(&vectors[1]));
-        for r in 0..R {
-            let x = _mm256_set1_epi32(pair(&rows[r][i]));
-            sums[r][0] = _mm256_add_epi32(sums[r][0], _mm256_madd_epi16(x, w0));
-            sums[r][1] = _mm256_add_epi32(sums[r][1], _mm256_madd_epi16(x, w1));
+fn limbs_avx2<W: Stored>(a: &[i16], stride: usize, rows: usize, panel: &[W], tile: &mut LimbTile) {
+    for first in (0..rows).step_by(ROWS2) {
+        let streamed = rows <= STREAMED;
+        let (a, tile) = (&a[first * stride..], &mut tile[first..]);
+        match rows - first {
+            1 => rows_avx2::<W, 1, 4>(a, stride, panel, tile, streamed),
+            2 => rows_avx2::<W, 2, 4>(a, stride, panel, tile, streamed),
+            3 => rows_avx2::<W, 3, 2>(a, stride, panel, tile, streamed),
+            4 => rows_avx2::<W, 4, 2>(a, stride, panel, tile, streamed),
+            5 => rows_avx2::<W, 5, 2>(a, stride, panel, tile, streamed),
+            _ => rows_avx2::<W, ROWS2, 2>(a, stride, panel, tile, streamed),
         }
     }
-    for (row, sums) in tile.iter_mut().zip(sums) {
-        let (vectors, _) = row[half..].as_chunks_mut::<8>();
-        for (to, sum) in vectors.iter_mut().zip(sums) {
-            // SAFETY: `to` is 8 elements of 32 bits.
-            unsafe {
-                let to = (&raw mut *to).cast::<__m256i>();
-                _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), sum));
+}
+
+/// `R` rows, `C` vectors of columns at a time; weights that are `streamed` come from memory.
+#[target_feature(enable = "avx2")]
+fn rows_avx2<W: Stored, const R: usize, const C: usize>(
+    a: &[i16],
+    stride: usize,
+    panel: &[W],
+    tile: &mut [[i32; NR]],
+    streamed: bool,
+) {
+    let rows = pairs::<R>(a, stride, panel.len() / NR);
+    for from in (0..NR).step_by(8 * C) {
+        let mut sums = [[_mm256_setzero_si256(); C]; R];
+        for (i, weights) in panel.as_chunks::<{ 2 * NR }>().0.iter().enumerate() {
+            let (vectors, _) = weights[2 * from..].as_chunks::<16>();
+            if streamed && from == 0 {
+                prefetch(weights);
+            }
+            // SAFETY: this function has AVX2.
+            let w: [__m256i; C] = std::array::from_fn(|c| unsafe { W::load256(&vectors[c]) });
+            for r in 0..R {
+                let x = _mm256_set1_epi32(pair(&rows[r][i]));
+                for c in 0..C {
+                    sums[r][c] = _mm256_add_epi32(sums[r][c], _mm256_madd_epi16(x, w[c]));
+                }
+            }
+        }
+        for (row, sums) in tile.iter_mut().zip(sums) {
+            let (vectors, _) = row[from..].as_chunks_mut::<8>();
+            for (to, sum) in vectors.iter_mut().zip(sums) {
+                // SAFETY: `to` is 8 elements of 32 bits.
+                unsafe {
+                    let to = (&raw mut *to).cast::<__m256i>();
+                    _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), sum));
+                }
             }
         }
     }
 }
 
-#[inline]
-#[target_feature(enable = "avx2")]
-fn load256(from: &[i16; 16]) -> __m256i {
-    // SAFETY: `from` is 32 bytes.
-    unsafe { _mm256_loadu_si256((&raw const *from).cast()) }
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn limbs_avx512<W: Stored>(a: &[i16], stride: usize, rows: usize, panel: &[W], tile: &mut LimbTile) {
+    match rows {
+        1 => rows_avx512::<W, 1>(a, stride, panel, tile),
+        2 => rows_avx512::<W, 2>(a, stride, panel, tile),
+        3 => rows_avx512::<W, 3>(a, stride, panel, tile),
+        4 => rows_avx512::<W, 4>(a, stride, panel, tile),
+        5 => rows_avx512::<W, 5>(a, stride, panel, tile),
+        6 => rows_avx512::<W, 6>(a, stride, panel, tile),
+        7 => rows_avx512::<W, 7>(a, stride, panel, tile),
+        8 => rows_avx512::<W, 8>(a, stride, panel, tile),
+        9 => rows_avx512::<W, 9>(a, stride, panel, tile),
+        10 => rows_avx512::<W, 10>(a, stride, panel, tile),
+        11 => rows_avx512::<W, 11>(a, stride, panel, tile),
+        _ => rows_avx512::<W, MR>(a, stride, panel, tile),
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn limbs_avx512<const R: usize>(a: &[i16], stride: usize, panel: &[i16], tile: &mut LimbTile) {
+fn rows_avx512<W: Stored, const R: usize>(a: &[i16], stride: usize, panel: &[W], tile: &mut LimbTile) {
     let rows = pairs::<R>(a, stride, panel.len() / NR);
     let mut sums = [[_mm512_setzero_si512(); 2]; R];
     for (i, weights) in panel.as_chunks::<{ 2 * NR }>().0.iter().enumerate() {
         let (vectors, _) = weights.as_chunks::<32>();
-        let (w0, w1) = (load512(&vectors[0]), load512(&vectors[1]));
+        if R <= STREAMED {
+            prefetch(weights);
+        }
+        // SAFETY: this function has the features.
+        let (w0, w1) = unsafe { (W::load512(&vectors[0]), W::load512(&vectors[1])) };
         for r in 0..R {
             let x = _mm512_set1_epi32(pair(&rows[r][i]));
             sums[r][0] = _mm512_dpwssd_epi32(sums[r][0], x, w0);
@@ -182,9 +365,36 @@ fn limbs_avx512<const R: usize>(a: &[i16], stride: usize, panel: &[i16], tile: &
     }
 }
 
+#[target_feature(enable = "avx512f,avx512dq")]
+fn dot64_avx512(a: &[u64], b: &[u64]) -> u64 {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let mut sum = _mm512_setzero_si512();
+    for (a, b) in a.iter().zip(b) {
+        sum = _mm512_add_epi64(sum, _mm512_mullo_epi64(words512(a), words512(b)));
+    }
+    let rest = a_rest.iter().zip(b_rest).fold(0u64, |sum, (a, b)| sum.add_product(*a, *b));
+    rest.wrapping_add(_mm512_reduce_add_epi64(sum) as u64)
+}
+
+#[target_feature(enable = "avx512f,avx512dq")]
+fn dot32_avx512(a: &[u32], b: &[u64]) -> u32 {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+    let mut sum = _mm512_setzero_si512();
+    for (a, b) in a.iter().zip(b) {
+        let (b, _) = b.as_chunks::<8>();
+        let [low, high] = [&b[0], &b[1]].map(|b| _mm512_cvtepi64_epi32(words512(b)));
+        let b = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+        // SAFETY: `a` is 64 bytes.
+        let a = unsafe { _mm512_loadu_si512((&raw const *a).cast()) };
+        sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(a, b));
+    }
+    let rest = a_rest.iter().zip(b_rest).fold(0u32, |sum, (a, b)| sum.add_product(*a, *b as u32));
+    rest.wrapping_add(_mm512_reduce_add_epi32(sum) as u32)
+}
+
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load512(from: &[i16; 32]) -> __m512i {
+fn words512(from: &[u64; 8]) -> __m512i {
     // SAFETY: `from` is 64 bytes.
     unsafe { _mm512_loadu_si512((&raw const *from).cast()) }
 }

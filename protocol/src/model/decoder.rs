@@ -148,8 +148,6 @@ pub(crate) struct Last {
     pub norm: Norm,
     /// `hidden` to `vocab`: the logits.
     pub head: Dense,
-    /// `None` where the head's weight is the embedding table.
-    pub embedding: Option<Vec<f32>>,
 }
 
 impl Checkpoint {
@@ -197,13 +195,25 @@ impl Checkpoint {
         self.weights.digest
     }
 
-    /// The tables of tokens, and of positions where they are learned; once.
+    /// The tables of tokens, and of positions where they are learned; once. That of tokens is not kept while blocks are read:
+    /// it is read again at the end, as the head's weight or by [`Self::embedding`].
     pub(crate) fn tables(&mut self) -> Result<(Vec<f32>, Option<Vec<f32>>), Error> {
         self.config().check()?;
-        match &self.family {
-            Family::Gated(f) => Ok((f.table(&mut self.weights)?, None)),
-            Family::Gpt2(f) => f.tables(&mut self.weights).map(|(tokens, positions)| (tokens, Some(positions))),
-        }
+        let positions = match &self.family {
+            Family::Gated(_) => None,
+            Family::Gpt2(f) => Some(f.positions(&mut self.weights)?),
+        };
+        let (table, shape) = self.table();
+        Ok((self.weights.peek(&table, &shape)?, positions))
+    }
+
+    /// Name and shape of the table of tokens.
+    fn table(&self) -> (String, [usize; 2]) {
+        let name = match &self.family {
+            Family::Gated(_) => gated::Gated::TABLE.into(),
+            Family::Gpt2(_) => gpt2::Gpt2::table(&self.weights),
+        };
+        (name, [self.config().vocab, self.config().hidden])
     }
 
     /// Block `i`; once each.
@@ -214,21 +224,37 @@ impl Checkpoint {
         }
     }
 
-    /// What follows the blocks, and the last to be read: `table` is that of the tokens.
-    pub(crate) fn last(&mut self, table: Vec<f32>) -> Result<Last, Error> {
-        let last = match &self.family {
-            Family::Gated(f) => f.last(&mut self.weights, table),
-            Family::Gpt2(f) => f.last(&mut self.weights, table),
-        }?;
-        self.weights.finish()?;
-        Ok(last)
+    /// What follows the blocks; once.
+    pub(crate) fn last(&mut self) -> Result<Last, Error> {
+        match &self.family {
+            Family::Gated(f) => f.last(&mut self.weights),
+            Family::Gpt2(f) => f.last(&mut self.weights),
+        }
+    }
+
+    /// Whether the head's weight, which was read, was the table of tokens.
+    pub(crate) fn tied(&self) -> bool {
+        !self.weights.has(&self.table().0)
+    }
+
+    /// The table of tokens where it is not the head's weight; once.
+    pub(crate) fn embedding(&mut self) -> Result<Vec<f32>, Error> {
+        let (table, shape) = self.table();
+        self.weights.take(&table, &shape)
+    }
+
+    /// Refuses tensors that nobody took.
+    pub(crate) fn finish(&self) -> Result<(), Error> {
+        self.weights.finish()
     }
 
     /// Everything.
     pub(crate) fn model(mut self) -> Result<DecoderModel, Error> {
-        let (table, positions) = self.tables()?;
+        let (_, positions) = self.tables()?;
         let layers = (0..self.config().layers).map(|i| self.layer(i)).collect::<Result<_, _>>()?;
-        let Last { norm: final_norm, head, embedding } = self.last(table)?;
+        let Last { norm: final_norm, head } = self.last()?;
+        let embedding = if self.tied() { None } else { Some(self.embedding()?) };
+        self.finish()?;
         let (config, digest) = (self.config().clone(), self.digest());
         Ok(DecoderModel { config, embedding, positions, layers, final_norm, head, digest })
     }

@@ -145,12 +145,19 @@ impl DecoderPlanner {
         let (config, digest) = (checkpoint.config().clone(), checkpoint.digest());
         let (table, positions) = checkpoint.tables()?;
         let mut p = Planning::new(&config, &table, positions.as_deref(), keep);
+        drop(table);
         for i in 0..config.layers {
             p.layer(&checkpoint.layer(i)?)?;
         }
-        let last = checkpoint.last(table)?;
+        let last = checkpoint.last()?;
         let planner = p.last(&last.norm, &last.head, digest)?;
-        let tokens = last.embedding.unwrap_or(last.head.weight);
+        let tokens = if checkpoint.tied() {
+            last.head.weight
+        } else {
+            drop(last);
+            checkpoint.embedding()?
+        };
+        checkpoint.finish()?;
         Ok((planner, Embedding { config, tokens, positions, digest }))
     }
 

@@ -6,7 +6,7 @@ use super::attention::{STEP, attention_ring, depth};
 use super::decoder::{F_LARGEST, F_OUT, F_RECIP, F_VALUE, K_SCORE, hidden_levels};
 use super::linalg::{Matrix, dot, eigenvalue_bound, norm};
 use super::norm::{HeadNorm, PreNorm};
-use super::rows::{Fact, Rows, WEIGHT, WIDEST, Wide, finest, quantise, ring_of};
+use super::rows::{Fact, Rows, WIDEST, Wide, finest, quantise, ring_of};
 use super::{SLACK, max, pow2, refuse};
 use crate::Error;
 use crate::gates::exp::Head;
@@ -122,7 +122,7 @@ pub fn block(name: &str, x: &Context, l: &DecoderLayer, residual: &mut f64) -> R
     let mut attention_norm = PreNorm::new(c, *residual, x.smallest);
 
     // Queries, keys and values in one product.
-    let mut rows = Rows::reading(c, &[&l.query, &l.key, &l.value], &l.attention_norm);
+    let mut rows = Rows::reading(c, &[&l.query, &l.key, &l.value], &l.attention_norm).rounded();
     let (keys_at, values_at) = (c.heads * dim, (c.heads + c.kv_heads) * dim);
     if !rotates {
         // What a key adds equally to every score of a row leaves softmax unchanged, where keys are not rotated.
@@ -189,7 +189,7 @@ pub fn block(name: &str, x: &Context, l: &DecoderLayer, residual: &mut f64) -> R
     let values: Vec<HeadRows> = (0..c.kv_heads).map(|g| head(values_at + g * dim)).collect();
     let even = vec![1.0; dim];
     let reaches: Vec<f64> = values.iter().map(|v| v.reach(&even)).collect();
-    let rows = Rows::writing(c, &l.output);
+    let rows = Rows::writing(c, &l.output).rounded();
     let facts = rows.facts();
     let mixed = |j: usize| {
         let parts = rows.row(j);
@@ -269,7 +269,7 @@ fn mlp(name: &str, x: &Context, l: &DecoderLayer, n: &mut PreNorm) -> Result<(Ml
     let facts = rows.facts();
     let bounds = limits(&rows, &facts);
     let gated = up.map(|up| {
-        let rows = Rows::reading(c, &[up], &l.mlp_norm);
+        let rows = Rows::reading(c, &[up], &l.mlp_norm).rounded();
         let facts = rows.facts();
         let bounds = limits(&rows, &facts);
         (rows, facts, bounds)
@@ -298,7 +298,7 @@ fn mlp(name: &str, x: &Context, l: &DecoderLayer, n: &mut PreNorm) -> Result<(Ml
             (Some(wide), norm(&products).min(spread))
         }
     };
-    let rows = Rows::writing(c, down);
+    let rows = Rows::writing(c, down).rounded();
     let facts = rows.facts();
     let bounds: Vec<f64> = facts.iter().zip(&rows.bias).map(|(f, b)| f.norm * given * SLACK + b.abs()).collect();
     // As many bits as the ring has room for, the nonlinearity's before those of what multiplies it: a series adds up
@@ -308,7 +308,7 @@ fn mlp(name: &str, x: &Context, l: &DecoderLayer, n: &mut PreNorm) -> Result<(Ml
     let mut room = WIDEST as i32 - ring_of(&bounds, &units, 0) as i32;
     if times.is_some() {
         // Weights of ten bits lose less than products of a few would.
-        let less = (F_ACTIVATED.0 + F_UP_WORTH - room).clamp(0, 2);
+        let less = (F_ACTIVATED.0 + F_UP_WORTH - room).clamp(0, if rows.is_rounded() { 0 } else { 2 });
         units.iter_mut().for_each(|u| *u *= pow2(less));
         room += less;
     }
@@ -324,7 +324,7 @@ fn mlp(name: &str, x: &Context, l: &DecoderLayer, n: &mut PreNorm) -> Result<(Ml
 
 /// Ring of a nonlinearity's input, half of which is what each channel's pieces were made for.
 fn input_ring(facts: &[Fact], halves: &[f64], f: i32) -> u32 {
-    let needed = |(r, half): (&Fact, &f64)| libm::log2(half * WEIGHT / r.largest) + f64::from(f + 1);
+    let needed = |(r, half): (&Fact, &f64)| libm::log2(half / r.unit) + f64::from(f + 1);
     libm::floor(facts.iter().zip(halves).map(needed).fold(f64::INFINITY, f64::min)).max(1.0) as u32
 }
 

@@ -7,13 +7,19 @@ use sha2::{Digest, Sha256};
 use super::linalg::{Matrix, nearest, norm};
 use super::{Layer, SLACK, dot, max, pow2, refuse};
 use crate::Error;
-use crate::gemm::Weights;
+use crate::gemm::Packing;
 use crate::model::decoder::{Config, NormKind, centre};
 use crate::model::{Dense, Norm};
 use crate::program::Linear;
 
 /// Largest magnitude of a quantised weight.
 pub const WEIGHT: f64 = 4095.0;
+/// The same where a model is so large that reading and holding its weights is what it takes: a byte each.
+const NARROW: f64 = 127.0;
+/// How much longer a row may be rounded: half of the bounds' slack.
+const GROWN: f64 = 1.01;
+/// Weights in blocks above which a model is that large; they would take 4 GB.
+const LARGE: usize = 1 << 31;
 /// Largest ring that the kernels' rescales take.
 pub const WIDEST: u32 = 62;
 
@@ -25,6 +31,10 @@ pub struct Rows<'a> {
     /// Whether each row is made to sum to zero, and what every row is made less by.
     centred: bool,
     mean: Option<Vec<f64>>,
+    /// Largest magnitude of a quantised weight, and whether rows are rounded to the units of that before anything is
+    /// proven of them.
+    limit: f64,
+    rounded: bool,
     /// Constants of the outputs.
     pub bias: Vec<f64>,
     pub len: usize,
@@ -38,6 +48,8 @@ pub struct Fact {
     pub norm: f64,
     /// Largest magnitude of a weight.
     pub largest: f64,
+    /// Largest unit of quantised weights.
+    pub unit: f64,
 }
 
 fn wide(v: &[f32]) -> impl Iterator<Item = f64> + '_ {
@@ -52,7 +64,9 @@ impl<'a> Rows<'a> {
         let constant = |(r, b): (&[f32], &f32)| dot(&super::wide(r), &shift) + f64::from(*b);
         let bias = layers.iter().flat_map(|d| d.weight.chunks_exact(d.inp).zip(&d.bias)).map(constant).collect();
         let (len, cols) = (layers.iter().map(|d| d.out).sum(), layers[0].inp);
-        Rows { layers: layers.to_vec(), norm: Some(n), centred: c.norm == NormKind::Layer, mean: None, bias, len, cols }
+        let centred = c.norm == NormKind::Layer;
+        let limit = limit(c);
+        Rows { layers: layers.to_vec(), norm: Some(n), centred, mean: None, limit, rounded: false, bias, len, cols }
     }
 
     /// A layer that writes to the residual: every reader of it takes the mean of its row out where norms do, so what is
@@ -68,7 +82,15 @@ impl<'a> Rows<'a> {
             sum.iter_mut().for_each(|s| *s /= layer.out as f64);
             sum
         });
-        Rows { layers: vec![layer], norm: None, centred: false, mean, bias, len: layer.out, cols: layer.inp }
+        let (limit, len, cols) = (limit(c), layer.out, layer.inp);
+        Rows { layers: vec![layer], norm: None, centred: false, mean, limit, rounded: false, bias, len, cols }
+    }
+
+    /// The same rounded to units of the smallest weights, where the slack of bounds does not cover that: what is proven of them
+    /// is then proven of what is applied.
+    pub fn rounded(mut self) -> Rows<'a> {
+        self.rounded = self.limit == NARROW;
+        self
     }
 
     /// Row `j`.
@@ -91,14 +113,28 @@ impl<'a> Rows<'a> {
         if let Some(mean) = &self.mean {
             row.iter_mut().zip(mean).for_each(|(v, m)| *v -= m);
         }
+        if self.rounded {
+            let unit = self.unit(largest(&row));
+            row.iter_mut().for_each(|v| *v = nearest(*v / unit) * unit);
+        }
         row
+    }
+
+    /// Whether rows are whole multiples of their units.
+    pub fn is_rounded(&self) -> bool {
+        self.rounded
+    }
+
+    fn unit(&self, largest: f64) -> f64 {
+        largest / self.limit
     }
 
     /// Of every row.
     pub fn facts(&self) -> Vec<Fact> {
         let fact = |j| {
             let row = self.row(j);
-            Fact { norm: norm(&row), largest: row.iter().fold(1e-30, |m, w| m.max(w.abs())) }
+            let largest = largest(&row);
+            Fact { norm: norm(&row), largest, unit: self.unit(largest) }
         };
         (0..self.len).map(fact).collect()
     }
@@ -123,9 +159,20 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Units that give each row's largest weight [`WEIGHT`].
+/// See [`NARROW`]. Means that are taken out of rows leave no room for it.
+fn limit(c: &Config) -> f64 {
+    let attention = 2 * (c.heads + c.kv_heads) * c.head_dim;
+    let weights = c.layers * c.hidden * (attention + 3 * c.intermediate);
+    if c.norm == NormKind::Rms && weights > LARGE { NARROW } else { WEIGHT }
+}
+
+fn largest(row: &[f64]) -> f64 {
+    row.iter().fold(1e-30, |m, w| m.max(w.abs()))
+}
+
+/// Units of the finest weights.
 pub fn finest(facts: &[Fact]) -> Vec<f64> {
-    facts.iter().map(|f| f.largest / WEIGHT).collect()
+    facts.iter().map(|f| f.unit).collect()
 }
 
 /// Bits that hold accumulators of these bounds, in units of weights times `2^-f`, four times over.
@@ -156,26 +203,33 @@ pub fn quantise(
         return Err(refuse(op, format!("accumulators proven up to {:.0} need a ring of {k} bits", max(bounds))));
     }
     let (out, cols) = (range.len(), rows.cols);
-    let mut ints = Vec::with_capacity(if keep { out * cols } else { 0 });
+    let mut packing = keep.then(|| Packing::new(out, cols));
+    let (mut ints, mut words) = (Vec::with_capacity(cols), Vec::with_capacity(cols));
     let (mut hash, mut bytes) = (Sha256::new(), Vec::with_capacity(2 * cols));
     for (j, unit) in range.clone().zip(units) {
-        bytes.clear();
-        for w in rows.row(j) {
-            let v = nearest(w / unit);
-            if !(-32768.0..=32767.0).contains(&v) {
-                return Err(refuse(op, format!("a weight needs {v} units, more than 16 bits hold")));
-            }
-            bytes.extend_from_slice(&(v as i16).to_le_bytes());
-            if keep {
-                ints.push(v as i16);
-            }
+        let row = rows.row(j);
+        ints.clear();
+        ints.extend(row.iter().map(|w| nearest(w / unit)));
+        // What is proven of a row holds for one that is hardly longer; no element of one that is cut is larger.
+        if norm(&ints) * unit > norm(&row) * GROWN {
+            ints.iter_mut().zip(&row).for_each(|(v, w)| *v = (w / unit).trunc());
         }
+        if let Some(v) = ints.iter().find(|v| !(-32768.0..=32767.0).contains(*v)) {
+            return Err(refuse(op, format!("a weight needs {v} units, more than 16 bits hold")));
+        }
+        words.clear();
+        words.extend(ints.iter().map(|v| *v as i16));
+        bytes.clear();
+        bytes.extend(words.iter().flat_map(|v| v.to_le_bytes()));
         hash.update(&bytes);
+        if let Some(p) = &mut packing {
+            p.push(&words);
+        }
     }
     let ulp: Vec<f64> = units.iter().map(|u| u * pow2(-f)).collect();
     let bias: Vec<i64> = rows.bias[range].iter().zip(&ulp).map(|(b, u)| libm::round(b / u) as i64).collect();
     bias.iter().for_each(|v| hash.update(v.to_le_bytes()));
-    let weights = keep.then(|| Weights::new(out, cols, &ints));
+    let weights = packing.map(Packing::finish);
     let linear = Arc::new(Linear { weights, bias, macs: out * cols, digest: hash.finalize().into() });
     let units = bounds.iter().zip(&ulp).fold(0f64, |m, (b, u)| m.max(b * SLACK / u));
     Ok(Wide { layer: Layer { linear, ulp, bound: max(bounds) * SLACK, units }, k })

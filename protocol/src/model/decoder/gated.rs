@@ -23,9 +23,7 @@ pub(super) struct Gated {
 
 impl Gated {
     /// Token ids -> [n, h].
-    pub(super) fn table(&self, w: &mut Weights) -> Result<Vec<f32>, Error> {
-        w.take("model.embed_tokens.weight", &[self.config.vocab, self.config.hidden])
-    }
+    pub(super) const TABLE: &str = "model.embed_tokens.weight";
 
     /// Block `i`, by its Hugging Face names.
     pub(super) fn layer(&self, w: &mut Weights, i: usize) -> Result<DecoderLayer, Error> {
@@ -61,11 +59,10 @@ impl Gated {
     }
 
     /// [n, h] -> [n, h] -> [n, vocab].
-    pub(super) fn last(&self, w: &mut Weights, table: Vec<f32>) -> Result<Last, Error> {
+    pub(super) fn last(&self, w: &mut Weights) -> Result<Last, Error> {
         let c = &self.config;
         let norm = w.norm("model.norm", c.hidden, false)?;
-        let (head, embedding) = w.head(table, (c.vocab, c.hidden), self.tied)?;
-        Ok(Last { norm, head, embedding })
+        Ok(Last { norm, head: w.head(Self::TABLE, (c.vocab, c.hidden), self.tied)? })
     }
 }
 

@@ -66,11 +66,15 @@ impl Gpt2 {
         if w.has("ln_f.weight") { "" } else { "transformer." }
     }
 
-    /// Token ids, and positions, -> [n, h].
-    pub(super) fn tables(&self, w: &mut Weights) -> Result<(Vec<f32>, Vec<f32>), Error> {
+    /// Token ids -> [n, h].
+    pub(super) fn table(w: &Weights) -> String {
+        format!("{}wte.weight", Self::prefix(w))
+    }
+
+    /// Positions -> [n, h].
+    pub(super) fn positions(&self, w: &mut Weights) -> Result<Vec<f32>, Error> {
         let (c, t) = (&self.config, Self::prefix(w));
-        let table = w.take(&format!("{t}wte.weight"), &[c.vocab, c.hidden])?;
-        Ok((table, w.take(&format!("{t}wpe.weight"), &[c.max_positions, c.hidden])?))
+        w.take(&format!("{t}wpe.weight"), &[c.max_positions, c.hidden])
     }
 
     /// Block `i`, by its Hugging Face names.
@@ -99,11 +103,10 @@ impl Gpt2 {
     }
 
     /// [n, h] -> [n, h] -> [n, vocab].
-    pub(super) fn last(&self, w: &mut Weights, table: Vec<f32>) -> Result<Last, Error> {
-        let c = &self.config;
+    pub(super) fn last(&self, w: &mut Weights) -> Result<Last, Error> {
+        let (c, table) = (&self.config, Self::table(w));
         let norm = w.norm(&format!("{}ln_f", Self::prefix(w)), c.hidden, true)?;
-        let (head, embedding) = w.head(table, (c.vocab, c.hidden), self.tied)?;
-        Ok(Last { norm, head, embedding })
+        Ok(Last { norm, head: w.head(&table, (c.vocab, c.hidden), self.tied)? })
     }
 }
 

@@ -179,7 +179,14 @@ impl Weights {
     }
 
     pub(super) fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
-        let Some(tensor) = self.tensors.remove(name) else {
+        let values = self.peek(name, shape)?;
+        self.tensors.remove(name);
+        Ok(values)
+    }
+
+    /// Reads a tensor that is read again before the end.
+    pub(super) fn peek(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        let Some(tensor) = self.tensors.get(name) else {
             return refuse(format!("tensor {name} is missing"));
         };
         if tensor.shape != shape {
@@ -211,22 +218,14 @@ impl Weights {
         })
     }
 
-    /// The head and the embedding table, which is `None` where `tied`: the head's weight is the table then.
-    pub(super) fn head(
-        &mut self,
-        table: Vec<f32>,
-        (vocab, hidden): (usize, usize),
-        tied: bool,
-    ) -> Result<(Dense, Option<Vec<f32>>), Error> {
+    /// The head; where `tied`, its weight is the embedding table.
+    pub(super) fn head(&mut self, table: &str, (vocab, hidden): (usize, usize), tied: bool) -> Result<Dense, Error> {
         const HEAD: &str = "lm_head.weight";
-        let dense = |weight| Dense { weight, bias: vec![0.0; vocab], out: vocab, inp: hidden };
-        if !tied {
-            return Ok((dense(self.take(HEAD, &[vocab, hidden])?), Some(table)));
-        }
-        if self.has(HEAD) && self.take(HEAD, &[vocab, hidden])? != table {
+        let weight = self.take(if tied { table } else { HEAD }, &[vocab, hidden])?;
+        if tied && self.has(HEAD) && self.take(HEAD, &[vocab, hidden])? != weight {
             return refuse(format!("tensor {HEAD} is not the embedding that tie_word_embeddings says it is"));
         }
-        Ok((dense(table), None))
+        Ok(Dense { weight, bias: vec![0.0; vocab], out: vocab, inp: hidden })
     }
 
     /// Refuses the first tensor that nobody took: computing without it would be computing another model.

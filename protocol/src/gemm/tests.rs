@@ -1,0 +1,131 @@
+use super::*;
+use proptest::prelude::*;
+
+/// A small generator, so that shapes of a megabyte need no strategy.
+pub(super) fn noise(seed: u64) -> impl FnMut() -> u64 {
+    let mut state = seed;
+    move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+}
+
+fn linear_reference(x: &[u64], rows: usize, out: usize, inp: usize, w: &[i16], bits: u32) -> Vec<u64> {
+    let mut y = vec![0u64; rows * out];
+    for (at, y) in y.iter_mut().enumerate() {
+        for i in 0..inp {
+            let weight = i64::from(w[at % out * inp + i]) as u64;
+            *y = y.wrapping_add(x[at / out * inp + i].wrapping_mul(weight));
+        }
+        *y &= mask(bits);
+    }
+    y
+}
+
+fn check_linear(x: &[u64], rows: usize, out: usize, inp: usize, w: &[i16], bits: u32) {
+    let expected = linear_reference(x, rows, out, inp, w, bits);
+    let weights = Weights::new(out, inp, w);
+    for level in Level::all() {
+        let mut got = vec![1; rows * out];
+        linear_on(level, x, rows, &weights, bits, &mut got);
+        assert!(got == expected, "{level:?}: {rows} x {inp} -> {out}, {bits} bits, {}", weights.largest);
+    }
+}
+
+fn check_product(a: &[u64], b: &[u64], (m, k, n): (usize, usize, usize), bits: u32) {
+    let mut transposed = vec![0; k * n];
+    let mut expected = vec![0u64; m * n];
+    for i in 0..m {
+        for j in 0..n {
+            for l in 0..k {
+                let term = a[i * k + l].wrapping_mul(b[l * n + j]);
+                expected[i * n + j] = expected[i * n + j].wrapping_add(term);
+                transposed[j * k + l] = b[l * n + j];
+            }
+        }
+    }
+    expected.iter_mut().for_each(|e| *e &= mask(bits));
+    for level in Level::all() {
+        let mut got = vec![1; m * n];
+        product_on(level, a, b, (m, k, n), Order::Rows, bits, &mut got);
+        assert!(got == expected, "{level:?}: {m} x {k} x {n}, {bits} bits");
+        got.fill(1);
+        product_on(level, a, &transposed, (m, k, n), Order::Columns, bits, &mut got);
+        assert!(got == expected, "{level:?} transposed: {m} x {k} x {n}, {bits} bits");
+    }
+}
+
+const WIDTHS: [u32; 12] = [1, 8, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64];
+
+#[test]
+fn extremes_wrap_as_the_ring_does() {
+    let words = [0, 1, 0x7fff, 0x8000, 0xffff, 0x7fff_8000, 0x8000_0000, 0xffff_ffff, 1 << 63, u64::MAX];
+    for weight in [i16::MIN, -255, -128, -1, 0, 1, 127, 255, i16::MAX] {
+        for word in words {
+            for bits in WIDTHS {
+                check_linear(&[word; 2 * 130], 2, 3, 130, &[weight; 3 * 130], bits);
+            }
+        }
+    }
+    for word in words {
+        for bits in WIDTHS {
+            check_product(&[word; 3 * 70], &[word.wrapping_neg() ^ 1; 70 * 2], (3, 70, 2), bits);
+        }
+    }
+}
+
+#[test]
+fn deep_sums_stay_exact_in_wide_rings() {
+    // One sign throughout: the largest 32-bit partial sums that the cut of the inner dimension allows.
+    for weight in [127, -127, 128, -128, 255, 256, -256, 2047, 16384, i16::MIN] {
+        for word in [0x7fff, 0x8000, 0x8000_8000_8000_8000] {
+            check_linear(&[word; 5000], 1, 1, 5000, &[weight; 5000], 64);
+        }
+    }
+}
+
+#[test]
+fn every_tile_height_and_model_shapes() {
+    let mut next = noise(1);
+    for rows in 1..=2 * MR + 1 {
+        let x: Vec<u64> = (0..rows * 37).map(|_| next()).collect();
+        let w: Vec<i16> = (0..40 * 37).map(|_| next() as i8 as i16).collect();
+        for bits in WIDTHS {
+            check_linear(&x, rows, 40, 37, &w, bits);
+        }
+        check_product(&x, &x[..37 * rows], (rows, 37, rows), 32);
+        check_product(&x, &x[..37 * rows], (rows, 37, rows), 64);
+    }
+    let x: Vec<u64> = (0..9 * 3000).map(|_| next()).collect();
+    let w: Vec<i16> = (0..384 * 3000).map(|_| next() as i8 as i16).collect();
+    check_linear(&x, 9, 384, 3000, &w, 32);
+    check_linear(&x, 9, 384, 3000, &w, 64);
+}
+
+#[test]
+fn empty_operands() {
+    linear(&[], 0, &Weights::new(2, 3, &[1; 6]), 32, &mut []);
+    let mut out = [7; 2];
+    linear(&[], 1, &Weights::new(2, 0, &[]), 32, &mut out);
+    assert_eq!(out, [0, 0]);
+    let mut out = [7; 6];
+    matmul(&[], &[], 2, 0, 3, 32, &mut out);
+    assert_eq!(out, [0; 6]);
+    matmul_bt(&[], &[1; 4], 0, 2, 2, 32, &mut []);
+}
+
+proptest! {
+    #[test]
+    fn kernels_agree_with_the_reference(
+        rows in 1usize..20, out in 1usize..70, inp in 1usize..80, bits in 1u32..=64, shift in 0u32..16, seed: u64,
+    ) {
+        let mut next = noise(seed);
+        let x: Vec<u64> = (0..rows * inp).map(|_| next()).collect();
+        let w: Vec<i16> = (0..out * inp).map(|_| next() as i16 >> shift).collect();
+        check_linear(&x, rows, out, inp, &w, bits);
+        let b: Vec<u64> = (0..inp * out).map(|_| next()).collect();
+        check_product(&x, &b, (rows, inp, out), bits);
+    }
+}

@@ -1,0 +1,250 @@
+//! Products of whole words: masked values times masked values.
+
+use super::{Level, MR, NR};
+use crate::ring::mask;
+
+/// Rows below which the right operand is read where it lies: to pack it would take longer than the product.
+const FEW: usize = 4;
+/// Inner elements that are packed of one column after the other.
+const BLOCK: usize = 16;
+
+/// Order of the right operand's words.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// `k x n`.
+    Rows,
+    /// `n x k`.
+    Columns,
+}
+
+/// `out = a b mod 2^bits`; `a` is `m x k`, `b` is `k x n`, all row-major, bits above the ring do not matter.
+pub fn matmul(a: &[u64], b: &[u64], m: usize, k: usize, n: usize, bits: u32, out: &mut [u64]) {
+    product_on(Level::detect(), a, b, (m, k, n), Order::Rows, bits, out);
+}
+
+/// As [`matmul`], with `b` given transposed, `n x k`.
+pub fn matmul_bt(a: &[u64], b: &[u64], m: usize, k: usize, n: usize, bits: u32, out: &mut [u64]) {
+    product_on(Level::detect(), a, b, (m, k, n), Order::Columns, bits, out);
+}
+
+/// As [`matmul`], by the kernels of one level.
+#[doc(hidden)]
+pub fn product_on(
+    level: Level,
+    a: &[u64],
+    b: &[u64],
+    (m, k, n): (usize, usize, usize),
+    order: Order,
+    bits: u32,
+    out: &mut [u64],
+) {
+    assert_eq!((a.len(), b.len(), out.len()), (m * k, k * n, m * n), "product of {m} x {k} and {k} x {n}");
+    if m == 0 || k == 0 || n == 0 {
+        return out.fill(0);
+    }
+    let p = Product { level, b, k, n, order };
+    if bits <= 32 {
+        p.of::<u32>(a, out);
+    } else {
+        p.of::<u64>(a, out);
+    }
+    let keep = mask(bits);
+    out.iter_mut().for_each(|o| *o &= keep);
+}
+
+struct Product<'a> {
+    level: Level,
+    b: &'a [u64],
+    k: usize,
+    n: usize,
+    order: Order,
+}
+
+impl Product<'_> {
+    fn of<W: Word>(&self, a: &[u64], out: &mut [u64]) {
+        let a: Vec<W> = a.iter().map(|&a| W::narrow(a)).collect();
+        if a.len() < FEW * self.k {
+            for (a, out) in a.chunks_exact(self.k).zip(out.chunks_exact_mut(self.n)) {
+                match self.order {
+                    Order::Rows => W::row_times(self.level, a, self.b, out),
+                    Order::Columns => W::row_dots(self.level, a, self.b, out),
+                }
+            }
+            return;
+        }
+        let mut panel = vec![W::default(); self.k * NR];
+        for from in (0..self.n).step_by(NR) {
+            let width = NR.min(self.n - from);
+            self.pack(from, width, &mut panel);
+            for (a, out) in a.chunks(MR * self.k).zip(out.chunks_mut(MR * self.n)) {
+                let mut tile = [[W::default(); NR]; MR];
+                W::tile(self.level, a, self.k, a.len() / self.k, &panel, &mut tile);
+                for (out, sums) in out.chunks_exact_mut(self.n).zip(&tile) {
+                    out[from..][..width].iter_mut().zip(sums).for_each(|(o, &s)| *o = s.widen());
+                }
+            }
+        }
+    }
+
+    /// Columns `from .. from + width` into a panel of `k x NR`, padded with zeros.
+    fn pack<W: Word>(&self, from: usize, width: usize, panel: &mut [W]) {
+        if width < NR {
+            panel.fill(W::default());
+        }
+        match self.order {
+            Order::Rows => {
+                for (to, b) in panel.chunks_exact_mut(NR).zip(self.b.chunks_exact(self.n)) {
+                    to.iter_mut().zip(&b[from..][..width]).for_each(|(to, b)| *to = W::narrow(*b));
+                }
+            }
+            Order::Columns => {
+                for (i, to) in panel.chunks_mut(BLOCK * NR).enumerate() {
+                    let columns = self.b[from * self.k..].chunks_exact(self.k).take(width);
+                    for (j, b) in columns.enumerate() {
+                        let to = to.iter_mut().skip(j).step_by(NR);
+                        to.zip(&b[i * BLOCK..]).for_each(|(to, b)| *to = W::narrow(*b));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `out = a b` for one row `a` and `b` of `a.len()` rows.
+#[inline(always)]
+pub(super) fn row_times<W: Word>(a: &[W], b: &[u64], out: &mut [u64]) {
+    let n = out.len();
+    for (from, out) in (0..n).step_by(NR).zip(out.chunks_mut(NR)) {
+        let mut sums = [W::default(); NR];
+        for (&a, b) in a.iter().zip(b.chunks_exact(n)) {
+            match b[from..].first_chunk::<NR>() {
+                Some(b) => sums.iter_mut().zip(b).for_each(|(s, b)| *s = s.add_product(a, W::narrow(*b))),
+                None => sums.iter_mut().zip(&b[from..]).for_each(|(s, b)| *s = s.add_product(a, W::narrow(*b))),
+            }
+        }
+        out.iter_mut().zip(sums).for_each(|(o, s)| *o = s.widen());
+    }
+}
+
+/// `out = a b` for one row `a` and `b` of `out.len()` columns, one after the other.
+#[inline(always)]
+pub(super) fn row_dots<W: Word>(a: &[W], b: &[u64], out: &mut [u64]) {
+    const LANES: usize = 16;
+    let (blocks, rest) = a.as_chunks::<LANES>();
+    for (b, out) in b.chunks_exact(a.len()).zip(out) {
+        let (b_blocks, b_rest) = b.as_chunks::<LANES>();
+        let mut sums = [W::default(); LANES];
+        for (a, b) in blocks.iter().zip(b_blocks) {
+            let b: [W; LANES] = std::array::from_fn(|j| W::narrow(b[j]));
+            sums = std::array::from_fn(|j| sums[j].add_product(a[j], b[j]));
+        }
+        let rest = rest.iter().zip(b_rest).fold(W::default(), |sum, (a, b)| sum.add_product(*a, W::narrow(*b)));
+        *out = sums.iter().fold(rest, |sum, s| sum.add_product(*s, W::narrow(1))).widen();
+    }
+}
+
+/// A word that products are computed in.
+pub(super) trait Word: Copy + Default {
+    fn narrow(x: u64) -> Self;
+    fn widen(self) -> u64;
+    fn add_product(self, a: Self, b: Self) -> Self;
+    /// See [`word_tile`].
+    fn tile(level: Level, a: &[Self], k: usize, rows: usize, panel: &[Self], tile: &mut [[Self; NR]; MR]);
+    /// See [`row_times`].
+    fn row_times(level: Level, a: &[Self], b: &[u64], out: &mut [u64]);
+    /// See [`row_dots`].
+    fn row_dots(level: Level, a: &[Self], b: &[u64], out: &mut [u64]);
+}
+
+impl Word for u32 {
+    #[inline(always)]
+    fn narrow(x: u64) -> u32 {
+        x as u32
+    }
+    #[inline(always)]
+    fn widen(self) -> u64 {
+        u64::from(self)
+    }
+    #[inline(always)]
+    fn add_product(self, a: u32, b: u32) -> u32 {
+        self.wrapping_add(a.wrapping_mul(b))
+    }
+    fn tile(level: Level, a: &[u32], k: usize, rows: usize, panel: &[u32], tile: &mut [[u32; NR]; MR]) {
+        level.word32_tile(a, k, rows, panel, tile);
+    }
+    fn row_times(level: Level, a: &[u32], b: &[u64], out: &mut [u64]) {
+        level.row32_times(a, b, out);
+    }
+    fn row_dots(level: Level, a: &[u32], b: &[u64], out: &mut [u64]) {
+        level.row32_dots(a, b, out);
+    }
+}
+
+impl Word for u64 {
+    #[inline(always)]
+    fn narrow(x: u64) -> u64 {
+        x
+    }
+    #[inline(always)]
+    fn widen(self) -> u64 {
+        self
+    }
+    #[inline(always)]
+    fn add_product(self, a: u64, b: u64) -> u64 {
+        self.wrapping_add(a.wrapping_mul(b))
+    }
+    fn tile(level: Level, a: &[u64], k: usize, rows: usize, panel: &[u64], tile: &mut [[u64; NR]; MR]) {
+        level.word64_tile(a, k, rows, panel, tile);
+    }
+    fn row_times(level: Level, a: &[u64], b: &[u64], out: &mut [u64]) {
+        level.row64_times(a, b, out);
+    }
+    fn row_dots(level: Level, a: &[u64], b: &[u64], out: &mut [u64]) {
+        level.row64_dots(a, b, out);
+    }
+}
+
+/// `tile[r][j] += sum_i a[r * k + i] * panel[i][j]`, `R` rows and `C` columns at a time so that the sums stay in
+/// registers. Inlined into functions that allow wider vectors.
+#[inline(always)]
+pub(super) fn word_tile<W: Word, const R: usize, const C: usize>(
+    a: &[W],
+    k: usize,
+    rows: usize,
+    panel: &[W],
+    tile: &mut [[W; NR]; MR],
+) {
+    let mut first = 0;
+    while first < rows {
+        let (a, tile) = (&a[first * k..], &mut tile[first..]);
+        if rows - first >= R {
+            word_rows::<W, R, C>(a, k, panel, tile);
+            first += R;
+        } else {
+            word_rows::<W, 1, C>(a, k, panel, tile);
+            first += 1;
+        }
+    }
+}
+
+#[inline(always)]
+fn word_rows<W: Word, const R: usize, const C: usize>(a: &[W], k: usize, panel: &[W], tile: &mut [[W; NR]]) {
+    let rows: [&[W]; R] = std::array::from_fn(|r| &a[r * k..][..k]);
+    for from in (0..NR).step_by(C) {
+        let mut sums = [[W::default(); C]; R];
+        for (i, b) in panel.as_chunks::<NR>().0.iter().take(k).enumerate() {
+            let b: [W; C] = std::array::from_fn(|j| b[from + j]);
+            for r in 0..R {
+                for j in 0..C {
+                    sums[r][j] = sums[r][j].add_product(rows[r][i], b[j]);
+                }
+            }
+        }
+        for (to, sums) in tile.iter_mut().zip(sums) {
+            for (to, sum) in to[from..from + C].iter_mut().zip(sums) {
+                *to = to.add_product(sum, W::narrow(1));
+            }
+        }
+    }
+}
