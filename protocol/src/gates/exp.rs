@@ -96,7 +96,7 @@ impl Exp {
                 let e = if i == 0 { 0.0 } else { (i as f64 - WINDOWS as f64) * 2f64.powi(wb as i32) * h.ulp };
                 libm::exp2(e + self.f_deal as f64)
             });
-            let low = Powers::new(wb, -h.ulp, 0);
+            let low = Powers::new(wb, -h.ulp, 0, n);
             // Flags by window of the whole ring: set for all but the exp table's.
             let (words, bits) = Self::flags(h);
             let mut pattern = vec![0u64; words];
@@ -152,7 +152,7 @@ impl Exp {
             let (words, bits) = Self::flags(h);
             let mut tables = t.half(n * WINDOWS, self.k_out)?;
             let mut dealt_flags = t.half(n * words, bits)?;
-            let low = Powers::new(wb, h.ulp, self.f_pub);
+            let low = Powers::new(wb, h.ulp, self.f_pub, n);
             let mut e = 0;
             for (row, m) in self.grid.split(&s.m[i * n..][..n]) {
                 let offset = self.offset(self.headroom(h), level.m[i * self.grid.rows + row], h);
@@ -174,23 +174,28 @@ impl Exp {
 /// `2^(unit low(x) + f)` for the low bits of a word, of which sixteen count.
 struct Powers {
     bits: u32,
-    coarse: [f64; 256],
-    fine: [f64; 256],
+    /// Exponent of a unit of the low bits' top byte, and what is added.
+    unit: f64,
+    f: f64,
+    /// Of either byte, where they are used often enough to be worth making.
+    tables: Option<[[f64; 256]; 2]>,
 }
 
 impl Powers {
-    fn new(bits: u32, unit: f64, f: i32) -> Powers {
-        let unit = 2f64.powi(bits as i32 - 8) * unit;
-        Powers {
-            bits,
-            coarse: std::array::from_fn(|a| libm::exp2(a as f64 * unit + f as f64)),
-            fine: std::array::from_fn(|a| libm::exp2((a as f64 + 0.5) * unit / 256.0)),
-        }
+    /// To be used so many times.
+    fn new(bits: u32, unit: f64, f: i32, times: usize) -> Powers {
+        let (unit, f) = (2f64.powi(bits as i32 - 8) * unit, f64::from(f));
+        let coarse = || std::array::from_fn(|a| libm::exp2(a as f64 * unit + f));
+        let fine = || std::array::from_fn(|a| libm::exp2((a as f64 + 0.5) * unit / 256.0));
+        Powers { bits, unit, f, tables: (times > 512).then(|| [coarse(), fine()]) }
     }
 
     fn of(&self, x: u64) -> f64 {
         let low = (x & mask(self.bits)) >> (self.bits - 16);
-        self.coarse[(low >> 8) as usize] * self.fine[(low & 255) as usize]
+        match &self.tables {
+            Some([coarse, fine]) => coarse[(low >> 8) as usize] * fine[(low & 255) as usize],
+            None => libm::exp2((low as f64 + 0.5) * self.unit / 256.0 + self.f),
+        }
     }
 }
 
