@@ -1,17 +1,21 @@
-//! Rates of the linear kernels, in multiply-accumulates a second on one thread: `cargo bench -p tacet-protocol --bench
-//! kernels`, or with a part of a name behind `--`, such as `u32 x i8/avx2`.
+//! Rates of the linear kernels, in multiply-accumulates a second: `cargo bench -p tacet-protocol --bench kernels`, or with a
+//! part of a name behind `--`, such as `u32 x i8/avx2`.
 //!
-//! Every level that this processor has is measured: the loops without vector instructions, then each set of those.
+//! Every level that this processor has is measured on one thread: the loops without vector instructions, then each set of
+//! those. Then the best by two and more threads, and layers that come from memory, beside reading as many bytes.
 
 use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, measurement::WallTime};
-use tacet_protocol::gemm::{Level, Order, Weights, linear_on, product_on};
+use tacet_protocol::gemm::{Level, Order, Threads, Weights, linear_on, product_on};
 use tacet_protocol::prg::{Prg, SessionKey};
 
 /// Rows, inputs and outputs: a projection of 128 tokens, and of one.
 const SHAPES: [(usize, usize, usize); 2] = [(128, 768, 3072), (1, 768, 3072)];
+
+/// Bits of weights with their sign; those of most decoders have thirteen.
+const WEIGHTS: [(&str, u32); 3] = [("i8", 8), ("i13", 13), ("i16", 16)];
 
 /// Words that are the same in every run.
 struct Words(Prg, u32);
@@ -22,6 +26,12 @@ impl Words {
         self.1 += 1;
         self.0.fill(self.1, 0, bits, &mut v).expect("every step is new");
         v
+    }
+
+    fn weights(&mut self, out: usize, inp: usize, bits: u32) -> Weights {
+        let signed = |v: &u64| (*v as i64 - (1 << (bits - 1))) as i16;
+        let w: Vec<i16> = self.next(out * inp, bits).iter().map(signed).collect();
+        Weights::new(out, inp, &w)
     }
 }
 
@@ -34,17 +44,14 @@ fn processor() -> String {
     }
 }
 
-/// Times `run` under `kernel/level`.
-fn rate(
-    g: &mut BenchmarkGroup<WallTime>,
-    kernel: String,
-    level: Level,
-    macs: usize,
-    mut run: impl FnMut(&mut Vec<u64>),
-) {
+/// Rows, inputs and outputs of a layer that no cache holds.
+const LARGE: (usize, usize, usize) = (1, 4096, 22016);
+
+/// Times `run` under `kernel/how`.
+fn rate(g: &mut BenchmarkGroup<WallTime>, kernel: &str, how: &str, macs: usize, mut run: impl FnMut(&mut Vec<u64>)) {
     g.throughput(Throughput::Elements(macs as u64));
     let mut y = Vec::new();
-    g.bench_function(BenchmarkId::new(kernel, level.name()), |b| {
+    g.bench_function(BenchmarkId::new(kernel, how), |b| {
         b.iter(|| {
             run(&mut y);
             black_box(&y);
@@ -57,20 +64,28 @@ fn main() {
     let quick = Criterion::default().warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_secs(1));
     let mut c = quick.sample_size(20).configure_from_args();
     let mut words = Words(Prg::new(&SessionKey::from_seed([1; 32])), 0);
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let mut counts: Vec<usize> = [2, 4, 8, cores].into_iter().filter(|n| (2..=cores).contains(n)).collect();
+    counts.dedup();
+    let pools: Vec<Threads> = counts.into_iter().map(|n| Threads::new(n).expect("threads")).collect();
     for (rows, inp, out) in SHAPES {
         let mut g = c.benchmark_group(format!("{rows}x{inp}x{out}"));
         let macs = rows * inp * out;
         let x = words.next(rows * inp, 64);
-        // Weights of decoders have a sign and twelve bits.
-        for (name, width) in [("i8", 8), ("i13", 13), ("i16", 16)] {
-            let signed = |v: &u64| (*v as i64 - (1 << (width - 1))) as i16;
-            let w: Vec<i16> = words.next(out * inp, width).iter().map(signed).collect();
-            let w = Weights::new(out, inp, &w);
+        for (name, width) in WEIGHTS {
+            let w = words.weights(out, inp, width);
             for bits in [32, 48, 64] {
+                let name = format!("u{bits} x {name}");
                 for level in Level::all() {
-                    rate(&mut g, format!("u{bits} x {name}"), level, macs, |y| {
+                    rate(&mut g, &name, level.name(), macs, |y| {
                         y.resize(rows * out, 0);
                         linear_on(level, &x, rows, &w, bits, y);
+                    });
+                }
+                for pool in &pools {
+                    rate(&mut g, &name, &format!("{} threads", pool.count()), macs, |y| {
+                        y.resize(rows * out, 0);
+                        pool.linear(&x, rows, &w, bits, y);
                     });
                 }
             }
@@ -78,7 +93,7 @@ fn main() {
         let b = words.next(inp * out, 64);
         for bits in [32, 64] {
             for level in Level::all() {
-                rate(&mut g, format!("u{bits} x u{bits}"), level, macs, |y| {
+                rate(&mut g, &format!("u{bits} x u{bits}"), level.name(), macs, |y| {
                     y.resize(rows * out, 0);
                     product_on(level, &x, &b, (rows, inp, out), Order::Columns, bits, y);
                 });
@@ -86,5 +101,31 @@ fn main() {
         }
         g.finish();
     }
+    let (rows, inp, out) = LARGE;
+    let mut g = c.benchmark_group(format!("{rows}x{inp}x{out}"));
+    let x = words.next(rows * inp, 64);
+    for (name, width) in WEIGHTS {
+        let w = words.weights(out, inp, width);
+        for bits in [32, 48, 64] {
+            rate(&mut g, &format!("u{bits} x {name}"), Level::detect().name(), rows * inp * out, |y| {
+                y.resize(rows * out, 0);
+                linear_on(Level::detect(), &x, rows, &w, bits, y);
+            });
+        }
+    }
+    for bytes in [1, 2] {
+        let read = words.next(inp * out * bytes / 8, 64);
+        g.throughput(Throughput::Bytes(8 * read.len() as u64));
+        g.bench_function(format!("read {bytes} bytes a weight"), |b| {
+            b.iter(|| {
+                let mut all = [0; 8];
+                for part in read.as_chunks::<8>().0 {
+                    all.iter_mut().zip(part).for_each(|(a, p)| *a ^= p);
+                }
+                black_box(all)
+            });
+        });
+    }
+    g.finish();
     c.final_summary();
 }

@@ -135,8 +135,9 @@ pub async fn run(args: Args) -> Result<()> {
     let between = link.unwrap_or(Link { rtt: Duration::from_micros(100), bandwidth: 1e9, loss: 0.0 });
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let predicted = rates.predict(&cost, between.rtt.as_secs_f64(), between.bandwidth, Some(cores));
-    let plain_f32_s = plain::forward(&dir, length)?;
+    // The weights of a large model leave no room for what follows.
     drop(plans);
+    let plain_f32_s = plain::forward(&dir, length)?;
     let mut r = Report {
         model: name,
         tokens: args.tokens,

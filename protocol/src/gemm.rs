@@ -4,11 +4,14 @@
 //! into wrapping 32, which is what processors do fastest. [`matmul`] and [`matmul_bt`] multiply whole words ([`words`]).
 //!
 //! Work is done in tiles of `MR` rows by `NR` columns over operands packed for them. The tile kernels are plain loops
-//! here; `simd` compiles or writes them for the vector units found at run time ([`level`]).
+//! here; `simd` and `neon` compile or write them for the vector units found at run time ([`level`]).
 
 pub(crate) mod gram;
 mod level;
 mod limbs;
+#[allow(unsafe_code)]
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[allow(unsafe_code)]
 #[cfg(target_arch = "x86_64")]
 mod simd;

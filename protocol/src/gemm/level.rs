@@ -1,6 +1,8 @@
 //! Which kernels to run: those for the vector units that this processor has.
 
 use super::limbs::{self, Limbs};
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 #[cfg(target_arch = "x86_64")]
 use super::simd;
 use super::weights::Panel;
@@ -18,6 +20,9 @@ pub enum Level {
     /// Vectors of 64 bytes, with sums of 16-bit products.
     #[cfg(target_arch = "x86_64")]
     Avx512(simd::Avx512),
+    /// Vectors of 16 bytes.
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Neon),
 }
 
 impl Level {
@@ -30,7 +35,9 @@ impl Level {
     pub fn all() -> impl Iterator<Item = Level> {
         #[cfg(target_arch = "x86_64")]
         let vector = [simd::Avx2::detect().map(Level::Avx2), simd::Avx512::detect().map(Level::Avx512)];
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        let vector = [neon::Neon::detect().map(Level::Neon)];
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let vector = [None];
         [Some(Level::Scalar)].into_iter().chain(vector).flatten()
     }
@@ -43,6 +50,8 @@ impl Level {
             Level::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(_) => "neon",
         }
     }
 
@@ -57,6 +66,8 @@ impl Level {
             Level::Avx2(cpu) => cpu.limb_tile(a, stride, rows, panel, tile),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(cpu) => cpu.limb_tile(a, stride, rows, panel, tile),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(cpu) => cpu.limb_tile(a, stride, rows, panel, tile),
         }
     }
 
@@ -68,6 +79,8 @@ impl Level {
             Level::Avx2(cpu) => cpu.split(x, cols, limbs, a),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(cpu) => cpu.split(x, cols, limbs, a),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(cpu) => cpu.split(x, cols, limbs, a),
         }
     }
 
@@ -79,6 +92,8 @@ impl Level {
             Level::Avx2(cpu) => cpu.combine(limbs, sums, out),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(cpu) => cpu.combine(limbs, sums, out),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(cpu) => cpu.combine(limbs, sums, out),
         }
     }
 
@@ -90,6 +105,8 @@ impl Level {
             Level::Avx2(cpu) => cpu.word32_tile(a, k, rows, panel, tile),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(cpu) => cpu.word32_tile(a, k, rows, panel, tile),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(cpu) => cpu.word32_tile(a, k, rows, panel, tile),
         }
     }
 
@@ -101,6 +118,8 @@ impl Level {
             Level::Avx2(cpu) => cpu.word64_tile(a, k, rows, panel, tile),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(cpu) => cpu.word64_tile(a, k, rows, panel, tile),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(cpu) => cpu.word64_tile(a, k, rows, panel, tile),
         }
     }
 
@@ -112,6 +131,8 @@ impl Level {
             Level::Avx2(cpu) => cpu.row32_times(a, b, out),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(cpu) => cpu.row32_times(a, b, out),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(cpu) => cpu.row32_times(a, b, out),
         }
     }
 
@@ -123,6 +144,8 @@ impl Level {
             Level::Avx2(cpu) => cpu.row64_times(a, b, out),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(cpu) => cpu.row64_times(a, b, out),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(cpu) => cpu.row64_times(a, b, out),
         }
     }
 
@@ -134,6 +157,8 @@ impl Level {
             Level::Avx2(cpu) => cpu.row32_dots(a, b, out),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(cpu) => cpu.row32_dots(a, b, out),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(cpu) => cpu.row32_dots(a, b, out),
         }
     }
 
@@ -145,6 +170,8 @@ impl Level {
             Level::Avx2(cpu) => cpu.row64_dots(a, b, out),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(cpu) => cpu.row64_dots(a, b, out),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(cpu) => cpu.row64_dots(a, b, out),
         }
     }
 }

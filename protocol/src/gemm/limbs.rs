@@ -90,7 +90,7 @@ mod tests {
                     let most = (limbs.depth as u64 * u64::from(largest)) << (width - 1);
                     assert!(bits - at <= 32 || most < 1 << 31, "{bits} bits, {largest}: {limbs:?}");
                 }
-                assert!(next >= bits && limbs.depth > 0 && limbs.depth % 2 == 0, "{limbs:?}");
+                assert!(next >= bits && limbs.depth > 0 && limbs.depth.is_multiple_of(2), "{limbs:?}");
             }
         }
     }

@@ -234,3 +234,68 @@ pub fn quantise(
     let units = bounds.iter().zip(&ulp).fold(0f64, |m, (b, u)| m.max(b * SLACK / u));
     Ok(Wide { layer: Layer { linear, ulp, bound: max(bounds) * SLACK, units }, k })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::decoder::Activation;
+
+    /// As many weights as it takes to be large, or hardly fewer.
+    fn config(large: bool) -> Config {
+        let intermediate = LARGE / 3 / 64 - if large { 0 } else { 200 };
+        Config {
+            family: "llama",
+            layers: 1,
+            hidden: 64,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 32,
+            intermediate,
+            vocab: 8,
+            max_positions: 8,
+            norm: NormKind::Rms,
+            eps: 1e-5,
+            activation: Activation::Silu,
+            rope: None,
+            bos: None,
+            eos: Vec::new(),
+        }
+    }
+
+    fn layer() -> Dense {
+        let mut state = 1u64;
+        let mut noise = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+        };
+        let (out, inp) = (5, 4096);
+        let mut weight: Vec<f32> = (0..out * inp).map(|_| noise()).collect();
+        // A row that rounding lengthens by more than its bound has room for: most elements are just above half of a unit.
+        weight[inp..2 * inp].fill(0.51 / 127.0);
+        weight[inp] = 1.0;
+        weight[2 * inp..3 * inp].fill(0.0);
+        Dense { weight, bias: vec![0.0; out], out, inp }
+    }
+
+    #[test]
+    fn weights_of_large_models_take_a_byte_each() {
+        let d = layer();
+        for (c, bytes) in [(config(false), 2), (config(true), 1)] {
+            for rows in [Rows::writing(&c, &d), Rows::writing(&c, &d).rounded()] {
+                let facts = rows.facts();
+                let bounds: Vec<f64> = facts.iter().map(|f| f.norm).collect();
+                let wide = quantise("layer", &rows, 0..rows.len, &finest(&facts), &bounds, 12, true).unwrap();
+                let w = wide.layer.linear.weights().unwrap();
+                assert_eq!(w.width(), bytes);
+                for (j, fact) in facts.iter().enumerate() {
+                    let applied: Vec<f64> = (0..rows.cols).map(|i| f64::from(w.at(j, i)) * fact.unit).collect();
+                    assert!(norm(&applied) <= fact.norm * GROWN + 1e-12, "row {j}");
+                    let row = rows.row(j);
+                    // Rounded rows are what is applied; others are within a unit of it, one that was cut, or a half.
+                    let most = if rows.is_rounded() { 1e-9 } else { 1.0 + 1e-9 };
+                    assert!(applied.iter().zip(&row).all(|(a, r)| (a - r).abs() <= most * fact.unit), "row {j}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The tile kernels of the parent for aarch64's vectors of 16 bytes.
+//!
+//! A value of [`Neon`] is proof that the processor has the instructions; only `detect` makes one. Besides calling functions
+//! compiled for those instructions, the unsafe code here is loads and stores, each through a reference to an array of
+//! exactly that size.
+
+use std::arch::aarch64::*;
+use std::arch::is_aarch64_feature_detected;
+
+use super::limbs::{self, Limbs};
+use super::weights::Panel;
+use super::words::{self, word_tile};
+use super::{LimbTile, MR, NR};
+
+/// Rows that the limb kernel keeps in registers.
+const ROWS: usize = 4;
+/// Outputs that it handles at a time.
+const COLUMNS: usize = 16;
+
+/// Proof of Advanced SIMD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neon(());
+
+impl Neon {
+    pub(super) fn detect() -> Option<Neon> {
+        is_aarch64_feature_detected!("neon").then_some(Neon(()))
+    }
+
+    pub(super) fn limb_tile(self, a: &[i16], stride: usize, rows: usize, panel: Panel, tile: &mut LimbTile) {
+        // SAFETY: `self` proves the feature.
+        unsafe {
+            match panel {
+                Panel::Narrow(p) => limbs_neon(a, stride, rows, p, tile),
+                Panel::Wide(p) => limbs_neon(a, stride, rows, p, tile),
+            }
+        }
+    }
+
+    pub(super) fn split(self, x: &[u64], cols: usize, limbs: &Limbs, a: &mut [i16]) {
+        limbs::split(x, cols, limbs, a);
+    }
+
+    pub(super) fn combine(self, limbs: &Limbs, sums: &[[i32; NR]], out: &mut [u64]) {
+        limbs::combine(limbs, sums, out);
+    }
+
+    pub(super) fn word32_tile(self, a: &[u32], k: usize, rows: usize, panel: &[u32], tile: &mut [[u32; NR]; MR]) {
+        // SAFETY: `self` proves the feature.
+        unsafe { word32_neon(a, k, rows, panel, tile) }
+    }
+
+    pub(super) fn word64_tile(self, a: &[u64], k: usize, rows: usize, panel: &[u64], tile: &mut [[u64; NR]; MR]) {
+        // There is no product of 64-bit lanes.
+        word_tile::<_, 2, 8>(a, k, rows, panel, tile);
+    }
+
+    pub(super) fn row32_times(self, a: &[u32], b: &[u64], out: &mut [u64]) {
+        words::row_times(a, b, out);
+    }
+
+    pub(super) fn row64_times(self, a: &[u64], b: &[u64], out: &mut [u64]) {
+        words::row_times(a, b, out);
+    }
+
+    pub(super) fn row32_dots(self, a: &[u32], b: &[u64], out: &mut [u64]) {
+        words::row_dots(a, b, out);
+    }
+
+    pub(super) fn row64_dots(self, a: &[u64], b: &[u64], out: &mut [u64]) {
+        words::row_dots(a, b, out);
+    }
+}
+
+/// Packed weights: the first and the second of eight outputs' pairs, 16 bits each.
+trait Stored: Sized {
+    /// # Safety
+    /// Advanced SIMD.
+    unsafe fn load(from: &[Self; 16]) -> int16x8x2_t;
+}
+
+impl Stored for i16 {
+    #[inline(always)]
+    unsafe fn load(from: &[i16; 16]) -> int16x8x2_t {
+        // SAFETY: `from` is 32 bytes; the caller has the feature.
+        unsafe { vld2q_s16(from.as_ptr()) }
+    }
+}
+
+impl Stored for i8 {
+    #[inline(always)]
+    unsafe fn load(from: &[i8; 16]) -> int16x8x2_t {
+        // SAFETY: `from` is 16 bytes; the caller has the feature.
+        unsafe {
+            let int8x8x2_t(first, second) = vld2_s8(from.as_ptr());
+            int16x8x2_t(vmovl_s8(first), vmovl_s8(second))
+        }
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn limbs_neon<W: Stored>(a: &[i16], stride: usize, rows: usize, panel: &[W], tile: &mut LimbTile) {
+    for first in (0..rows).step_by(ROWS) {
+        let (a, tile) = (&a[first * stride..], &mut tile[first..]);
+        match rows - first {
+            1 => rows_neon::<W, 1>(a, stride, panel, tile),
+            2 => rows_neon::<W, 2>(a, stride, panel, tile),
+            3 => rows_neon::<W, 3>(a, stride, panel, tile),
+            _ => rows_neon::<W, ROWS>(a, stride, panel, tile),
+        }
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn rows_neon<W: Stored, const R: usize>(a: &[i16], stride: usize, panel: &[W], tile: &mut [[i32; NR]]) {
+    let depth = panel.len() / NR;
+    let rows: [&[[i16; 2]]; R] = std::array::from_fn(|r| a[r * stride..][..depth].as_chunks().0);
+    for from in (0..NR).step_by(COLUMNS) {
+        let mut sums = [[vdupq_n_s32(0); COLUMNS / 4]; R];
+        for (i, weights) in panel.as_chunks::<{ 2 * NR }>().0.iter().enumerate() {
+            let (vectors, _) = weights[2 * from..].as_chunks::<16>();
+            // SAFETY: this function has the feature.
+            let w = unsafe { [W::load(&vectors[0]), W::load(&vectors[1])] };
+            for r in 0..R {
+                let [x, y] = rows[r][i];
+                for (w, sums) in w.iter().zip(sums[r].as_chunks_mut::<2>().0) {
+                    sums[0] = vmlal_n_s16(sums[0], vget_low_s16(w.0), x);
+                    sums[1] = vmlal_high_n_s16(sums[1], w.0, x);
+                    sums[0] = vmlal_n_s16(sums[0], vget_low_s16(w.1), y);
+                    sums[1] = vmlal_high_n_s16(sums[1], w.1, y);
+                }
+            }
+        }
+        for (row, sums) in tile.iter_mut().zip(sums) {
+            for (to, sum) in row[from..].as_chunks_mut::<4>().0.iter_mut().zip(sums) {
+                // SAFETY: `to` is 4 elements of 32 bits.
+                unsafe { vst1q_s32(to.as_mut_ptr(), vaddq_s32(vld1q_s32(to.as_ptr()), sum)) }
+            }
+        }
+    }
+}
+
+/// Four rows by 16 columns of sums at a time, then row by row.
+#[target_feature(enable = "neon")]
+fn word32_neon(a: &[u32], k: usize, rows: usize, panel: &[u32], tile: &mut [[u32; NR]; MR]) {
+    let whole = rows - rows % ROWS;
+    for first in (0..whole).step_by(ROWS) {
+        words_neon::<ROWS>(&a[first * k..], k, panel, &mut tile[first..]);
+    }
+    for first in whole..rows {
+        words_neon::<1>(&a[first * k..], k, panel, &mut tile[first..]);
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn words_neon<const R: usize>(a: &[u32], k: usize, panel: &[u32], tile: &mut [[u32; NR]]) {
+    let rows: [&[u32]; R] = std::array::from_fn(|r| &a[r * k..][..k]);
+    for from in (0..NR).step_by(COLUMNS) {
+        let mut sums = [[vdupq_n_u32(0); COLUMNS / 4]; R];
+        for (i, b) in panel.as_chunks::<NR>().0.iter().take(k).enumerate() {
+            let (vectors, _) = b[from..].as_chunks::<4>();
+            // SAFETY: each is 16 bytes.
+            let b: [uint32x4_t; COLUMNS / 4] = std::array::from_fn(|c| unsafe { vld1q_u32(vectors[c].as_ptr()) });
+            for r in 0..R {
+                let x = vdupq_n_u32(rows[r][i]);
+                for (sum, b) in sums[r].iter_mut().zip(b) {
+                    *sum = vmlaq_u32(*sum, x, b);
+                }
+            }
+        }
+        for (row, sums) in tile.iter_mut().zip(sums) {
+            for (to, sum) in row[from..].as_chunks_mut::<4>().0.iter_mut().zip(sums) {
+                // SAFETY: `to` is 4 elements of 32 bits.
+                unsafe { vst1q_u32(to.as_mut_ptr(), vaddq_u32(vld1q_u32(to.as_ptr()), sum)) }
+            }
+        }
+    }
+}
