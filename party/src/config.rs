@@ -135,8 +135,13 @@ impl Limits {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pool {
-    /// Megabytes (10^6 bytes) of dealt payload that an evaluator keeps for queries to come; 0 for none.
+    /// Megabytes (10^6 bytes) of dealt payload that an evaluator keeps in memory for queries to come; 0 for none.
     pub memory_mb: usize,
+    /// Megabytes on disk, encrypted, for bundles that find no room in memory; 0 for none.
+    pub spool_mb: usize,
+    /// The folder for them, for its owner alone; made if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spool_dir: Option<PathBuf>,
     /// Bundles that a party keeps, whatever their size.
     pub bundles: usize,
     /// Bundles that the dealer keeps ready of each length asked for lately; 0 for none.
@@ -147,7 +152,7 @@ pub struct Pool {
 
 impl Default for Pool {
     fn default() -> Self {
-        Pool { memory_mb: 512, bundles: 64, depth: 2, prefill: Vec::new() }
+        Pool { memory_mb: 512, spool_mb: 0, spool_dir: None, bundles: 64, depth: 2, prefill: Vec::new() }
     }
 }
 
@@ -235,6 +240,7 @@ impl Config {
             *p = base.join(&*p);
         }
         c.peer.iter_mut().for_each(|p| p.certificate = base.join(&p.certificate));
+        c.pool.spool_dir = c.pool.spool_dir.map(|dir| base.join(dir));
         let l = &c.limits;
         let within = |name: &str, v: usize, range: std::ops::RangeInclusive<usize>| {
             let text = format!("{name} = {v}: {} to {} are possible", range.start(), range.end());
@@ -250,6 +256,11 @@ impl Config {
             within(name, seconds as usize, 1..=1 << 20)?;
         }
         within("pool.bundles", c.pool.bundles, 0..=4096)?;
+        within("pool.spool_mb", c.pool.spool_mb, 0..=1 << 30)?;
+        if c.pool.spool_mb > 0 && c.pool.spool_dir.is_none() {
+            let text = format!("pool.spool_mb = {}: pool.spool_dir names the folder, and is missing", c.pool.spool_mb);
+            return Err(PartyError::Config(text));
+        }
         for tokens in &c.pool.prefill {
             within("pool.prefill", *tokens, 1..=l.tokens)?;
         }
