@@ -304,4 +304,25 @@ mod tests {
             assert_eq!(unhex(bad), None, "{bad}");
         }
     }
+
+    #[test]
+    fn a_spool_needs_a_folder_which_is_beside_the_file() {
+        let dir = std::env::temp_dir().join(format!("tacet-config-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let file = dir.join("party.toml");
+        let load = |pool: &str| {
+            let peer = |n: u8, role: &str| {
+                format!("[[peer]]\nname = \"{n}\"\nrole = \"{role}\"\naddr = \"127.0.0.1:{n}\"\ncertificate = \"c\"\n")
+            };
+            let own = "name = \"a\"\nrole = \"e1\"\nlisten = \"127.0.0.1:1\"\nmodel = \"m\"\ncertificate = \"c\"\n\
+                       key = \"k\"\nseal_key = \"s\"\nclients = \"l\"\n";
+            let text = format!("{own}{}{}[pool]\n{pool}", peer(2, "e2"), peer(3, "dealer"));
+            std::fs::write(&file, text).unwrap();
+            Config::load(&file).map(|c| c.pool.spool_dir).map_err(|e| e.to_string())
+        };
+        assert_eq!(load(""), Ok(None));
+        assert_eq!(load("spool_mb = 5\nspool_dir = \"spool\""), Ok(Some(dir.join("spool"))));
+        assert!(load("spool_mb = 5").unwrap_err().contains("pool.spool_dir names the folder"));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 }
