@@ -32,7 +32,8 @@ Examples:
   tacet bench --tokens 32 --rtt 40ms --bandwidth 100Mbit      # three parties far apart
 
 Three parties, each a process of its own, and the client share this machine. `dealt beside` is a query whose randomness is
-dealt while it runs, `dealt ahead` one that found it there: the online time. Shapes have random weights.";
+dealt while it runs, `dealt ahead` one that found it there: the online time; `from disk` one that found it in the evaluators'
+spools. Shapes have random weights.";
 
 #[derive(ClapArgs)]
 pub struct Args {
@@ -51,6 +52,9 @@ pub struct Args {
     /// Queries of each kind; the median is reported
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     repeat: u16,
+    /// Of an encoder, measure what is dealt ahead from disk too
+    #[arg(long)]
+    spool: bool,
     /// Where the parties compute products: auto, cpu or gpu
     #[arg(long, default_value = "auto")]
     backend: BackendKind,
@@ -104,6 +108,8 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     dealt_ahead: Option<Query>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    dealt_ahead_from_disk: Option<Query>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     generation: Option<Generation>,
     /// One forward pass of the same matrices in f32, in the clear, on one thread.
     plain_f32_s: f64,
@@ -150,15 +156,20 @@ pub async fn run(args: Args) -> Result<()> {
         predicted,
         dealt_beside: None,
         dealt_ahead: None,
+        dealt_ahead_from_disk: None,
         generation: None,
         plain_f32_s,
         parties: Vec::new(),
     };
     let repeat = usize::from(args.repeat);
     if is_encoder(&dir) {
-        let (beside, _) = embed(&dir, args.tokens, repeat, (link, args.backend), false).await?;
-        let (ahead, parties) = embed(&dir, args.tokens, repeat, (link, args.backend), true).await?;
+        let (beside, _) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::Beside).await?;
+        let (ahead, parties) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::Ahead).await?;
         (r.dealt_beside, r.dealt_ahead, r.parties) = (Some(beside), Some(ahead), parties);
+        if args.spool {
+            let (disk, _) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::FromDisk).await?;
+            r.dealt_ahead_from_disk = Some(disk);
+        }
     } else {
         let (generation, parties) = generate(&dir, args.tokens, args.decode, (link, args.backend)).await?;
         (r.generation, r.parties) = (Some(generation), parties);
@@ -193,19 +204,32 @@ async fn lane(dir: &Path, pool: Pool, (link, backend): Between) -> Result<Lane> 
     linked(Lane::launch_over(&exe, dir, limits, pool, backend, via)?).await
 }
 
+/// When what a query needs is dealt, and where it waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dealt {
+    Beside,
+    Ahead,
+    FromDisk,
+}
+
 /// Medians of queries of one kind, and the parties at their end.
 async fn embed(
     dir: &Path,
     tokens: usize,
     repeat: usize,
     between: Between,
-    ahead: bool,
+    dealt: Dealt,
 ) -> Result<(Query, Vec<PartyReport>)> {
-    let pool = if ahead {
-        Pool { memory_mb: 2048, prefill: vec![padded(tokens).unwrap_or(tokens)], ..Pool::default() }
-    } else {
-        Pool { depth: 0, prefill: Vec::new(), ..Pool::default() }
+    let prefill = vec![padded(tokens).unwrap_or(tokens)];
+    let pool = match dealt {
+        Dealt::Beside => Pool { depth: 0, ..Pool::default() },
+        Dealt::Ahead => Pool { memory_mb: 2048, prefill, ..Pool::default() },
+        // In the lane's own folder.
+        Dealt::FromDisk => {
+            Pool { memory_mb: 0, spool_mb: 2048, spool_dir: Some("spool".into()), prefill, ..Pool::default() }
+        }
     };
+    let ahead = dealt != Dealt::Beside;
     let lane = lane(dir, pool, between).await?;
     let client =
         Client::builder().parties(lane.parties.clone()).model(dir).deadline(Duration::from_secs(600)).connect().await?;
@@ -282,7 +306,9 @@ fn text(r: &Report) -> Result<String> {
     let p = &r.predicted;
     if let (Some(b), Some(a)) = (&r.dealt_beside, &r.dealt_ahead) {
         writeln!(out, "{:<14}{:>10}{:>10}{:>10}{:>12}", "", "total s", "online s", "dealing s", "predicted s")?;
-        for (name, q, predicted) in [("dealt beside", b, p.dealt_beside_s), ("dealt ahead", a, p.dealt_ahead_s)] {
+        let disk = r.dealt_ahead_from_disk.as_ref().map(|d| ("  from disk", d, p.dealt_ahead_s));
+        let known = [("dealt beside", b, p.dealt_beside_s), ("dealt ahead", a, p.dealt_ahead_s)];
+        for (name, q, predicted) in known.into_iter().chain(disk) {
             writeln!(out, "{name:<14}{:>10.3}{:>10.3}{:>10.3}{predicted:>12.3}", q.total_s, q.online_s, q.dealing_s)?;
         }
         writeln!(

@@ -156,7 +156,8 @@ impl Stock {
     pub fn figures(&self) -> Figures {
         let s = lock(&self.inner);
         let ready = s.bundles.iter().filter(|b| b.dealt.borrow().is_some()).count() as u64;
-        Figures { ready, dealing: s.bundles.len() as u64 - ready, bytes: s.bundles.iter().map(|b| b.bytes).sum() }
+        let bytes = s.bundles.iter().map(|b| b.bytes).sum();
+        Figures { ready, dealing: s.bundles.len() as u64 - ready, bytes, spooled: (0, 0) }
     }
 }
 

@@ -139,8 +139,13 @@ impl Limits {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pool {
-    /// Megabytes (10^6 bytes) of dealt payload that an evaluator keeps for queries to come; 0 for none.
+    /// Megabytes (10^6 bytes) of dealt payload that an evaluator keeps in memory for queries to come; 0 for none.
     pub memory_mb: usize,
+    /// Megabytes on disk, encrypted, for bundles that find no room in memory; 0 for none.
+    pub spool_mb: usize,
+    /// The folder for them, for its owner alone; made if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spool_dir: Option<PathBuf>,
     /// Bundles that a party keeps, whatever their size.
     pub bundles: usize,
     /// Bundles that the dealer keeps ready of each length asked for lately; 0 for none.
@@ -151,7 +156,7 @@ pub struct Pool {
 
 impl Default for Pool {
     fn default() -> Self {
-        Pool { memory_mb: 512, bundles: 64, depth: 2, prefill: Vec::new() }
+        Pool { memory_mb: 512, spool_mb: 0, spool_dir: None, bundles: 64, depth: 2, prefill: Vec::new() }
     }
 }
 
@@ -239,6 +244,7 @@ impl Config {
             *p = base.join(&*p);
         }
         c.peer.iter_mut().for_each(|p| p.certificate = base.join(&p.certificate));
+        c.pool.spool_dir = c.pool.spool_dir.map(|dir| base.join(dir));
         let l = &c.limits;
         let within = |name: &str, v: usize, range: std::ops::RangeInclusive<usize>| {
             let text = format!("{name} = {v}: {} to {} are possible", range.start(), range.end());
@@ -255,6 +261,11 @@ impl Config {
         }
         within("threads", c.threads, 0..=1024)?;
         within("pool.bundles", c.pool.bundles, 0..=4096)?;
+        within("pool.spool_mb", c.pool.spool_mb, 0..=1 << 30)?;
+        if c.pool.spool_mb > 0 && c.pool.spool_dir.is_none() {
+            let text = format!("pool.spool_mb = {}: pool.spool_dir names the folder, and is missing", c.pool.spool_mb);
+            return Err(PartyError::Config(text));
+        }
         for tokens in &c.pool.prefill {
             within("pool.prefill", *tokens, 1..=l.tokens)?;
         }
@@ -297,5 +308,26 @@ mod tests {
         for bad in ["", "00", &"g".repeat(64), &"0".repeat(63), &"0".repeat(66), &"\u{e9}".repeat(32)] {
             assert_eq!(unhex(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_spool_needs_a_folder_which_is_beside_the_file() {
+        let dir = std::env::temp_dir().join(format!("tacet-config-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let file = dir.join("party.toml");
+        let load = |pool: &str| {
+            let peer = |n: u8, role: &str| {
+                format!("[[peer]]\nname = \"{n}\"\nrole = \"{role}\"\naddr = \"127.0.0.1:{n}\"\ncertificate = \"c\"\n")
+            };
+            let own = "name = \"a\"\nrole = \"e1\"\nlisten = \"127.0.0.1:1\"\nmodel = \"m\"\ncertificate = \"c\"\n\
+                       key = \"k\"\nseal_key = \"s\"\nclients = \"l\"\n";
+            let text = format!("{own}{}{}[pool]\n{pool}", peer(2, "e2"), peer(3, "dealer"));
+            std::fs::write(&file, text).unwrap();
+            Config::load(&file).map(|c| c.pool.spool_dir).map_err(|e| e.to_string())
+        };
+        assert_eq!(load(""), Ok(None));
+        assert_eq!(load("spool_mb = 5\nspool_dir = \"spool\""), Ok(Some(dir.join("spool"))));
+        assert!(load("spool_mb = 5").unwrap_err().contains("pool.spool_dir names the folder"));
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

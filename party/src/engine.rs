@@ -110,7 +110,8 @@ async fn result<T>(done: oneshot::Receiver<Result<T, Error>>) -> Result<T, Fail>
     Ok(done.await.map_err(|_| fail(code::PROTOCOL, "the engine stopped"))??)
 }
 
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Fail> {
+/// Runs `work` on a thread of its own, to whose end nothing is tied.
+pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Fail> {
     let thread = std::thread::Builder::new().name(name.into()).spawn(work);
     thread.map(drop).map_err(|e| fail(code::PROTOCOL, format!("no thread: {e}")))
 }

@@ -90,8 +90,10 @@ fn metrics(party: &Party) -> String {
     let _ = writeln!(
         out,
         "# TYPE tacet_bundles gauge\ntacet_bundles{{state=\"ready\"}} {}\ntacet_bundles{{state=\"dealing\"}} {}\n\
-         # TYPE tacet_bundle_bytes gauge\ntacet_bundle_bytes {}",
-        f.ready, f.dealing, f.bytes
+         # TYPE tacet_bundle_bytes gauge\ntacet_bundle_bytes {}\n\
+         # TYPE tacet_spooled_bundles gauge\ntacet_spooled_bundles {}\n\
+         # TYPE tacet_spooled_bytes gauge\ntacet_spooled_bytes {}",
+        f.ready, f.dealing, f.bytes, f.spooled.0, f.spooled.1
     );
     let running = party.config.limits.sessions - party.permits.available_permits();
     let _ = writeln!(out, "# TYPE tacet_sessions gauge\ntacet_sessions {running}");

@@ -2,7 +2,7 @@
 //!
 //! Who sees what: a dealer receives shapes and nonces, never an opening or an input; an evaluator receives its sealed half
 //! of each input, the other's openings and the dealer's corrections. Nothing of a session is written to disk or logged
-//! beyond counts and timings. A party runs its network on one thread; each session's arithmetic has a thread of its own.
+//! beyond counts and timings; of what is dealt ahead, ciphertext may be. A party runs its network on one thread; each session's arithmetic has a thread of its own.
 #![forbid(unsafe_code)]
 
 mod ahead;
@@ -19,6 +19,7 @@ mod mesh;
 pub mod plans;
 mod pool;
 mod session;
+mod spool;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -182,7 +183,7 @@ pub async fn serve(config: Config) -> Result<(), PartyError> {
         links: Mutex::default(),
         trouble: Mutex::default(),
         meeting: meeting::Meeting::default(),
-        pool: pool::Pool::new(&config.pool),
+        pool: pool::Pool::open(&config)?,
         stock: ahead::Stock::new(&config.pool),
         permits: Arc::new(Semaphore::new(config.limits.sessions)),
         waiting: Arc::new(Semaphore::new(config.limits.sessions * WAITING)),

@@ -17,16 +17,18 @@ use tacet_protocol::seal::{self, SealContext};
 use tacet_protocol::wire::{CONTROL_LIMIT, Dealing, INPUT_OVERHEAD, Message, SessionId};
 use tacet_transport::{TransportError, receive, send};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{timeout, timeout_at};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::engine::{self, Evaluated, Evaluation, Place, Space, collect, dealt_steps};
 use crate::fail::{Fail, code, fail};
-use crate::flow::{self, Room};
+use crate::flow::{self, Held, Room};
 use crate::generate::{self, Sequence};
 use crate::meeting::Joined;
 use crate::plans::Plans;
-use crate::pool::ended;
+use crate::pool::{Half, Kept, ended, unspool};
+use crate::spool::Reader;
 use crate::{Link, Party, lock};
 
 /// A request; its token is known.
@@ -325,6 +327,14 @@ pub async fn both(party: &Party, session: SessionId) -> Result<(Joined, Joined),
     tokio::try_join!(join(Role::E1), join(Role::E2))
 }
 
+/// Where an evaluator's dealt steps come from.
+enum Source {
+    Dealer(UnboundedSender<Held>),
+    Disk(Reader, UnboundedSender<Held>),
+    /// They lie in the engine's channel.
+    Memory,
+}
+
 /// An evaluator's part of a session. `gate` is its place where this party admits sessions.
 async fn evaluate(
     party: &Party,
@@ -340,21 +350,27 @@ async fn evaluate(
     let place = if role == Role::E1 { gate } else { running(party).await? };
     let started = Instant::now();
     let steps = dealt_steps(&plan, role);
-    let (prg, dealt, fresh, _stream) = match dealing {
+    let (to, arrived) = flow::channel();
+    let (prg, dealt, source, _stream) = match dealing {
         Dealing::Fresh { nonce } => {
-            let (to, dealt) = flow::channel();
-            (session_prg(&dealer, role, 0, &session, &ours, &nonce), dealt, Some(to), None)
+            (session_prg(&dealer, role, 0, &session, &ours, &nonce), arrived, Source::Dealer(to), None)
         }
         Dealing::Ahead { bundle } => {
-            let half = party.pool.take(&bundle, &plan)?;
+            let Half { prg, dealt, stream, .. } = party.pool.take(&bundle, &plan)?;
             party.counters.bundles_used.fetch_add(1, Relaxed);
-            (half.prg, half.dealt, None, Some(half.stream))
+            let (dealt, source) = match dealt {
+                Kept::Memory(waits) => (waits, Source::Memory),
+                Kept::Disk(reader) => (arrived, Source::Disk(reader, to)),
+            };
+            (prg, dealt, source, Some(stream))
         }
     };
     let arriving = async {
-        match fresh {
-            Some(to) => collect(&mut from_dealer, steps, Space::Shared(Room::new(limits.buffer())), to).await,
-            None => Ok(()),
+        let room = Room::new(limits.buffer());
+        match source {
+            Source::Dealer(to) => collect(&mut from_dealer, steps, Space::Shared(room), to).await,
+            Source::Disk(reader, to) => unspool(party, reader, room, to).await,
+            Source::Memory => Ok(()),
         }
     };
     let (room, compute) = (Room::new(limits.buffer()), Arc::clone(&party.compute));
