@@ -1,29 +1,30 @@
 //! `tacet bench`: what a model takes on this machine, measured over three real parties, beside what was predicted.
 
-use std::fmt::Write;
+mod report;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
-use serde::Serialize;
 use tacet_client::generate::{Decoder, Positions};
-use tacet_client::{Client, Spent, Stats};
+use tacet_client::{Client, Generator};
 use tacet_party::config::{BackendKind, Limits, Pool};
 use tacet_party::plans::Plans;
-use tacet_protocol::model::is_encoder;
 use tacet_protocol::plan::Keep;
-use tacet_protocol::program::Cost;
+use tacet_protocol::program::Program;
 use tacet_protocol::query::padded;
+use tacet_protocol::ring::packed_len;
 
+use self::report::{Generation, Query, Report, Sample};
+use crate::exchange::Exchange;
 use crate::local::{Lane, PartyReport};
 use crate::parties::linked;
-use crate::plain;
-use crate::plan::{bandwidth, duration};
-use crate::rates::{Rates, Times};
+use crate::plan::{bandwidth, duration, step};
+use crate::rates::{Network, Rates, SAMPLE, Times};
 use crate::relay::{self, Link};
 use crate::shape::{Checkpoint, Shape};
-use crate::{fetch, print};
+use crate::{fetch, plain, print};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -32,8 +33,11 @@ Examples:
   tacet bench --tokens 32 --rtt 40ms --bandwidth 100Mbit      # three parties far apart
 
 Three parties, each a process of its own, and the client share this machine. `dealt beside` is a query whose randomness is
-dealt while it runs, `dealt ahead` one that found it there: the online time; `from disk` one that found it in the evaluators'
-spools. Shapes have random weights.";
+dealt while it runs, `dealt ahead` one that found it there: the online time; `from disk` one that found it in the
+evaluators' spools. A decoder is always dealt beside, but runs ahead:
+`step` is one token after another, `step, ahead` comes when its dealing is there. Shapes have random weights.
+
+Predictions are of rates that are measured when the command starts; where the time went is what the parties say.";
 
 #[derive(ClapArgs)]
 pub struct Args {
@@ -49,7 +53,7 @@ pub struct Args {
     /// Of a decoder, tokens to add
     #[arg(long, value_name = "N", default_value_t = 32)]
     decode: usize,
-    /// Queries of each kind; the median is reported
+    /// Queries of each kind, or prompts; the median is reported
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     repeat: u16,
     /// Of an encoder, measure what is dealt ahead from disk too
@@ -72,50 +76,6 @@ pub struct Args {
     json: bool,
 }
 
-/// Medians of several queries, in seconds.
-#[derive(Serialize)]
-struct Query {
-    /// At the client.
-    total_s: f64,
-    /// At the slower evaluator.
-    online_s: f64,
-    /// At the dealer.
-    dealing_s: f64,
-}
-
-#[derive(Serialize)]
-struct Generation {
-    /// From the prompt's tokens to the first logits.
-    prefill_s: f64,
-    tokens_per_s: f64,
-    /// Of prompt and steps.
-    spent: Spent,
-}
-
-#[derive(Serialize)]
-struct Report {
-    model: String,
-    tokens: usize,
-    padded: usize,
-    processor: String,
-    cores: usize,
-    rtt_s: Option<f64>,
-    bandwidth_bytes_per_s: Option<f64>,
-    cost: Cost,
-    predicted: Times,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    dealt_beside: Option<Query>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    dealt_ahead: Option<Query>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    dealt_ahead_from_disk: Option<Query>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    generation: Option<Generation>,
-    /// One forward pass of the same matrices in f32, in the clear, on one thread.
-    plain_f32_s: f64,
-    parties: Vec<PartyReport>,
-}
-
 /// Measures and prints.
 pub async fn run(args: Args) -> Result<()> {
     let link = link(&args)?;
@@ -135,49 +95,77 @@ pub async fn run(args: Args) -> Result<()> {
     let Some(length) = padded(args.tokens) else { bail!("--tokens {} is more than a text may have", args.tokens) };
     eprintln!("planning");
     let (plans, _) = Plans::load(&dir, Keep::Weights)?;
-    let cost = plans.first(length)?.cost();
-    let rates = Rates::measure(&plans.first(8)?, None)?;
-    // What parties on one machine and no emulated network have between them.
-    let between = link.unwrap_or(Link { rtt: Duration::from_micros(100), bandwidth: 1e9, loss: 0.0 });
+    let load = load();
+    let first = plans.first(length)?;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let predicted = rates.predict(&cost, between.rtt.as_secs_f64(), between.bandwidth, Some(cores));
-    // The weights of a large model leave no room for what follows.
-    drop(plans);
-    let plain_f32_s = plain::forward(&dir, length)?;
+    // What parties on one machine and no emulated network have between them.
+    let net = match link {
+        Some(l) => Network { rtt: l.rtt.as_secs_f64(), bandwidth: l.bandwidth, cores: Some(cores) },
+        None => Network { rtt: 0.0, bandwidth: f64::INFINITY, cores: Some(cores) },
+    };
+    eprintln!("measuring rates");
+    let exchange = Exchange::measure()?;
+    let rates = Rates::measure(&plans.first(length.min(SAMPLE))?, None, exchange, None)?;
+    let predict = |rates: &Rates, p: &Program| rates.predict(&p.cost(), answer(p), net);
+    let predicted_step = match &plans {
+        Plans::Encoder(_) => None,
+        // The one in the middle of all.
+        Plans::Decoder(p) => {
+            Some(predict(&step(p, exchange, None)?, &p.program(true, length + args.decode / 2, 1, false)?))
+        }
+    };
     let mut r = Report {
         model: name,
         tokens: args.tokens,
         padded: length,
         processor: processor(),
         cores,
+        load,
         rtt_s: link.map(|l| l.rtt.as_secs_f64()),
         bandwidth_bytes_per_s: link.map(|l| l.bandwidth),
-        cost,
-        predicted,
+        loss: link.map(|l| l.loss),
+        cost: first.cost(),
+        rates,
+        predicted: predict(&rates, &first),
         dealt_beside: None,
         dealt_ahead: None,
         dealt_ahead_from_disk: None,
         generation: None,
-        plain_f32_s,
+        plain_f32_s: plain::forward(&dir, length)?,
         parties: Vec::new(),
     };
+    drop((plans, first));
     let repeat = usize::from(args.repeat);
-    if is_encoder(&dir) {
-        let (beside, _) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::Beside).await?;
-        let (ahead, parties) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::Ahead).await?;
-        (r.dealt_beside, r.dealt_ahead, r.parties) = (Some(beside), Some(ahead), parties);
-        if args.spool {
-            let (disk, _) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::FromDisk).await?;
-            r.dealt_ahead_from_disk = Some(disk);
+    match predicted_step {
+        None => {
+            let (beside, _) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::Beside).await?;
+            let (ahead, parties) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::Ahead).await?;
+            (r.dealt_beside, r.dealt_ahead, r.parties) = (Some(beside), Some(ahead), parties);
+            if args.spool {
+                let (disk, _) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::FromDisk).await?;
+                r.dealt_ahead_from_disk = Some(disk);
+            }
         }
-    } else {
-        let (generation, parties) = generate(&dir, args.tokens, args.decode, (link, args.backend)).await?;
-        (r.generation, r.parties) = (Some(generation), parties);
+        Some(predicted) => {
+            let lengths = [args.tokens, args.decode, repeat];
+            let (generation, parties) = generate(&dir, lengths, (link, args.backend), predicted).await?;
+            (r.generation, r.parties) = (Some(generation), parties);
+        }
     }
     if args.json {
         return print(&format!("{}\n", serde_json::to_string(&r)?));
     }
-    print(&text(&r)?)
+    print(&r.text()?)
+}
+
+/// Bytes of an evaluator's share of a program's result.
+pub fn answer(p: &Program) -> usize {
+    packed_len(p.output_len(), p.output_bits())
+}
+
+/// Threads that wanted a processor in the last minute, where the system says so.
+fn load() -> Option<f64> {
+    std::fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
 }
 
 fn link(args: &Args) -> Result<Option<Link>> {
@@ -204,6 +192,11 @@ async fn lane(dir: &Path, pool: Pool, (link, backend): Between) -> Result<Lane> 
     linked(Lane::launch_over(&exe, dir, limits, pool, backend, via)?).await
 }
 
+/// One that is in every vocabulary: which it is makes no difference.
+fn token(i: u32) -> u32 {
+    1 + i * 7 % 60
+}
+
 /// When what a query needs is dealt, and where it waits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Dealt {
@@ -223,21 +216,24 @@ async fn embed(
     let prefill = vec![padded(tokens).unwrap_or(tokens)];
     let pool = match dealt {
         Dealt::Beside => Pool { depth: 0, ..Pool::default() },
-        Dealt::Ahead => Pool { memory_mb: 2048, prefill, ..Pool::default() },
+        // One at a time: the next bundle is not on its way while a query runs.
+        Dealt::Ahead => Pool { memory_mb: 2048, depth: 1, prefill, ..Pool::default() },
         // In the lane's own folder.
         Dealt::FromDisk => {
-            Pool { memory_mb: 0, spool_mb: 2048, spool_dir: Some("spool".into()), prefill, ..Pool::default() }
+            let spool_dir = Some("spool".into());
+            Pool { memory_mb: 0, spool_mb: 2048, spool_dir, depth: 1, prefill, ..Pool::default() }
         }
     };
     let ahead = dealt != Dealt::Beside;
     let lane = lane(dir, pool, between).await?;
     let client =
         Client::builder().parties(lane.parties.clone()).model(dir).deadline(Duration::from_secs(600)).connect().await?;
-    let ids: Vec<u32> = (0..tokens as u32).map(|i| 1 + i * 37 % 900).collect();
-    let mut all: Vec<Stats> = Vec::new();
+    let ids: Vec<u32> = (0..tokens as u32).map(token).collect();
+    let mut all: Vec<Sample> = Vec::new();
     eprintln!("{repeat} queries, dealt {}", if ahead { "ahead" } else { "beside" });
     // The first finds cold caches and is not counted.
     let mut first = true;
+    let (mut queries, mut before) = (0, None);
     let until = Instant::now() + Duration::from_secs(1200);
     while all.len() < repeat {
         if ahead {
@@ -245,24 +241,75 @@ async fn embed(
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
+        if queries == 1 {
+            before = processors(&lane);
+        }
         let stats = client.embed_ids(&ids).await?.stats;
+        queries += 1;
         if !std::mem::take(&mut first) && stats.dealt_ahead == ahead {
-            all.push(stats);
+            all.push(Sample {
+                total_s: stats.total_s,
+                online_s: stats.online_s,
+                dealing_s: stats.dealing_s,
+                rounds: u64::from(stats.rounds),
+                phases: stats.phases,
+            });
         }
         if Instant::now() > until {
             bail!("after 20 minutes there are {} of {repeat} queries", all.len());
         }
     }
-    let of = |f: fn(&Stats) -> f64| median(all.iter().map(f).collect());
-    let query = Query { total_s: of(|s| s.total_s), online_s: of(|s| s.online_s), dealing_s: of(|s| s.dealing_s) };
-    Ok((query, lane.report()))
+    let each =
+        |(before, after): ([f64; 3], [f64; 3])| [0, 1, 2].map(|i| (after[i] - before[i]) / f64::from(queries - 1));
+    let processor_s = before.zip(processors(&lane)).map(each);
+    Ok((Query { processor_s, ..Query::of(&all) }, lane.report()))
+}
+
+/// What each party's process has had of processors, in seconds.
+#[cfg(target_os = "linux")]
+fn processors(lane: &Lane) -> Option<[f64; 3]> {
+    use nix::{time, unistd::Pid};
+    let mut all = [0.0; 3];
+    for (s, p) in all.iter_mut().zip(lane.report()) {
+        let clock = time::clock_getcpuclockid(Pid::from_raw(p.pid as i32)).ok()?;
+        *s = Duration::from(time::clock_gettime(clock).ok()?).as_secs_f64();
+    }
+    Some(all)
+}
+
+/// Here no clock says what another process has had.
+#[cfg(not(target_os = "linux"))]
+fn processors(_: &Lane) -> Option<[f64; 3]> {
+    None
+}
+
+/// Feeds tokens and says what that took; the dealer's part is of the program before.
+async fn fed(generator: &Generator, sequence: &mut impl Decoder, tokens: &[u32]) -> Result<Sample> {
+    let (before, started) = (generator.spent(), Instant::now());
+    sequence.feed(tokens, Positions::Last).await?;
+    let total_s = started.elapsed().as_secs_f64();
+    let spent = generator.spent().since(&before);
+    let dealing_s = spent.phases.dealing_s + spent.phases.room_wait_s;
+    Ok(Sample { total_s, online_s: spent.online_s, dealing_s, rounds: spent.rounds, phases: spent.phases })
+}
+
+/// Gives each sample the dealer's part that the one after it has; the last goes without.
+fn told_later(samples: &mut Vec<Sample>) {
+    for i in 1..samples.len() {
+        let later = samples[i].phases;
+        samples[i - 1].dealing_s = samples[i].dealing_s;
+        let f = &mut samples[i - 1].phases;
+        (f.dealing_s, f.dealing_processor_s) = (later.dealing_s, later.dealing_processor_s);
+        f.room_wait_s = later.room_wait_s;
+    }
+    samples.pop();
 }
 
 async fn generate(
     dir: &Path,
-    tokens: usize,
-    decode: usize,
+    [tokens, decode, repeat]: [usize; 3],
     between: Between,
+    predicted_step: Times,
 ) -> Result<(Generation, Vec<PartyReport>)> {
     let lane = lane(dir, Pool::default(), between).await?;
     let generator = Client::builder()
@@ -272,62 +319,78 @@ async fn generate(
         .generator()
         .await?;
     generator.connect().await?;
-    eprintln!("a prompt of {tokens} tokens, then {decode}");
-    let prompt: Vec<u32> = (0..tokens as u32).map(|i| 1 + i * 37 % 900).collect();
-    let mut sequence = generator.sequence();
-    let started = Instant::now();
-    sequence.feed(&prompt, Positions::Last).await?;
-    let prefill_s = started.elapsed().as_secs_f64();
-    let started = Instant::now();
-    for i in 0..decode as u32 {
-        sequence.feed(&[1 + i], Positions::Last).await?;
+    let prompt: Vec<u32> = (0..tokens as u32).map(token).collect();
+    eprintln!("{repeat} prompts of {tokens} tokens, then {decode} and {repeat} more");
+    let mut prefills = Vec::new();
+    // The first finds cold caches and is not counted.
+    for i in 0..=repeat {
+        let mut sequence = generator.sequence();
+        let before = generator.spent();
+        let mut samples = vec![fed(&generator, &mut sequence, &prompt).await?];
+        // The first step tells what the prompt's dealing took.
+        samples.push(fed(&generator, &mut sequence, &[token(0)]).await?);
+        if i < repeat {
+            if i > 0 {
+                told_later(&mut samples);
+                prefills.append(&mut samples);
+            }
+            drop(sequence);
+            idle(&lane).await?;
+            continue;
+        }
+        let started = Instant::now();
+        let mut steps = Vec::new();
+        for i in 0..decode.max(2) as u32 {
+            steps.push(fed(&generator, &mut sequence, &[token(i)]).await?);
+        }
+        let tokens_per_s = steps.len() as f64 / started.elapsed().as_secs_f64();
+        let spent = generator.spent().since(&before);
+        told_later(&mut samples);
+        prefills.append(&mut samples);
+        let rounds_per_step = steps[0].rounds;
+        told_later(&mut steps);
+        let step = Query::steps(&steps);
+        let mut late = Vec::new();
+        for i in 0..=repeat as u32 {
+            // As long as several steps take: by then the dealer has gone as far ahead as there is room.
+            tokio::time::sleep(Duration::from_secs_f64(0.1 + 4.0 * step.total_s)).await;
+            late.push(fed(&generator, &mut sequence, &[token(i)]).await?);
+        }
+        told_later(&mut late);
+        let prefill = Query::of(&prefills);
+        let g = Generation {
+            prefill_s: prefill.total_s,
+            tokens_per_s,
+            prefill,
+            step,
+            step_ahead: Query::steps(&late),
+            rounds_per_step,
+            opened_bytes: spent.opened_bytes,
+            dealt_bytes: spent.dealt_bytes,
+            announced_bytes: spent.announced_bytes,
+            predicted_step,
+            predicted_tokens_per_s: 1.0 / predicted_step.total_beside_s,
+            spent,
+        };
+        return Ok((g, lane.report()));
     }
-    let tokens_per_s = decode as f64 / started.elapsed().as_secs_f64();
-    Ok((Generation { prefill_s, tokens_per_s, spent: generator.spent() }, lane.report()))
+    bail!("--repeat has to be at least 1")
 }
 
-fn median(mut v: Vec<f64>) -> f64 {
-    v.sort_by(f64::total_cmp);
-    v[v.len() / 2]
+/// Waits until the parties have ended what the client has left.
+async fn idle(lane: &Lane) -> Result<()> {
+    let until = Instant::now() + Duration::from_secs(60);
+    while (0..3).any(|p| lane.metric(p, "tacet_sessions") != Some(0)) {
+        if Instant::now() > until {
+            bail!("a party has not ended its session a minute after the client left");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
 }
 
 fn processor() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = text.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": "));
     name.map_or_else(|| std::env::consts::ARCH.to_string(), |(_, n)| n.to_string())
-}
-
-fn text(r: &Report) -> Result<String> {
-    let mut out = String::new();
-    writeln!(out, "{}, {} tokens (padded to {}), on {} ({} cores)", r.model, r.tokens, r.padded, r.processor, r.cores)?;
-    let dealt = r.cost.dealt_bytes.iter().sum::<u64>() as f64 / 1e6;
-    let opened = r.cost.opened_bytes as f64 / 1e6;
-    writeln!(out, "{} rounds, {opened:.1} MB opened each way, {dealt:.1} MB dealt", r.cost.rounds)?;
-    let p = &r.predicted;
-    if let (Some(b), Some(a)) = (&r.dealt_beside, &r.dealt_ahead) {
-        writeln!(out, "{:<14}{:>10}{:>10}{:>10}{:>12}", "", "total s", "online s", "dealing s", "predicted s")?;
-        let disk = r.dealt_ahead_from_disk.as_ref().map(|d| ("  from disk", d, p.dealt_ahead_s));
-        let known = [("dealt beside", b, p.dealt_beside_s), ("dealt ahead", a, p.dealt_ahead_s)];
-        for (name, q, predicted) in known.into_iter().chain(disk) {
-            writeln!(out, "{name:<14}{:>10.3}{:>10.3}{:>10.3}{predicted:>12.3}", q.total_s, q.online_s, q.dealing_s)?;
-        }
-        writeln!(
-            out,
-            "in the clear, f32: {:.3} s; privately {:.0} times as long",
-            r.plain_f32_s,
-            b.total_s / r.plain_f32_s
-        )?;
-    }
-    if let Some(g) = &r.generation {
-        writeln!(
-            out,
-            "prompt {:.3} s (predicted {:.3}), then {:.1} tokens/s",
-            g.prefill_s, p.dealt_beside_s, g.tokens_per_s
-        )?;
-        writeln!(out, "in the clear, f32: prompt {:.3} s", r.plain_f32_s)?;
-    }
-    for p in &r.parties {
-        writeln!(out, "{:<6} {:?}: {:.0} MB resident at its peak", p.name, p.role, p.peak_mb)?;
-    }
-    Ok(out)
 }

@@ -6,6 +6,7 @@ mod chat;
 mod demo;
 mod doctor;
 mod embed;
+mod exchange;
 mod fetch;
 mod generate;
 mod hub;

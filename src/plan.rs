@@ -5,11 +5,13 @@ use std::fmt::Write;
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
 use tacet_party::plans::Plans;
-use tacet_protocol::plan::Keep;
+use tacet_protocol::plan::{DecoderPlanner, Keep};
 use tacet_protocol::query::padded;
 
+use crate::bench::answer;
+use crate::exchange::Exchange;
 use crate::fetch;
-use crate::rates::Rates;
+use crate::rates::{Network, Rates, SAMPLE};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -17,8 +19,8 @@ Examples:
   tacet plan models/SmolLM2-135M --tokens 64 --step
   tacet plan sentence-transformers/all-MiniLM-L6-v2 --tokens 32 --gmacs 40 --json
 
-Rounds and bytes are exact. Seconds are predicted: rounds times the round trip, bytes over the bandwidth, and the work at rates
-that are measured on this machine when the command starts.";
+Rounds and bytes are exact. Seconds are predicted: rounds times half the round trip, bytes over the bandwidth, and the work and
+what a message costs at rates that are measured on this machine when the command starts.";
 
 #[derive(ClapArgs)]
 pub struct Args {
@@ -67,6 +69,11 @@ pub fn bandwidth(text: &str) -> Result<f64> {
     number(text, &[("Gbit", 1e9 / 8.0), ("Mbit", 1e6 / 8.0), ("kbit", 1e3 / 8.0)])
 }
 
+/// Rates of a decoder's step, measured on one that follows a short prompt.
+pub fn step(p: &DecoderPlanner, exchange: Exchange, macs: Option<f64>) -> Result<Rates> {
+    Rates::measure(&p.program(true, 0, 8, false)?, Some(&p.program(true, 8, 1, false)?), exchange, macs)
+}
+
 /// Prints the plan.
 pub async fn run(args: Args) -> Result<()> {
     let (rtt, bandwidth) = (duration(&args.rtt)?, bandwidth(&args.bandwidth)?);
@@ -80,11 +87,22 @@ pub async fn run(args: Args) -> Result<()> {
         (_, false) => plans.first(padded(args.tokens).unwrap_or(args.tokens))?,
     };
     let (cost, lines) = (program.cost(), program.describe());
-    let rates = Rates::measure(&plans.first(8)?, args.gmacs.map(|g| g * 1e9))?;
-    let times = rates.predict(&cost, rtt, bandwidth, None);
+    let exchange = Exchange::measure()?;
+    let macs = args.gmacs.map(|g| g * 1e9);
+    let (rates, sample) = match (&plans, args.step) {
+        (Plans::Decoder(p), true) => (step(p, exchange, macs)?, 1),
+        _ => {
+            let sample = program.tokens().min(SAMPLE);
+            (Rates::measure(&plans.first(sample)?, None, exchange, macs)?, sample)
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let at = |cores| rates.predict(&cost, answer(&program), Network { rtt, bandwidth, cores });
+    let (times, shared) = (at(None), at(Some(cores)));
     if args.json {
         let v = serde_json::json!({
-            "tokens": program.tokens(), "cost": cost, "rates": rates, "times": times, "operations": lines,
+            "tokens": program.tokens(), "cost": cost, "rates": rates, "times": times, "times_shared": shared,
+            "operations": lines,
         });
         println!("{}", serde_json::to_string(&v)?);
         return Ok(());
@@ -123,20 +141,33 @@ pub async fn run(args: Args) -> Result<()> {
     )?;
     writeln!(
         out,
-        "rates of one thread: linear layers {:.1} GMAC/s ({}); dealing {:.0} MB/s, gates {:.0} MB/s dealt (measured on 8 tokens)",
+        "rates of one thread: linear layers {:.1} GMAC/s ({}); dealing {:.0} MB/s, gates {:.0} MB/s dealt (measured on {sample} tokens)",
         rates.macs / 1e9,
         if args.gmacs.is_some() { "as given" } else { "measured here" },
         rates.dealing / 1e6,
         rates.gates / 1e6
     )?;
+    let x = &rates.exchange;
+    writeln!(
+        out,
+        "a round {:.0} us, of processors {:.0} us; a byte opened {:.2} ns, of processors {:.2} ns, dealt {:.2} ns (measured here)",
+        x.round_s * 1e6,
+        x.round_processor_s * 1e6,
+        x.byte_s * 1e9,
+        x.byte_processor_s * 1e9,
+        x.dealt_processor_s * 1e9
+    )?;
     writeln!(out, "predicted at {} and {}, each party on a machine like this one:", args.rtt, args.bandwidth)?;
     writeln!(out, "  evaluators {:.3} s, their network {:.3} s", times.compute_s, times.online_network_s)?;
     writeln!(out, "  dealer {:.3} s, its network {:.3} s", times.dealing_s, times.dealing_network_s)?;
-    writeln!(
-        out,
-        "  a query: {:.3} s dealt ahead, {:.3} s dealt while it runs",
-        times.dealt_ahead_s, times.dealt_beside_s
-    )?;
+    let here = format!("all three on this one, {cores} cores");
+    for (t, where_) in [(&times, "apart"), (&shared, here.as_str())] {
+        writeln!(
+            out,
+            "  a query: {:.3} s dealt ahead, {:.3} s dealt while it runs; {:.3} s and {:.3} s at the client ({where_})",
+            t.dealt_ahead_s, t.dealt_beside_s, t.total_ahead_s, t.total_beside_s
+        )?;
+    }
     crate::print(&out)
 }
 

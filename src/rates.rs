@@ -1,24 +1,50 @@
 //! How fast this machine computes: measured, so that a plan predicts seconds.
 //!
 //! What an evaluator and a dealer do depends on shapes only, never on values; so a short program that runs on made-up
-//! messages takes the time that a real one takes.
+//! messages takes the time that a real one takes. What a message costs besides is measured between two endpoints
+//! ([`Exchange`]).
+//!
+//! With `r` rounds, `o` bytes opened each way, `d` dealt to both and `d1` to the one that is dealt more, `m`
+//! multiply-accumulates, and a network of round-trip time `t` and `b` bytes a second:
+//!
+//! ```text
+//! computing = m / macs + d / gates                                    an evaluator's; both work at once
+//! dealing   = d / dealing
+//! ahead     = computing + r (round + t / 2) + o max(byte, 1 / b)      both send at once and wait for each other: one way
+//! beside    = max(ahead, dealing, d1 / b, d dealt_processor / 2)
+//! total     = online + t + 2 round + answer byte                      the parties meet, the client is one more party
+//! ```
+//!
+//! Where all three share `n` processors of one machine, `ahead` is not shorter than what both evaluators have of them, and
+//! the dealing takes its part from the evaluators, who wait for each other and hence for whoever has no processor:
+//!
+//! ```text
+//! ahead  >= (2 computing + r round_processor + 2 o byte_processor) / n + r t / 2
+//! beside >= ahead + (dealing + d dealt_processor) / n
+//! ```
 
 use std::collections::VecDeque;
 use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde::Serialize;
-use tacet_protocol::gemm::{Weights, linear};
+use tacet_protocol::backend::{Backend, Cpu};
+use tacet_protocol::gates::product::HeadProduct;
 use tacet_protocol::prg::{Prg, SessionKey};
-use tacet_protocol::program::{Cost, Program};
+use tacet_protocol::program::{Cost, Linear, Program};
+use tacet_protocol::run::{DealerState, EvaluatorState};
 use tacet_protocol::{DealerSink, Error, EvaluatorIo, Role, run};
 
-/// Bytes that one end of a link sends or receives in a second of its processor: encryption, framing and the kernel's part.
-const WIRE: f64 = 1.0e9;
+use crate::exchange::{Exchange, processor};
 
-/// How long each rate is measured.
-const PATIENCE: Duration = Duration::from_millis(40);
+/// How long the rates of one program are measured.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// Most tokens of a program that rates are measured on.
+pub const SAMPLE: usize = 32;
 
 /// Rates of one thread of this machine.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -29,12 +55,26 @@ pub struct Rates {
     pub dealing: f64,
     /// Dealt bytes a second that an evaluator's gates use up, linear layers aside.
     pub gates: f64,
+    /// What messages cost.
+    #[serde(flatten)]
+    pub exchange: Exchange,
+}
+
+/// What lies between the parties.
+#[derive(Clone, Copy, Debug)]
+pub struct Network {
+    /// Seconds there and back.
+    pub rtt: f64,
+    /// Bytes a second, each way.
+    pub bandwidth: f64,
+    /// Where all three parties share so many processors of this machine.
+    pub cores: Option<usize>,
 }
 
 /// Seconds that a program is predicted to take.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Times {
-    /// Linear layers, gates and openings of an evaluator; both work at once.
+    /// Linear layers and gates of an evaluator; both work at once.
     pub compute_s: f64,
     /// The dealer's work.
     pub dealing_s: f64,
@@ -42,54 +82,104 @@ pub struct Times {
     pub online_network_s: f64,
     /// Corrections on the longer of the dealer's two links.
     pub dealing_network_s: f64,
-    /// A query whose dealing is there already.
+    /// The evaluators' part of a query whose dealing is there already.
     pub dealt_ahead_s: f64,
-    /// A query that is dealt while it runs: it takes as long as the slower of the two.
+    /// Of one that is dealt while it runs.
     pub dealt_beside_s: f64,
+    /// The first at the client.
+    pub total_ahead_s: f64,
+    /// The second at the client.
+    pub total_beside_s: f64,
 }
 
 impl Rates {
-    /// Measures; `sample` is a short program of the model, `macs` replaces the first rate.
-    pub fn measure(sample: &Program, macs: Option<f64>) -> Result<Rates> {
-        let input: Vec<Vec<u64>> = sample.inputs().map(|v| vec![0; sample.values[v].len()]).collect();
-        let macs = macs.unwrap_or_else(kernel);
-        let cost = sample.cost();
+    /// Measures on a short program of the model, or on `then`, which goes on after it; `macs` replaces the first rate.
+    ///
+    /// # Errors
+    /// Programs that do not follow on one another, no sockets.
+    pub fn measure(first: &Program, then: Option<&Program>, exchange: Exchange, macs: Option<f64>) -> Result<Rates> {
+        let of = then.unwrap_or(first);
+        let cost = of.cost();
         let dealt = cost.dealt_bytes.iter().sum::<u64>() as f64;
-        let (mut dealing, mut evaluation) = (f64::INFINITY, f64::INFINITY);
-        let until = Instant::now() + 2 * PATIENCE;
+        ensure!(dealt > 0.0, "a program without gates has no rates");
+        let (mut dealing, mut linear, mut gates) = (f64::INFINITY, f64::INFINITY, f64::INFINITY);
+        let until = Instant::now() + PATIENCE;
         loop {
-            let mut messages = Messages::default();
-            let start = Instant::now();
-            run::deal(sample, prg(1), prg(2), &mut messages)?;
-            dealing = dealing.min(start.elapsed().as_secs_f64());
-            let start = Instant::now();
-            black_box(run::evaluate(sample, Role::E1, prg(1), input.clone(), &mut messages)?);
-            evaluation = evaluation.min(start.elapsed().as_secs_f64());
+            let (mut dealer, mut evaluator) = (DealerState::default(), EvaluatorState::default());
+            let mut took = [0.0; 3];
+            for p in std::iter::once(first).chain(then) {
+                took = both(p, &mut dealer, &mut evaluator)?;
+            }
+            (dealing, linear, gates) = (dealing.min(took[0]), linear.min(took[1]), gates.min(took[2]));
             if Instant::now() > until {
                 break;
             }
         }
-        let gates = (evaluation - cost.multiplications as f64 / macs).max(evaluation / 10.0);
-        Ok(Rates { macs, dealing: dealt / dealing, gates: dealt / gates })
+        let macs = macs.unwrap_or(cost.multiplications as f64 / linear.max(1e-9));
+        Ok(Rates { macs, dealing: dealt / dealing, gates: dealt / gates.max(1e-9), exchange })
     }
 
-    /// What a program of this cost takes; `cores` where all three parties share so many of this machine's.
-    ///
-    /// Both evaluators send at once and then wait for each other, so a round takes one way, half a round trip.
-    pub fn predict(&self, cost: &Cost, rtt: f64, bandwidth: f64, cores: Option<usize>) -> Times {
+    /// What a program of this cost takes, whose answer has so many bytes from each evaluator.
+    pub fn predict(&self, cost: &Cost, answer: usize, net: Network) -> Times {
+        let x = &self.exchange;
         let dealt = cost.dealt_bytes.iter().sum::<u64>() as f64;
-        let longest = cost.dealt_bytes[0].max(cost.dealt_bytes[1]) as f64;
-        let opened = cost.opened_bytes as f64;
-        let compute_s = cost.multiplications as f64 / self.macs + dealt / self.gates + 2.0 * opened / WIRE;
-        let dealing_s = dealt / self.dealing + dealt / WIRE;
-        let online_network_s = f64::from(cost.rounds) * (rtt / 2.0) + opened / bandwidth;
-        let dealing_network_s = longest / bandwidth;
-        let dealt_ahead_s = online_network_s + compute_s;
-        let apart_s = dealt_ahead_s.max(rtt + dealing_s.max(dealing_network_s));
-        // On few cores all three, and what the evaluators receive, take turns.
-        let shared_s = cores.map_or(0.0, |n| (2.0 * compute_s + dealing_s + dealt / WIRE) / n as f64);
-        let dealt_beside_s = apart_s.max(shared_s + f64::from(cost.rounds) * (rtt / 2.0));
-        Times { compute_s, dealing_s, online_network_s, dealing_network_s, dealt_ahead_s, dealt_beside_s }
+        let (opened, rounds) = (cost.opened_bytes as f64, f64::from(cost.rounds));
+        let compute_s = cost.multiplications as f64 / self.macs + dealt / self.gates;
+        let dealing_s = dealt / self.dealing;
+        let way_s = rounds * (net.rtt / 2.0);
+        let online_network_s = way_s + rounds * x.round_s + opened * x.byte_s.max(1.0 / net.bandwidth);
+        let dealing_network_s = cost.dealt_bytes[0].max(cost.dealt_bytes[1]) as f64 / net.bandwidth;
+        let online_processor_s = 2.0 * (compute_s + opened * x.byte_processor_s) + rounds * x.round_processor_s;
+        let dealing_processor_s = dealing_s + dealt * x.dealt_processor_s;
+        let shared = |processor_s: f64| net.cores.map_or(0.0, |n| processor_s / n as f64);
+        let dealt_ahead_s = (compute_s + online_network_s).max(shared(online_processor_s) + way_s);
+        let dealer_s = dealing_s.max(dealing_network_s).max(dealt * x.dealt_processor_s / 2.0);
+        let dealt_beside_s = (dealt_ahead_s + shared(dealing_processor_s)).max(dealer_s);
+        let client_s = net.rtt + 2.0 * x.round_s + answer as f64 * x.byte_s;
+        Times {
+            compute_s,
+            dealing_s,
+            online_network_s,
+            dealing_network_s,
+            dealt_ahead_s,
+            dealt_beside_s,
+            total_ahead_s: dealt_ahead_s + client_s,
+            total_beside_s: dealt_beside_s + client_s,
+        }
+    }
+}
+
+/// Processor seconds of dealing, of an evaluator's linear layers and of the rest of it.
+fn both(p: &Program, dealer: &mut DealerState, evaluator: &mut EvaluatorState) -> Result<[f64; 3]> {
+    let input = p.inputs().map(|v| vec![0; p.values[v].len()]).collect();
+    let mut messages = Messages::default();
+    let start = processor()?;
+    run::deal_next(p, prg(1), prg(2), dealer, &mut messages)?;
+    let dealing = (processor()? - start).as_secs_f64();
+    let start = processor()?;
+    black_box(run::evaluate_next(p, Role::E1, prg(1), input, evaluator, &mut messages)?);
+    let all = (processor()? - start).as_secs_f64();
+    let linear = messages.backend.linear_ns.into_inner() as f64 / 1e9;
+    Ok([dealing, linear, all - linear])
+}
+
+/// The calling thread, which looks at the clock.
+#[derive(Default)]
+struct Clocked {
+    linear_ns: AtomicU64,
+}
+
+impl Backend for Clocked {
+    fn linear(&self, layer: &Arc<Linear>, x: &[u64], rows: usize, bits: u32) -> Result<Vec<u64>, Error> {
+        let late = |e: anyhow::Error| Error::Device(e.to_string());
+        let start = processor().map_err(late)?;
+        let out = Cpu.linear(layer, x, rows, bits);
+        self.linear_ns.fetch_add((processor().map_err(late)? - start).as_nanos() as u64, Relaxed);
+        out
+    }
+
+    fn product(&self, g: &HeadProduct, pairs: &[(&[u64], &[u64])]) -> Result<Vec<u64>, Error> {
+        Cpu.product(g, pairs)
     }
 }
 
@@ -97,31 +187,17 @@ fn prg(seed: u8) -> Prg {
     Prg::new(&SessionKey::from_seed([seed; 32]))
 }
 
-/// The linear kernel on a layer of middling size, in the ring of most layers.
-fn kernel() -> f64 {
-    let (rows, inp, out) = (32, 768, 768);
-    let weights: Vec<i16> = (0..out * inp).map(|i| (i * 7919 % 4096) as i16 - 2048).collect();
-    let (w, x) = (Weights::new(out, inp, &weights), vec![0x1234_5678; rows * inp]);
-    let mut y = vec![0; rows * out];
-    let mut best = f64::INFINITY;
-    let until = Instant::now() + PATIENCE;
-    while best.is_infinite() || Instant::now() < until {
-        let start = Instant::now();
-        linear(black_box(&x), rows, &w, 32, &mut y);
-        black_box(&y);
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    (rows * inp * out) as f64 / best
-}
-
 /// Keeps E1's corrections and plays an E2 whose openings are zero.
 #[derive(Default)]
-struct Messages(VecDeque<Vec<u8>>);
+struct Messages {
+    dealt: VecDeque<Vec<u8>>,
+    backend: Clocked,
+}
 
 impl DealerSink for Messages {
     fn send(&mut self, to: Role, _: u32, bytes: Vec<u8>) -> Result<(), Error> {
         if to == Role::E1 {
-            self.0.push_back(bytes);
+            self.dealt.push_back(bytes);
         }
         Ok(())
     }
@@ -129,11 +205,15 @@ impl DealerSink for Messages {
 
 impl EvaluatorIo for Messages {
     fn dealt(&mut self, _: u32, _: usize) -> Result<Vec<u8>, Error> {
-        self.0.pop_front().ok_or_else(|| Error::Transport("nothing was dealt".into()))
+        self.dealt.pop_front().ok_or_else(|| Error::Transport("nothing was dealt".into()))
     }
 
     fn exchange(&mut self, _: u32, out: Vec<u8>) -> Result<Vec<u8>, Error> {
         Ok(vec![0; out.len()])
+    }
+
+    fn backend(&self) -> &dyn Backend {
+        &self.backend
     }
 }
 
@@ -143,21 +223,32 @@ mod tests {
 
     #[test]
     fn what_overlaps_counts_once() {
-        let rates = Rates { macs: 1e9, dealing: 1e8, gates: 2e8 };
+        let exchange = Exchange {
+            round_s: 1e-4,
+            round_processor_s: 2e-4,
+            byte_s: 1e-9,
+            byte_processor_s: 2e-9,
+            dealt_processor_s: 2e-9,
+        };
+        let rates = Rates { macs: 1e9, dealing: 1e8, gates: 2e8, exchange };
         let cost = Cost {
             rounds: 10,
             opened_bytes: 1_000_000,
             dealt_bytes: [30_000_000, 20_000_000],
             multiplications: 500_000_000,
         };
-        let t = rates.predict(&cost, 0.01, 1e7, None);
         let near = |a: f64, b: f64| (a - b).abs() < 1e-12;
-        assert!(near(t.compute_s, 0.752) && near(t.dealing_s, 0.55), "{t:?}");
-        assert!(near(t.online_network_s, 0.15) && near(t.dealing_network_s, 3.0), "{t:?}");
-        assert!(near(t.dealt_ahead_s, 0.902) && near(t.dealt_beside_s, 3.01), "{t:?}");
-        let near_by = rates.predict(&cost, 1e-4, 1e10, None);
+        let at = |rtt, bandwidth, cores| rates.predict(&cost, 1000, Network { rtt, bandwidth, cores });
+        let t = at(0.01, 1e7, None);
+        assert!(near(t.compute_s, 0.75) && near(t.dealing_s, 0.5), "{t:?}");
+        assert!(near(t.online_network_s, 0.05 + 0.001 + 0.1) && near(t.dealing_network_s, 3.0), "{t:?}");
+        assert!(near(t.dealt_ahead_s, 0.901) && near(t.dealt_beside_s, 3.0), "{t:?}");
+        assert!(near(t.total_beside_s, 3.0 + 0.01 + 0.0002 + 1e-6), "{t:?}");
+        let near_by = at(1e-4, 1e10, None);
+        assert!(near(near_by.online_network_s, 0.0005 + 0.001 + 0.001), "a byte's cost bounds what a network carries");
         assert!(near(near_by.dealt_beside_s, near_by.dealt_ahead_s), "{near_by:?}");
-        let shared = rates.predict(&cost, 0.0, 1e10, Some(1));
-        assert!(near(shared.dealt_beside_s, 2.0 * 0.752 + 0.55 + 0.05), "{shared:?}");
+        let shared = at(0.0, 1e10, Some(1));
+        assert!(near(shared.dealt_ahead_s, 1.5 + 0.002 + 0.004), "{shared:?}");
+        assert!(near(shared.dealt_beside_s, 1.5 + 0.002 + 0.004 + 0.5 + 0.1), "{shared:?}");
     }
 }

@@ -22,6 +22,7 @@ mod embedder;
 mod error;
 mod examine;
 pub mod generate;
+mod phases;
 mod private;
 pub mod serve;
 mod session;
@@ -46,6 +47,7 @@ pub use builder::ClientBuilder;
 pub use config::{Parties, Party};
 pub use error::ClientError;
 pub use examine::{Examined, Verdict};
+pub use phases::Phases;
 pub use private::{Generator, Sequence, Spent};
 pub use shares::Glimpse;
 use target::Target;
@@ -83,6 +85,8 @@ pub struct Stats {
     pub dealing_s: f64,
     /// Whether the dealing began before the query.
     pub dealt_ahead: bool,
+    /// Where the time went.
+    pub phases: Phases,
     /// From text to vector.
     pub total_s: f64,
 }

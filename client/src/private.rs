@@ -18,13 +18,14 @@ use tacet_protocol::program::Program;
 use tacet_protocol::query::{padded, step_digest};
 use tacet_protocol::ring::{packed_len, unpack};
 use tacet_protocol::seal::{SealContext, seal};
-use tacet_protocol::wire::{CONTROL_LIMIT, Message, Next, SessionId};
+use tacet_protocol::wire::{CONTROL_LIMIT, DealerTime, EvaluatorTime, Message, Next, SessionId, announced};
 use tacet_transport::{TransportError, receive, send};
 use tokio::time::{Instant, sleep, timeout};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::error::{Rank, Report};
 use crate::generate::{Boxed, Decoder, Positions};
+use crate::phases::{Phases, added, seconds};
 use crate::serve::OpenDecoder;
 use crate::slots::{Part, Slots};
 use crate::target::{Target, silent};
@@ -61,8 +62,13 @@ pub struct Spent {
     pub opened_bytes: u64,
     /// Dealt payload bytes, to both evaluators.
     pub dealt_bytes: u64,
+    /// Bytes in which the parties tell one another which program is next.
+    pub announced_bytes: u64,
     /// Time of the slower evaluator.
     pub online_s: f64,
+    /// Where the time went. The dealer's part is that of the programs before the last: it works ahead, and tells with each
+    /// program what those before it took.
+    pub phases: Phases,
 }
 
 impl Spent {
@@ -73,7 +79,9 @@ impl Spent {
             rounds: self.rounds - before.rounds,
             opened_bytes: self.opened_bytes - before.opened_bytes,
             dealt_bytes: self.dealt_bytes - before.dealt_bytes,
+            announced_bytes: self.announced_bytes - before.announced_bytes,
             online_s: self.online_s - before.online_s,
+            phases: self.phases.with(&before.phases, |a, b| a - b),
         }
     }
 
@@ -82,7 +90,9 @@ impl Spent {
         self.rounds += more.rounds;
         self.opened_bytes += more.opened_bytes;
         self.dealt_bytes += more.dealt_bytes;
+        self.announced_bytes += more.announced_bytes;
         self.online_s += more.online_s;
+        self.phases = self.phases.with(&more.phases, |a, b| a + b);
     }
 }
 
@@ -152,6 +162,8 @@ struct Live {
     /// Programs fed.
     fed: u32,
     slots: Slots,
+    /// What the dealer had taken for the programs before the last.
+    dealer: DealerTime,
 }
 
 /// A sequence of tokens; dropping it ends it at the parties.
@@ -228,7 +240,7 @@ impl Sequence {
         });
         within(lane.deadline, try_join_all(accepted)).await?;
         slots.apply(&first);
-        let mut live = Live { session, streams, first: p.digest(), fed: 1, slots };
+        let mut live = Live { session, streams, first: p.digest(), fed: 1, slots, dealer: DealerTime::default() };
         let logits = lane.answer(&mut live, &p).await?;
         self.live = Some(live);
         Ok(logits)
@@ -329,21 +341,27 @@ impl Lane {
             Err(r) if r.rank >= Rank::Hearsay => return Err(silent(&self.targets).await.unwrap_or(r)),
             r => r?,
         };
-        let (mut words, mut slowest, mut spent) = (Vec::new(), 0, Spent::default());
+        let (mut words, mut slower, mut spent) = (Vec::new(), EvaluatorTime::default(), Spent::default());
         for m in outputs {
-            let Message::Output { share, rounds, opened, dealt, online_us } = m else { continue };
+            let Message::Output { share, rounds, opened, dealt, time, dealer } = m else { continue };
             let share = Zeroizing::new(share);
             let share = unpack(&share, p.output_len(), p.output_bits());
             words.push(Zeroizing::new(share.map_err(|e| Report::new(Rank::GaveUp, e.into()))?));
             if words.len() == 1 {
                 spent.rounds += u64::from(rounds);
                 spent.opened_bytes += opened;
+                spent.phases = spent.phases.dealt(&added(&dealer, &live.dealer));
+                live.dealer = dealer;
             }
             spent.dealt_bytes += dealt;
-            slowest = slowest.max(online_us);
+            if time.online >= slower.online {
+                slower = time;
+            }
         }
         spent.steps = 1;
-        spent.online_s = slowest as f64 / 1e6;
+        spent.announced_bytes = announced();
+        spent.online_s = seconds(slower.online, self.deadline);
+        spent.phases = Phases::of(&slower, self.deadline).with(&spent.phases, |e, d| e + d);
         self.spent.lock().unwrap_or_else(PoisonError::into_inner).add(&spent);
         let [a, b] = &words[..] else {
             let e = ClientError::Config("parties.toml needs two evaluators".into());

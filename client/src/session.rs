@@ -10,12 +10,13 @@ use tacet_protocol::program::Program;
 use tacet_protocol::query::Halves;
 use tacet_protocol::ring::packed_len;
 use tacet_protocol::seal::{SealContext, seal};
-use tacet_protocol::wire::{CONTROL_LIMIT, Message, SessionId};
+use tacet_protocol::wire::{CONTROL_LIMIT, DealerTime, Message, SessionId};
 use tacet_transport::receive;
 use tokio::time::{Instant as Clock, sleep, timeout, timeout_at};
 use zeroize::Zeroizing;
 
 use crate::error::{Rank, Report};
+use crate::phases::{Phases, dealing, seconds};
 use crate::shares;
 use crate::target::{Target, silent};
 use crate::{Client, ClientError, Embedding, Glimpse, Stats, random};
@@ -63,7 +64,7 @@ impl Client {
         let done = timeout(self.deadline, tries).await;
         let (answers, halves) = done.map_err(|_| ClientError::Deadline(self.deadline))??;
         let mut stats = Stats { tokens: ids.len(), ..Stats::default() };
-        let vector = shares::join(&p, &tally(answers, &mut stats), ids.len())?;
+        let vector = shares::join(&p, &tally(answers, self.deadline, &mut stats), ids.len())?;
         stats.total_s = started.elapsed().as_secs_f64();
         Ok((Embedding { vector, stats }, halves))
     }
@@ -170,24 +171,30 @@ impl Client {
     }
 }
 
-/// Adds up what the parties counted; returns the evaluators' packed shares of the result.
-fn tally(answers: Vec<Message>, stats: &mut Stats) -> Vec<Zeroizing<Vec<u8>>> {
+/// Adds up what the parties counted, within a client's patience; returns the evaluators' packed shares of the result.
+fn tally(answers: Vec<Message>, patience: Duration, stats: &mut Stats) -> Vec<Zeroizing<Vec<u8>>> {
     let mut shares = Vec::new();
+    let (mut slower, mut dealer) = (Phases::default(), DealerTime::default());
     for m in answers {
         match m {
-            Message::Output { share, rounds, opened, dealt, online_us } => {
+            Message::Output { share, rounds, opened, dealt, time, .. } => {
                 shares.push(Zeroizing::new(share));
                 stats.rounds = rounds;
                 stats.opened_bytes = opened;
                 stats.dealt_bytes += dealt;
-                stats.online_s = stats.online_s.max(online_us as f64 / 1e6);
+                let online_s = seconds(time.online, patience);
+                if online_s >= stats.online_s {
+                    (stats.online_s, slower) = (online_s, Phases::of(&time, patience));
+                }
             }
-            Message::Done { dealing_us, ahead, .. } => {
-                stats.dealing_s = dealing_us as f64 / 1e6;
+            Message::Done { time, ahead, .. } => {
+                stats.dealing_s = dealing(&time);
                 stats.dealt_ahead = ahead;
+                dealer = time;
             }
             _ => {}
         }
     }
+    stats.phases = slower.dealt(&dealer);
     shares
 }

@@ -16,7 +16,7 @@ use tacet_protocol::prg::{Prg, SessionKey};
 use tacet_protocol::program::{Kind, Program};
 use tacet_protocol::ring::{mask, pack, packed_len, unpack};
 use tacet_protocol::seal::{OVERHEAD, SealContext, SealKeyPair, open, seal};
-use tacet_protocol::wire::{Dealing, Message, Next};
+use tacet_protocol::wire::{DealerTime, Dealing, EvaluatorTime, Message, Next};
 use tacet_protocol::{Error, EvaluatorIo, Role, run};
 use tiny::Tiny;
 
@@ -69,9 +69,17 @@ fn wire_seeds() -> Vec<Vec<u8>> {
         Message::Ready { nonce: [5; 16] },
         Message::Peer { session: [4; 16] },
         Message::Step { step: 3, bytes: vec![1, 2, 3] },
-        Message::Output { share: vec![8; 3], rounds: 1, opened: 2, dealt: 3, online_us: 4 },
-        Message::Done { dealt: [1, 2], dealing_us: 3, ahead: true },
+        Message::Output {
+            share: vec![8; 3],
+            rounds: 1,
+            opened: 2,
+            dealt: 3,
+            time: EvaluatorTime::default(),
+            dealer: DealerTime::default(),
+        },
+        Message::Done { dealt: [1, 2], time: DealerTime::default(), ahead: true },
         Message::Next(Next { number: 3, past: 40, rows: 8 }),
+        Message::Announce { next: Next { number: 3, past: 40, rows: 8 }, so_far: DealerTime::default() },
     ];
     all.iter().map(|m| m.encode()[4..].to_vec()).collect()
 }

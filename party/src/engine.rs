@@ -17,13 +17,14 @@ use tacet_protocol::program::{Kind, Program};
 use tacet_protocol::ring::pack;
 use tacet_protocol::run::{DealerState, EvaluatorState};
 use tacet_protocol::wipe::Wiped;
-use tacet_protocol::wire::{CONTROL_LIMIT, Message, Next};
+use tacet_protocol::wire::{CONTROL_LIMIT, DealerTime, EvaluatorTime, Message, Next};
 use tacet_protocol::{DealerSink, Error, EvaluatorIo, Role, run};
 use tacet_transport::{receive, receive_step, send, send_step};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
+use crate::clock::{micros, processor, timed};
 use crate::compute::Compute;
 use crate::fail::{Fail, code, fail};
 use crate::flow::{Held, Permit, Room, channel};
@@ -79,8 +80,8 @@ pub async fn collect(
 
 /// What a dealer sends.
 enum Dealing {
-    /// Of a sequence: the program whose steps follow.
-    Next(Announced),
+    /// Of a sequence: the program whose steps follow, and what those before it took.
+    Next(Announced, DealerTime),
     Step(Held),
 }
 
@@ -90,10 +91,10 @@ async fn forward(mut rx: UnboundedReceiver<Dealing>, stream: &mut SendStream, as
     let mut wanted = true;
     while let Some(d) = rx.recv().await {
         match d {
-            Dealing::Next(n) => {
+            Dealing::Next(n, so_far) => {
                 wanted = n.asked == asked.load(Ordering::Acquire);
                 if wanted {
-                    send(stream, &Message::Next(n.next)).await?;
+                    send(stream, &Message::Announce { next: n.next, so_far }).await?;
                 }
             }
             Dealing::Step(_) if !wanted => {}
@@ -124,6 +125,8 @@ struct Io {
     rounds: u32,
     opened: u64,
     received: u64,
+    /// For the dealer and for the other evaluator.
+    waited: [Duration; 2],
 }
 
 fn next(from: &mut UnboundedReceiver<Held>) -> Result<Vec<u8>, Error> {
@@ -133,14 +136,14 @@ fn next(from: &mut UnboundedReceiver<Held>) -> Result<Vec<u8>, Error> {
 impl EvaluatorIo for Io {
     fn dealt(&mut self, _: u32, len: usize) -> Result<Vec<u8>, Error> {
         self.received += len as u64;
-        next(&mut self.dealt)
+        timed(&mut self.waited[0], || next(&mut self.dealt))
     }
 
     fn exchange(&mut self, step: u32, out: Vec<u8>) -> Result<Vec<u8>, Error> {
         self.rounds += 1;
         self.opened += out.len() as u64;
         self.out.blocking_send((step, out)).map_err(|_| ended())?;
-        next(&mut self.back)
+        timed(&mut self.waited[1], || next(&mut self.back))
     }
 
     fn backend(&self) -> &dyn Backend {
@@ -174,6 +177,8 @@ pub struct Evaluated {
     pub rounds: u32,
     pub opened: u64,
     pub dealt: u64,
+    /// Without the time online, which began before.
+    pub time: EvaluatorTime,
     pub state: EvaluatorState,
 }
 
@@ -185,11 +190,17 @@ pub async fn evaluate(e: Evaluation, peer: (&mut SendStream, &mut RecvStream)) -
     let Evaluation { plan, next, role, prg, input, mut state, dealt, room, place, compute } = e;
     spawn("evaluator", move || {
         let evaluated = compute.backend().and_then(|backend| {
-            let mut io = Io { backend, dealt, out: out_tx, back, rounds: 0, opened: 0, received: 0 };
+            let started = Instant::now();
+            let waited = [Duration::ZERO; 2];
+            let mut io = Io { backend, dealt, out: out_tx, back, rounds: 0, opened: 0, received: 0, waited };
             state.cut(plan.past());
             let share = Wiped::new(run::evaluate_next(&plan, role, prg, input, &mut state, &mut io)?);
             let share = pack(&share, plan.output_bits());
-            Ok(Evaluated { share, rounds: io.rounds, opened: io.opened, dealt: io.received, state })
+            let [dealer, peer] = io.waited;
+            let computing = micros(started.elapsed().saturating_sub(dealer + peer));
+            let (dealer, peer) = (micros(dealer), micros(peer));
+            let time = EvaluatorTime { online: 0, computing, processor: micros(processor()), dealer, peer };
+            Ok(Evaluated { share, rounds: io.rounds, opened: io.opened, dealt: io.received, time, state })
         });
         drop(place);
         let _ = done_tx.send(evaluated);
@@ -248,13 +259,22 @@ struct Sink {
     room: [Room; 2],
     sent: [u64; 2],
     pace: Option<Pace>,
+    started: Instant,
     paused: Duration,
+    /// For room.
+    waited: Duration,
     handle: Handle,
 }
 
 impl Sink {
     fn announce(&self, next: Announced) -> Result<(), Error> {
-        self.to.iter().try_for_each(|to| to.send(Dealing::Next(next))).map_err(|_| ended())
+        let so_far = self.time();
+        self.to.iter().try_for_each(|to| to.send(Dealing::Next(next, so_far))).map_err(|_| ended())
+    }
+
+    fn time(&self) -> DealerTime {
+        let dealing = micros(self.started.elapsed().saturating_sub(self.paused));
+        DealerTime { dealing, processor: micros(processor()), room: micros(self.waited) }
     }
 }
 
@@ -272,7 +292,9 @@ impl DealerSink for Sink {
                 }
                 self.paused += since.elapsed();
             }
+            let since = Instant::now();
             let permit = self.room[i].wait(bytes.len()).await;
+            self.waited += since.elapsed();
             self.sent[i] += bytes.len() as u64;
             self.to[i].send(Dealing::Step(Held { step, bytes, permit })).map_err(|_| ended())
         })
@@ -288,8 +310,7 @@ impl DealerSink for Sink {
 pub struct Dealt {
     /// Payload bytes to E1 and E2.
     pub bytes: [u64; 2],
-    /// Time it took, without pauses for sessions.
-    pub time: Duration,
+    pub time: DealerTime,
 }
 
 /// Deals a whole program onto the two evaluators' streams.
@@ -339,19 +360,18 @@ pub async fn deal_all(
     let handle = Handle::current();
     spawn("dealer", move || {
         let dealt = compute.backend().and_then(|backend| {
-            let started = Instant::now();
             let room = [Room::new(buffer), Room::new(buffer)];
-            let (sent, paused) = ([0; 2], Duration::ZERO);
-            let mut sink = Sink { backend, to: [s1, s2], room, sent, pace, paused, handle };
+            let (started, [paused, waited]) = (Instant::now(), [Duration::ZERO; 2]);
+            let mut sink = Sink { backend, to: [s1, s2], room, sent: [0; 2], pace, started, paused, waited, handle };
             let mut state = DealerState::default();
-            while let Some(Dealable { plan, prg: [p1, p2], next }) = next()? {
+            while let Some(Dealable { plan, prg: [p1, p2], next }) = timed(&mut sink.paused, &mut next)? {
                 if let Some(n) = next {
                     state.cut(plan.past());
                     sink.announce(n)?;
                 }
                 run::deal_next(&plan, p1, p2, &mut state, &mut sink)?;
             }
-            Ok(Dealt { bytes: sink.sent, time: started.elapsed().saturating_sub(sink.paused) })
+            Ok(Dealt { bytes: sink.sent, time: sink.time() })
         });
         drop(place);
         let _ = done_tx.send(dealt);

@@ -40,7 +40,7 @@ use tacet_protocol::program::Program;
 use tacet_protocol::query::step_digest;
 use tacet_protocol::run::EvaluatorState;
 use tacet_protocol::seal::SealContext;
-use tacet_protocol::wire::{CONTROL_LIMIT, Dealing, Message, Next, SessionId};
+use tacet_protocol::wire::{CONTROL_LIMIT, DealerTime, Dealing, Message, Next, SessionId};
 use tacet_protocol::{Error, Role};
 use tacet_transport::{TransportError, receive, send};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
@@ -49,11 +49,12 @@ use tokio::time::{sleep, timeout};
 use zeroize::Zeroize;
 
 use crate::Party;
+use crate::clock::micros;
 use crate::course::Course;
-use crate::engine::{self, Announced, Dealable, Evaluated, Evaluation, Place, Space, collect, dealt_steps};
+use crate::engine::{self, Announced, Dealable, Evaluation, Place, Space, collect, dealt_steps};
 use crate::fail::{Fail, code, fail};
 use crate::flow::{Held, Room, channel};
-use crate::session::{Met, both, input, meet, next_frame, nonce, opened, running, session_prg};
+use crate::session::{Met, both, input, meet, next_frame, nonce, opened, output, running, session_prg};
 
 /// A client that leaves is heard of from the other parties too, at times before it is from itself, which is what counts.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -242,7 +243,8 @@ impl Drop for Volume {
     }
 }
 
-type Step = (Next, Arc<Program>, UnboundedReceiver<Held>);
+/// A program that is dealt, what the dealer has taken for those before it, and its steps.
+type Step = (Next, Arc<Program>, DealerTime, UnboundedReceiver<Held>);
 
 /// Receives the dealing of one program after another, ahead of the client.
 async fn read(
@@ -255,8 +257,8 @@ async fn read(
     let room = Room::new(buffer);
     let mut last: Option<Next> = None;
     loop {
-        let next = match receive(from_dealer, CONTROL_LIMIT).await? {
-            Message::Next(n) => n,
+        let (next, so_far) = match receive(from_dealer, CONTROL_LIMIT).await? {
+            Message::Announce { next, so_far } => (next, so_far),
             m => return Err(fail(code::PROTOCOL, format!("{m:?} from the dealer in place of a program's number"))),
         };
         if !course.follows(last, next) {
@@ -269,7 +271,7 @@ async fn read(
         let planned = tokio::task::spawn_blocking(move || of.program(next)).await;
         let p = planned.map_err(|_| fail(code::PROTOCOL, "planning stopped"))??;
         let (dealt_tx, dealt) = channel();
-        if to.send((next, Arc::clone(&p), dealt)).await.is_err() {
+        if to.send((next, Arc::clone(&p), so_far, dealt)).await.is_err() {
             return Ok(());
         }
         collect(from_dealer, dealt_steps(&p, role), Space::Shared(room.clone()), dealt_tx).await?;
@@ -348,7 +350,8 @@ async fn evaluate(
                 }
                 _ = tx.stopped() => return Err(left()),
             };
-            let (next, plan, dealt) = step;
+            let (next, plan, so_far, dealt) = step;
+            let waited = started.elapsed();
             let input = match prompt.take() {
                 Some(i) => i,
                 None => {
@@ -369,7 +372,7 @@ async fn evaluate(
                 (&mut to_peer, &mut from_peer),
             );
             let limit = Duration::from_secs(limits.session_s);
-            let done = tokio::select! {
+            let mut done = tokio::select! {
                 r = timeout(limit, work) => {
                     r.map_err(|_| fail(code::DEADLINE, format!("a step took longer than {} s", limits.session_s)))??
                 }
@@ -377,7 +380,8 @@ async fn evaluate(
             };
             volume.opened += done.opened;
             volume.dealt += done.dealt;
-            state = answer(tx, done, started).await?;
+            done.time.dealer += micros(waited);
+            state = answer(tx, output(done, started, so_far)).await?;
         }
     };
     let gone = async {
@@ -395,10 +399,7 @@ async fn evaluate(
 }
 
 /// Sends a share of logits to its client; what the next program starts from.
-async fn answer(tx: &mut SendStream, done: Evaluated, started: Instant) -> Result<EvaluatorState, Fail> {
-    let Evaluated { share, rounds, opened, dealt, state } = done;
-    let online_us = started.elapsed().as_micros() as u64;
-    let mut answer = Message::Output { share, rounds, opened, dealt, online_us };
+async fn answer(tx: &mut SendStream, (mut answer, state): (Message, EvaluatorState)) -> Result<EvaluatorState, Fail> {
     let sent = send(tx, &answer).await;
     if let Message::Output { share, .. } = &mut answer {
         share.zeroize();
@@ -476,7 +477,10 @@ mod tests {
             let (to, mut steps) = mpsc::channel(8);
             for (number, (past, rows)) in dealt.iter().enumerate() {
                 let next = Next { number: number as u32, past: *past, rows: *rows };
-                assert!(to.try_send((next, course.program(course.first()).unwrap(), channel().1)).is_ok());
+                assert!(
+                    to.try_send((next, course.program(course.first()).unwrap(), DealerTime::default(), channel().1))
+                        .is_ok()
+                );
             }
             async move {
                 let wanted = Next { number: 0, past: wanted.0, rows: wanted.1 };

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod ahead;
+mod clock;
 mod compute;
 pub mod config;
 mod course;

@@ -14,13 +14,14 @@ use tacet_protocol::prg::{Prg, SessionKey};
 use tacet_protocol::program::Program;
 use tacet_protocol::run::EvaluatorState;
 use tacet_protocol::seal::{self, SealContext};
-use tacet_protocol::wire::{CONTROL_LIMIT, Dealing, INPUT_OVERHEAD, Message, SessionId};
+use tacet_protocol::wire::{CONTROL_LIMIT, DealerTime, Dealing, EvaluatorTime, INPUT_OVERHEAD, Message, SessionId};
 use tacet_transport::{TransportError, receive, send};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{timeout, timeout_at};
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::clock::micros;
 use crate::engine::{self, Evaluated, Evaluation, Place, Space, collect, dealt_steps};
 use crate::fail::{Fail, code, fail};
 use crate::flow::{self, Held, Room};
@@ -393,8 +394,14 @@ async fn evaluate(
     let _ = to_peer.finish();
     party.counters.opened.fetch_add(done.opened, Relaxed);
     party.counters.dealt.fetch_add(done.dealt, Relaxed);
-    let Evaluated { share, rounds, opened, dealt, .. } = done;
-    Ok(Message::Output { share, rounds, opened, dealt, online_us: started.elapsed().as_micros() as u64 })
+    Ok(output(done, started, DealerTime::default()).0)
+}
+
+/// An evaluator's answer, and what the next program starts from. `dealer` is for a client that the dealer tells nothing.
+pub fn output(done: Evaluated, started: Instant, dealer: DealerTime) -> (Message, EvaluatorState) {
+    let Evaluated { share, rounds, opened, dealt, time, state } = done;
+    let time = EvaluatorTime { online: micros(started.elapsed()), ..time };
+    (Message::Output { share, rounds, opened, dealt, time, dealer }, state)
 }
 
 /// The dealer's part of a session: hands out a bundle or deals, and stays until both evaluators are done.
@@ -428,5 +435,5 @@ async fn deal(party: &Party, session: SessionId, plan: Arc<Program>) -> Result<M
         }
     };
     tokio::join!(ended(&mut j1.rx), ended(&mut j2.rx));
-    Ok(Message::Done { dealt: dealt.bytes, dealing_us: dealt.time.as_micros() as u64, ahead: bundle.is_some() })
+    Ok(Message::Done { dealt: dealt.bytes, time: dealt.time, ahead: bundle.is_some() })
 }

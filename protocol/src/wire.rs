@@ -6,7 +6,7 @@
 use crate::Error;
 
 /// Version of the format and of the protocol behind it.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 /// Bytes of a frame before its body.
 pub const HEADER: usize = 6;
 /// Bound on frames that carry no tensor.
@@ -53,6 +53,33 @@ impl Next {
     }
 }
 
+/// Where an evaluator's time went, in microseconds. It depends on shapes, machines and networks, never on values; whoever
+/// reads it takes the evaluator's word for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EvaluatorTime {
+    /// From the input, with the other parties met, to the share of the result.
+    pub online: u64,
+    /// Of it, computing: neither of the waits.
+    pub computing: u64,
+    /// Of computing, what its thread had of a processor; more is other threads' or an adapter's.
+    pub processor: u64,
+    /// Waiting for the dealer's steps.
+    pub dealer: u64,
+    /// Waiting for the other evaluator's openings.
+    pub peer: u64,
+}
+
+/// Where a dealer's time went, as [`EvaluatorTime`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DealerTime {
+    /// Dealing, without pauses for sessions and the planning of further programs.
+    pub dealing: u64,
+    /// What its thread had of a processor, planning included.
+    pub processor: u64,
+    /// Of dealing, waiting until the evaluators have room.
+    pub room: u64,
+}
+
 /// Everything that is ever sent.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -77,18 +104,20 @@ pub enum Message {
     Peer { session: SessionId },
     /// A dealt message or an opening.
     Step { step: u32, bytes: Vec<u8> },
-    /// Evaluator to client: its share of the result, and what it counted.
-    Output { share: Vec<u8>, rounds: u32, opened: u64, dealt: u64, online_us: u64 },
-    /// Dealer to client; `dealing_us` is the time the dealing took, `ahead` whether it began before the session.
-    Done { dealt: [u64; 2], dealing_us: u64, ahead: bool },
+    /// Evaluator to client: its share of the result, and what it counted. `dealer` is what an [`Message::Announce`] said.
+    Output { share: Vec<u8>, rounds: u32, opened: u64, dealt: u64, time: EvaluatorTime, dealer: DealerTime },
+    /// Dealer to client; `ahead` is whether the dealing began before the session.
+    Done { dealt: [u64; 2], time: DealerTime, ahead: bool },
     /// Dealer to evaluator, first on a stream that then carries a whole program's steps ahead of any session.
     Prepare { bundle: BundleId, program: [u8; 32], tokens: u32, nonce: [u8; 16] },
     /// Evaluator to dealer: there is room for the bundle.
     Ready { nonce: [u8; 16] },
     /// Of a sequence. Client to evaluator: the program of the input that follows, where it is not one more row. Evaluator to
-    /// dealer: the same, where `number` is the last program that was evaluated. Dealer to evaluator, and evaluators to one
-    /// another: the program whose steps follow.
+    /// dealer: the same, where `number` is the last program that was evaluated. Evaluators to one another: the program whose
+    /// openings follow.
     Next(Next),
+    /// Of a sequence. Dealer to evaluator: the program whose steps follow, and what all those before it have taken.
+    Announce { next: Next, so_far: DealerTime },
 }
 
 impl std::fmt::Debug for Message {
@@ -100,6 +129,19 @@ impl std::fmt::Debug for Message {
 
 fn bad(reason: impl Into<String>) -> Error {
     Error::Malformed { what: "frame", reason: reason.into() }
+}
+
+/// Bytes that a sequence takes for each of its programs besides steps, inputs and outputs: the dealer's word to both
+/// evaluators, and that of each to the other.
+pub fn announced() -> u64 {
+    let next = Next { number: 0, past: 0, rows: 0 };
+    let word =
+        Message::Announce { next, so_far: DealerTime::default() }.encode().len() + Message::Next(next).encode().len();
+    2 * word as u64
+}
+
+fn put_all(out: &mut Vec<u8>, numbers: &[u64]) {
+    numbers.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes()));
 }
 
 struct Reader<'a>(&'a [u8]);
@@ -126,6 +168,19 @@ impl<'a> Reader<'a> {
 
     fn u64(&mut self) -> Result<u64, Error> {
         self.array().map(u64::from_le_bytes)
+    }
+
+    fn next(&mut self) -> Result<Next, Error> {
+        Ok(Next { number: self.u32()?, past: self.u32()?, rows: self.u32()? })
+    }
+
+    fn dealer(&mut self) -> Result<DealerTime, Error> {
+        Ok(DealerTime { dealing: self.u64()?, processor: self.u64()?, room: self.u64()? })
+    }
+
+    fn evaluator(&mut self) -> Result<EvaluatorTime, Error> {
+        let [online, computing, processor] = [self.u64()?, self.u64()?, self.u64()?];
+        Ok(EvaluatorTime { online, computing, processor, dealer: self.u64()?, peer: self.u64()? })
     }
 
     fn flag(&mut self) -> Result<bool, Error> {
@@ -188,6 +243,7 @@ impl Message {
             Message::Input { .. } => 13,
             Message::Token { .. } => 14,
             Message::Next(_) => 15,
+            Message::Announce { .. } => 16,
         }
     }
 
@@ -233,13 +289,17 @@ impl Message {
                 o = step_header(*step, bytes.len()).to_vec();
                 o.extend_from_slice(bytes);
             }
-            Message::Output { share, rounds, opened, dealt, online_us } => {
+            Message::Output { share, rounds, opened, dealt, time, dealer } => {
                 put(&mut o, share);
                 o.extend_from_slice(&rounds.to_le_bytes());
-                [opened, dealt, online_us].iter().for_each(|v| o.extend_from_slice(&v.to_le_bytes()));
+                put_all(
+                    &mut o,
+                    &[*opened, *dealt, time.online, time.computing, time.processor, time.dealer, time.peer],
+                );
+                put_all(&mut o, &[dealer.dealing, dealer.processor, dealer.room]);
             }
-            Message::Done { dealt, dealing_us, ahead } => {
-                [dealt[0], dealt[1], *dealing_us].iter().for_each(|v| o.extend_from_slice(&v.to_le_bytes()));
+            Message::Done { dealt, time, ahead } => {
+                put_all(&mut o, &[dealt[0], dealt[1], time.dealing, time.processor, time.room]);
                 o.push(u8::from(*ahead));
             }
             Message::Prepare { bundle, program, tokens, nonce } => {
@@ -251,6 +311,10 @@ impl Message {
             Message::Ready { nonce } => o.extend_from_slice(nonce),
             Message::Next(n) => {
                 [n.number, n.past, n.rows].iter().for_each(|v| o.extend_from_slice(&v.to_le_bytes()));
+            }
+            Message::Announce { next: n, so_far: t } => {
+                [n.number, n.past, n.rows].iter().for_each(|v| o.extend_from_slice(&v.to_le_bytes()));
+                put_all(&mut o, &[t.dealing, t.processor, t.room]);
             }
         }
         let len = (o.len() - 4) as u32;
@@ -301,14 +365,16 @@ impl Message {
                 rounds: r.u32()?,
                 opened: r.u64()?,
                 dealt: r.u64()?,
-                online_us: r.u64()?,
+                time: r.evaluator()?,
+                dealer: r.dealer()?,
             },
-            10 => Message::Done { dealt: [r.u64()?, r.u64()?], dealing_us: r.u64()?, ahead: r.flag()? },
+            10 => Message::Done { dealt: [r.u64()?, r.u64()?], time: r.dealer()?, ahead: r.flag()? },
             11 => Message::Prepare { bundle: r.array()?, program: r.array()?, tokens: r.u32()?, nonce: r.array()? },
             12 => Message::Ready { nonce: r.array()? },
             13 => Message::Input { sealed: r.bytes()? },
             14 => Message::Token { token: r.text(256)? },
-            15 => Message::Next(Next { number: r.u32()?, past: r.u32()?, rows: r.u32()? }),
+            15 => Message::Next(r.next()?),
+            16 => Message::Announce { next: r.next()?, so_far: r.dealer()? },
             k => return Err(bad(format!("unknown kind {k}"))),
         };
         if !r.0.is_empty() {
@@ -321,6 +387,9 @@ impl Message {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const DEALER: DealerTime = DealerTime { dealing: 5, processor: 6, room: 7 };
+    const EVALUATOR: EvaluatorTime = EvaluatorTime { online: 5, computing: 6, processor: 7, dealer: 8, peer: 9 };
 
     fn samples() -> Vec<Message> {
         vec![
@@ -335,11 +404,12 @@ mod tests {
             Message::Start { dealing: Dealing::Ahead { bundle: [6; 16] } },
             Message::Peer { session: [4; 16] },
             Message::Step { step: 3, bytes: vec![1, 2, 3] },
-            Message::Output { share: vec![8; 3], rounds: 1, opened: 2, dealt: 3, online_us: 4 },
-            Message::Done { dealt: [1, 2], dealing_us: 3, ahead: true },
+            Message::Output { share: vec![8; 3], rounds: 1, opened: 2, dealt: 3, time: EVALUATOR, dealer: DEALER },
+            Message::Done { dealt: [1, 2], time: DEALER, ahead: true },
             Message::Prepare { bundle: [6; 16], program: [2; 32], tokens: 7, nonce: [5; 16] },
             Message::Ready { nonce: [5; 16] },
             Message::Next(Next { number: 3, past: 40, rows: 8 }),
+            Message::Announce { next: Next { number: 3, past: 40, rows: 8 }, so_far: DEALER },
         ]
     }
 
@@ -347,16 +417,17 @@ mod tests {
     fn frozen_vectors() {
         let frame = |kind: u8, body: &[&[u8]]| {
             let body = body.concat();
-            [&(body.len() as u32 + 2).to_le_bytes()[..], &[3, kind], &body].concat()
+            [&(body.len() as u32 + 2).to_le_bytes()[..], &[VERSION, kind], &body].concat()
         };
-        assert_eq!(Message::Accept.encode(), [2, 0, 0, 0, 3, 3]);
+        let words = |w: &[u64]| w.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        assert_eq!(Message::Accept.encode(), [2, 0, 0, 0, 4, 3]);
         assert_eq!(
             Message::Step { step: 3, bytes: vec![1, 2, 3] }.encode(),
-            [13, 0, 0, 0, 3, 8, 3, 0, 0, 0, 3, 0, 0, 0, 1, 2, 3]
+            [13, 0, 0, 0, 4, 8, 3, 0, 0, 0, 3, 0, 0, 0, 1, 2, 3]
         );
         assert_eq!(
             Message::Failure { code: 12, text: "no".into() }.encode(),
-            [10, 0, 0, 0, 3, 4, 12, 0, 2, 0, 0, 0, b'n', b'o']
+            [10, 0, 0, 0, 4, 4, 12, 0, 2, 0, 0, 0, b'n', b'o']
         );
         assert_eq!(Message::Start { dealing: Dealing::Fresh { nonce: [5; 16] } }.encode(), frame(6, &[&[0], &[5; 16]]));
         assert_eq!(
@@ -364,9 +435,19 @@ mod tests {
             frame(6, &[&[1], &[6; 16]])
         );
         assert_eq!(
-            Message::Done { dealt: [1, 2], dealing_us: 3, ahead: true }.encode(),
-            frame(10, &[&1u64.to_le_bytes(), &2u64.to_le_bytes(), &3u64.to_le_bytes(), &[1]])
+            Message::Done { dealt: [1, 2], time: DEALER, ahead: true }.encode(),
+            frame(10, &[&words(&[1, 2, 5, 6, 7]), &[1]])
         );
+        assert_eq!(
+            Message::Output { share: vec![8; 3], rounds: 1, opened: 2, dealt: 3, time: EVALUATOR, dealer: DEALER }
+                .encode(),
+            frame(9, &[&[3, 0, 0, 0, 8, 8, 8, 1, 0, 0, 0], &words(&[2, 3, 5, 6, 7, 8, 9, 5, 6, 7])])
+        );
+        assert_eq!(
+            Message::Announce { next: Next { number: 3, past: 40, rows: 8 }, so_far: DEALER }.encode(),
+            frame(16, &[&[3, 0, 0, 0, 40, 0, 0, 0, 8, 0, 0, 0], &words(&[5, 6, 7])])
+        );
+        assert_eq!(announced(), 2 * (18 + 42));
         assert_eq!(
             Message::Prepare { bundle: [6; 16], program: [2; 32], tokens: 7, nonce: [5; 16] }.encode(),
             frame(11, &[&[6; 16], &[2; 32], &[7, 0, 0, 0], &[5; 16]])
@@ -376,7 +457,7 @@ mod tests {
         assert_eq!(Message::Token { token: "t".into() }.encode(), frame(14, &[&[1, 0, 0, 0, b't']]));
         assert_eq!(
             Message::Next(Next { number: 3, past: 40, rows: 8 }).encode(),
-            [14, 0, 0, 0, 3, 15, 3, 0, 0, 0, 40, 0, 0, 0, 8, 0, 0, 0]
+            [14, 0, 0, 0, 4, 15, 3, 0, 0, 0, 40, 0, 0, 0, 8, 0, 0, 0]
         );
         let request =
             Message::Request { session: [4; 16], token: "t".into(), model: [1; 32], program: [2; 32], tokens: 7 };
@@ -385,28 +466,30 @@ mod tests {
 
     #[test]
     fn bad_frames_are_refused() {
-        let start = |tag: u8, len: usize| [&[3, 6, tag][..], &vec![5; len]].concat();
-        let done = |flag: u8| [&[3, 10][..], &[0; 24], &[flag]].concat();
+        let start = |tag: u8, len: usize| [&[VERSION, 6, tag][..], &vec![5; len]].concat();
+        let done = |flag: u8| [&[VERSION, 10][..], &[0; 40], &[flag]].concat();
         assert!(Message::decode(&start(0, 16)).is_ok() && Message::decode(&done(0)).is_ok());
         for bad in [
             vec![],
-            vec![3],
-            vec![2, 3],
-            vec![4, 3],
-            vec![3, 99],
-            vec![3, 3, 0],
-            vec![3, 8, 3, 0, 0, 0, 4, 0, 0, 0, 1],
-            vec![3, 4, 0, 0, 1, 0, 0, 0, 255],
+            vec![VERSION],
+            vec![VERSION - 1, 3],
+            vec![VERSION + 1, 3],
+            vec![VERSION, 99],
+            vec![VERSION, 3, 0],
+            vec![VERSION, 8, 3, 0, 0, 0, 4, 0, 0, 0, 1],
+            vec![VERSION, 4, 0, 0, 1, 0, 0, 0, 255],
             start(2, 16),
             start(0, 15),
             start(1, 17),
             done(2),
-            [&[3, 11][..], &[0; 67]].concat(),
-            [&[3, 12][..], &[0; 17]].concat(),
-            vec![3, 13, 2, 0, 0, 0, 1],
-            [&[3, 14, 1, 1, 0, 0][..], &[b't'; 257]].concat(),
-            [&[3, 15][..], &[0; 11]].concat(),
-            [&[3, 15][..], &[0; 13]].concat(),
+            [&[VERSION, 11][..], &[0; 67]].concat(),
+            [&[VERSION, 12][..], &[0; 17]].concat(),
+            vec![VERSION, 13, 2, 0, 0, 0, 1],
+            [&[VERSION, 14, 1, 1, 0, 0][..], &[b't'; 257]].concat(),
+            [&[VERSION, 15][..], &[0; 11]].concat(),
+            [&[VERSION, 15][..], &[0; 13]].concat(),
+            [&[VERSION, 16][..], &[0; 35]].concat(),
+            [&[VERSION, 16][..], &[0; 37]].concat(),
         ] {
             assert!(Message::decode(&bad).is_err(), "{bad:?}");
         }

@@ -1,0 +1,196 @@
+//! What `tacet bench` found, as JSON and as text.
+
+use std::fmt::Write;
+
+use anyhow::Result;
+use serde::Serialize;
+use tacet_client::{Phases, Spent};
+use tacet_protocol::program::Cost;
+
+use crate::local::PartyReport;
+use crate::rates::{Rates, Times};
+
+/// Medians of several queries or steps, in seconds.
+#[derive(Serialize)]
+pub struct Query {
+    /// At the client.
+    pub total_s: f64,
+    /// At the slower evaluator.
+    pub online_s: f64,
+    /// At the dealer, waiting for room included.
+    pub dealing_s: f64,
+    /// Where the time went, as the parties say.
+    pub phases: Phases,
+    /// Of a round, what the slower evaluator waits for the other: the way there, the other's being behind, and the turns that
+    /// threads take on the processors.
+    pub peer_wait_per_round_s: f64,
+    /// Processor seconds of each party's process, E1, E2 and the dealer, for each query: the mean. Where it is dealt ahead
+    /// the next query's dealing is in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processor_s: Option<[f64; 3]>,
+    /// The mean, where it is of steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean_total_s: Option<f64>,
+}
+
+/// One measured query or step.
+pub struct Sample {
+    pub total_s: f64,
+    pub online_s: f64,
+    pub dealing_s: f64,
+    pub rounds: u64,
+    pub phases: Phases,
+}
+
+pub fn median(mut v: Vec<f64>) -> f64 {
+    v.sort_by(f64::total_cmp);
+    v[v.len() / 2]
+}
+
+impl Query {
+    /// Medians of at least one sample.
+    pub fn of(samples: &[Sample]) -> Query {
+        let of = |f: &dyn Fn(&Sample) -> f64| median(samples.iter().map(f).collect());
+        let phases = Phases {
+            computing_s: of(&|s| s.phases.computing_s),
+            computing_processor_s: of(&|s| s.phases.computing_processor_s),
+            dealer_wait_s: of(&|s| s.phases.dealer_wait_s),
+            peer_wait_s: of(&|s| s.phases.peer_wait_s),
+            dealing_s: of(&|s| s.phases.dealing_s),
+            dealing_processor_s: of(&|s| s.phases.dealing_processor_s),
+            room_wait_s: of(&|s| s.phases.room_wait_s),
+        };
+        Query {
+            total_s: of(&|s| s.total_s),
+            online_s: of(&|s| s.online_s),
+            dealing_s: of(&|s| s.dealing_s),
+            phases,
+            peer_wait_per_round_s: of(&|s| s.phases.peer_wait_s / s.rounds.max(1) as f64),
+            processor_s: None,
+            mean_total_s: None,
+        }
+    }
+
+    /// With the mean of the totals.
+    pub fn steps(samples: &[Sample]) -> Query {
+        let mean = samples.iter().map(|s| s.total_s).sum::<f64>() / samples.len() as f64;
+        Query { mean_total_s: Some(mean), ..Query::of(samples) }
+    }
+}
+
+/// What a decoder does.
+#[derive(Serialize)]
+pub struct Generation {
+    /// From the prompt's tokens to the first logits.
+    pub prefill_s: f64,
+    /// One after another.
+    pub tokens_per_s: f64,
+    pub prefill: Query,
+    /// Steps of one token after another: dealt beside, as far as the dealer is not ahead by itself.
+    pub step: Query,
+    /// Steps that come later than the dealing of theirs.
+    pub step_ahead: Query,
+    pub rounds_per_step: u64,
+    /// Of the prompt and the steps one after another, by kind: opened each way, dealt to both, and announced.
+    pub opened_bytes: u64,
+    pub dealt_bytes: u64,
+    pub announced_bytes: u64,
+    pub predicted_step: Times,
+    pub predicted_tokens_per_s: f64,
+    /// Of prompt and steps.
+    pub spent: Spent,
+}
+
+#[derive(Serialize)]
+pub struct Report {
+    pub model: String,
+    pub tokens: usize,
+    pub padded: usize,
+    pub processor: String,
+    pub cores: usize,
+    /// What else ran here before: the mean number of threads that wanted a processor in the last minute.
+    pub load: Option<f64>,
+    pub rtt_s: Option<f64>,
+    pub bandwidth_bytes_per_s: Option<f64>,
+    pub loss: Option<f64>,
+    pub cost: Cost,
+    /// From which it is predicted; a round that is measured without a network is its `round_s`.
+    pub rates: Rates,
+    pub predicted: Times,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dealt_beside: Option<Query>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dealt_ahead: Option<Query>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dealt_ahead_from_disk: Option<Query>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<Generation>,
+    /// One forward pass of the same matrices in f32, in the clear, on one thread.
+    pub plain_f32_s: f64,
+    pub parties: Vec<PartyReport>,
+}
+
+impl Report {
+    pub fn text(&self) -> Result<String> {
+        let mut out = String::new();
+        let (r, p) = (self, &self.predicted);
+        write!(
+            out,
+            "{}, {} tokens (padded to {}), on {} ({} cores",
+            r.model, r.tokens, r.padded, r.processor, r.cores
+        )?;
+        writeln!(out, "{})", r.load.map_or_else(String::new, |l| format!(", load {l:.2}")))?;
+        let dealt = r.cost.dealt_bytes.iter().sum::<u64>() as f64 / 1e6;
+        let opened = r.cost.opened_bytes as f64 / 1e6;
+        writeln!(out, "{} rounds, {opened:.1} MB opened each way, {dealt:.1} MB dealt", r.cost.rounds)?;
+        let mut rows = Vec::new();
+        if let (Some(b), Some(a)) = (&r.dealt_beside, &r.dealt_ahead) {
+            rows.push(("dealt beside", b, p.total_beside_s, p.dealt_beside_s));
+            rows.push(("dealt ahead", a, p.total_ahead_s, p.dealt_ahead_s));
+            rows.extend(r.dealt_ahead_from_disk.iter().map(|d| ("  from disk", d, p.total_ahead_s, p.dealt_ahead_s)));
+        }
+        if let Some(g) = &r.generation {
+            rows.push(("prompt", &g.prefill, p.total_beside_s, p.dealt_beside_s));
+            rows.push(("step", &g.step, g.predicted_step.total_beside_s, g.predicted_step.dealt_beside_s));
+            rows.push(("step, ahead", &g.step_ahead, g.predicted_step.total_ahead_s, g.predicted_step.dealt_ahead_s));
+        }
+        writeln!(
+            out,
+            "{:<14}{:>9}{:>10}{:>9}{:>10}{:>11}",
+            "seconds", "total", "predicted", "online", "predicted", "dealing"
+        )?;
+        for (name, q, total, online) in &rows {
+            let (t, o, d) = (q.total_s, q.online_s, q.dealing_s);
+            writeln!(out, "{name:<14}{t:>9.4}{total:>10.4}{o:>9.4}{online:>10.4}{d:>11.4}")?;
+        }
+        writeln!(out, "\nof it, at     the slower evaluator                      the dealer")?;
+        let heads = ["computing", "for dealer", "for other", "a round", "computing", "for room"];
+        writeln!(out, "{:<14}{}", "", heads.map(|h| format!("{h:>11}")).concat())?;
+        for (name, q, ..) in &rows {
+            let f = &q.phases;
+            let all =
+                [f.computing_s, f.dealer_wait_s, f.peer_wait_s, q.peer_wait_per_round_s, f.dealing_s, f.room_wait_s];
+            writeln!(out, "{name:<14}{}", all.map(|s| format!("{s:>11.5}")).concat())?;
+        }
+        let idle = r.rates.exchange.round_s;
+        writeln!(out, "(a round of 1 KB between two endpoints here that do nothing else: {idle:.5})\n")?;
+        if let Some(b) = &r.dealt_beside {
+            let times = b.total_s / r.plain_f32_s;
+            writeln!(out, "in the clear, f32: {:.3} s; privately {times:.0} times as long", r.plain_f32_s)?;
+        }
+        if let Some(g) = &r.generation {
+            writeln!(out, "{:.1} tokens/s (predicted {:.1})", g.tokens_per_s, g.predicted_tokens_per_s)?;
+            let [opened, dealt] = [g.opened_bytes, g.dealt_bytes].map(|b| b as f64 / 1e6);
+            writeln!(
+                out,
+                "{} rounds a step; with the prompt {opened:.1} MB opened each way, {dealt:.1} MB dealt, {} bytes announced",
+                g.rounds_per_step, g.announced_bytes
+            )?;
+            writeln!(out, "in the clear, f32: prompt {:.3} s", r.plain_f32_s)?;
+        }
+        for p in &r.parties {
+            writeln!(out, "{:<6} {:?}: {:.0} MB resident at its peak", p.name, p.role, p.peak_mb)?;
+        }
+        Ok(out)
+    }
+}

@@ -1,0 +1,233 @@
+//! What a round between two parties costs on this machine, network aside: measured between two QUIC endpoints on loopback.
+//!
+//! Each end has what a party has: a thread that runs the streams, and one that computes and hands messages over. A round is
+//! the one of two evaluators: both compute, send, and wait for the other's. Without the computing a round would be too
+//! cheap, since a thread that waits for long takes longer to wake. Both ends share this machine, as they do in `tacet bench`.
+//! A dealing is a long stream one way, whose receiver keeps what it gets: it does not fit a processor's caches.
+
+use std::hint::black_box;
+use std::net::SocketAddr;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::time::{ClockId, clock_gettime};
+use quinn::{RecvStream, SendStream};
+use serde::Serialize;
+use tacet_protocol::wipe::Wiped;
+use tacet_transport::{Identity, accept_config, dial_config, endpoint, receive_step, send_step, widen};
+use tokio::sync::mpsc;
+
+/// Rounds, the length of their messages, and whether both ends compute before. The first of all and the first large ones
+/// find small packets and cold threads.
+const ROUNDS: [(usize, usize, bool); 5] =
+    [(50, SMALL, true), (150, SMALL, true), (20, LARGE, false), (40, SMALL, false), (40, LARGE, false)];
+/// Pairs of endpoints that are measured one after another: on which processors the threads of one meet is chance, and lasts.
+const PAIRS: usize = 4;
+/// How long both ends compute before a round.
+const WORK: Duration = Duration::from_micros(300);
+/// Messages of a dealing, which is sent twice: the first finds fresh memory.
+const DEALING: (u32, usize) = (48, 1 << 20);
+const SMALL: usize = 1 << 10;
+const LARGE: usize = 256 << 10;
+
+/// A round's cost.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Exchange {
+    /// Seconds of a round of 1 KB each way, besides computing.
+    pub round_s: f64,
+    /// Processor seconds of it, at both ends together.
+    pub round_processor_s: f64,
+    /// Seconds that a further byte each way takes.
+    pub byte_s: f64,
+    /// Processor seconds of an opened byte, at the end that sends and at the one that receives.
+    pub byte_processor_s: f64,
+    /// Processor seconds of a dealt byte, at both ends.
+    pub dealt_processor_s: f64,
+}
+
+/// Rounds of one length.
+#[derive(Clone, Copy, Default)]
+struct Part {
+    median: f64,
+    processor: f64,
+}
+
+impl Exchange {
+    /// Measures for about a second: means over pairs of endpoints of the median of each.
+    ///
+    /// # Errors
+    /// No socket, no thread.
+    pub fn measure() -> Result<Exchange> {
+        let pairs = (0..PAIRS).map(|_| Exchange::pair()).collect::<Result<Vec<_>>>()?;
+        let mean = |f: fn(&Exchange) -> f64| pairs.iter().map(f).sum::<f64>() / PAIRS as f64;
+        Ok(Exchange {
+            round_s: mean(|x| x.round_s),
+            round_processor_s: mean(|x| x.round_processor_s),
+            byte_s: mean(|x| x.byte_s),
+            byte_processor_s: mean(|x| x.byte_processor_s),
+            dealt_processor_s: mean(|x| x.dealt_processor_s),
+        })
+    }
+
+    fn pair() -> Result<Exchange> {
+        let (left, right) = (identity()?, identity()?);
+        let (to, at) = channel();
+        let accept = accept_config(&right, vec![left.certificate.clone()])?;
+        let dial = dial_config(right.certificate.clone(), Some(&left))?;
+        let listening = spawn(move || on_loopback(accepting(accept, to)))?;
+        let dialling = spawn(move || on_loopback(dialling(dial, at)))?;
+        let ([_, round, _, small, large], dealt_processor_s) = joined(dialling)?;
+        joined(listening)?;
+        let further = (LARGE - SMALL) as f64;
+        Ok(Exchange {
+            round_s: round.median,
+            round_processor_s: round.processor,
+            byte_s: (large.median - small.median).max(0.0) / further,
+            byte_processor_s: (large.processor - small.processor).max(0.0) / (2.0 * further),
+            dealt_processor_s,
+        })
+    }
+}
+
+fn identity() -> Result<Identity> {
+    let (certificate, key) = Identity::generate("exchange")?;
+    Ok(Identity::from_pem(&certificate, &key)?)
+}
+
+fn spawn<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<JoinHandle<Result<T>>> {
+    Ok(Builder::new().name("exchange".into()).spawn(work)?)
+}
+
+fn joined<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
+    thread.join().map_err(|_| anyhow::anyhow!("a thread that exchanges messages panicked"))?
+}
+
+fn on_loopback<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+async fn accepting(config: quinn::ServerConfig, at: Sender<SocketAddr>) -> Result<()> {
+    let e = endpoint(LOOPBACK, Some(config))?;
+    at.send(e.local_addr()?)?;
+    let c = e.accept().await.context("nobody dialled")?.await?;
+    widen(&c);
+    let (mut tx, mut rx) = c.accept_bi().await?;
+    carry(&mut tx, &mut rx).await?;
+    let (n, len) = DEALING;
+    for _ in 0..2 {
+        let mut kept = Vec::new();
+        for step in 0..n {
+            kept.push(receive_step(&mut rx, step, len).await?);
+        }
+        drop(kept);
+        send_step(&mut tx, n, Wiped::new(vec![1])).await?;
+    }
+    c.closed().await;
+    Ok(())
+}
+
+async fn dialling(config: quinn::ClientConfig, at: Receiver<SocketAddr>) -> Result<([Part; 5], f64)> {
+    let e = endpoint(LOOPBACK, None)?;
+    let c = e.connect_with(config, at.recv()?, "exchange")?.await?;
+    widen(&c);
+    let (mut tx, mut rx) = c.open_bi().await?;
+    let parts = carry(&mut tx, &mut rx).await?;
+    let (n, len) = DEALING;
+    let mut dealt = 0.0;
+    for _ in 0..2 {
+        let before = processor()?;
+        for step in 0..n {
+            send_step(&mut tx, step, Wiped::new(vec![1; len])).await?;
+        }
+        receive_step(&mut rx, n, 1).await?;
+        dealt = (processor()? - before).as_secs_f64() / (n as usize * len) as f64;
+    }
+    c.close(0u32.into(), b"done");
+    e.wait_idle().await;
+    Ok((parts, dealt))
+}
+
+/// One end of all rounds.
+async fn carry(tx: &mut SendStream, rx: &mut RecvStream) -> Result<[Part; 5]> {
+    let ((out, mut outgoing), (back, incoming)) = (mpsc::channel(1), mpsc::channel(1));
+    let computing = spawn(move || compute(&out, incoming))?;
+    let sent = async {
+        while let Some((step, bytes)) = outgoing.recv().await {
+            send_step(tx, step, bytes).await?;
+        }
+        anyhow::Ok(())
+    };
+    let received = async {
+        for (step, len) in steps() {
+            let _ = back.send(receive_step(rx, step, len).await?).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::try_join!(sent, received)?;
+    joined(computing)
+}
+
+fn steps() -> impl Iterator<Item = (u32, usize)> {
+    ROUNDS.into_iter().flat_map(|(n, len, _)| std::iter::repeat_n(len, n)).zip(0..).map(|(len, step)| (step, len))
+}
+
+fn compute(out: &mpsc::Sender<(u32, Wiped<u8>)>, mut incoming: mpsc::Receiver<Wiped<u8>>) -> Result<[Part; 5]> {
+    let mut steps = steps();
+    let iterations = calibrated();
+    let took = (0..5).map(|_| work(iterations)).min().unwrap_or_default().as_secs_f64();
+    let mut parts = [Part::default(); 5];
+    for (part, (n, _, works)) in parts.iter_mut().zip(ROUNDS) {
+        let (iterations, took) = if works { (iterations, took) } else { (0, 0.0) };
+        let before = processor()?;
+        let mut times = Vec::with_capacity(n);
+        for (step, len) in steps.by_ref().take(n) {
+            let started = Instant::now();
+            work(iterations);
+            out.blocking_send((step, Wiped::new(vec![0; len]))).context("the stream ended")?;
+            incoming.blocking_recv().context("the stream ended")?;
+            times.push((started.elapsed().as_secs_f64() - took).max(0.0));
+        }
+        times.sort_by(f64::total_cmp);
+        // Both ends worked.
+        let processor = (processor()? - before).as_secs_f64() / n as f64 - 2.0 * took;
+        *part = Part { median: times[n / 2], processor: processor.max(0.0) };
+    }
+    Ok(parts)
+}
+
+/// Computes something.
+fn work(iterations: u64) -> Duration {
+    let started = Instant::now();
+    black_box((0..iterations).fold(1u64, |a, i| black_box(a.wrapping_mul(6364136223846793005).wrapping_add(i))));
+    started.elapsed()
+}
+
+/// So many iterations of [`work`] as take [`WORK`].
+fn calibrated() -> u64 {
+    const N: u64 = 20_000;
+    let best = (0..5).map(|_| work(N)).min().unwrap_or_default().max(Duration::from_nanos(1));
+    (N as f64 * WORK.as_secs_f64() / best.as_secs_f64()) as u64
+}
+
+/// What this process has had of processors.
+pub fn processor() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID)?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_takes_time_and_so_does_a_byte() {
+        let e = Exchange::measure().unwrap();
+        for seconds in [e.round_s, e.round_processor_s, e.byte_s, e.byte_processor_s, e.dealt_processor_s] {
+            assert!(seconds.is_finite() && seconds >= 0.0, "{e:?}");
+        }
+        assert!(e.dealt_processor_s > 0.0, "{e:?}");
+    }
+}
