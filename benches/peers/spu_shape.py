@@ -157,7 +157,9 @@ def main() -> None:
             parties[-1].start()
             theirs.close()
             pipes.append(ours)
-            ours.send(executable.SerializeToString())
+        # They read only after they have met.
+        for pipe in pipes:
+            pipe.send(executable.SerializeToString())
         for value, may_see in zip(flat, visibility, strict=True):
             for pipe, share in zip(pipes, io.make_shares(np.asarray(value), may_see), strict=True):
                 pipe.send(share)
