@@ -192,7 +192,8 @@ def table(rows: list[Row]) -> str:
         cells = [
             r.shape, str(r.tokens), r.system, r.version,
             f"{median:.2f} ({min(r.seconds):.2f} - {max(r.seconds):.2f})", show(of and median / of, ".1f"),
-            show(r.bytes and r.bytes / 1e6, ",.0f"), show(r.rounds, ",d"), show(r.cosine, ".5f"),
+            show(r.bytes and r.bytes / 1e6, ",.0f"), show(r.rounds, ",d"),
+            show(r.cosine, ".5f") + (" (wrong)" if r.cosine is not None and r.cosine < 0.98 else ""),
             show(r.compile_s, ".1f"), show(r.peak_mb, ",.0f"),
         ]  # fmt: skip
         out.append(f"| {' | '.join(cells)} |")
