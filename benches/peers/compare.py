@@ -210,6 +210,8 @@ def main() -> None:
     p.add_argument("--tacet", default=str(HERE.parents[1] / "target/release/tacet"), help="the command")
     p.add_argument("--output", type=Path, help="where rows go as JSON, after each shape")
     args = p.parse_args()
+    # Commands run in this file's folder; a bare name is looked for on the PATH.
+    args.tacet = str(Path(args.tacet).resolve()) if "/" in args.tacet else args.tacet
     args.only = args.only.split(",")
     if unknown := set(args.only) - set(SYSTEMS):
         p.error(f"--only {','.join(sorted(unknown))}: systems are {', '.join(SYSTEMS)}")
