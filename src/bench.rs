@@ -114,6 +114,14 @@ pub async fn run(args: Args) -> Result<()> {
             Some(predict(&step(p, exchange, None)?, &p.program(true, length + args.decode / 2, 1, false)?))
         }
     };
+    let predicted = match &plans {
+        Plans::Encoder(_) => predict(&rates, &first),
+        // The dealer goes on with steps until the evaluators' buffers are full.
+        Plans::Decoder(_) => {
+            let buffers = 2e6 * Limits::default().buffer_mb as f64;
+            predict(&rates, &first).going_on(&rates, buffers, net)
+        }
+    };
     let mut r = Report {
         model: name,
         tokens: args.tokens,
@@ -126,7 +134,7 @@ pub async fn run(args: Args) -> Result<()> {
         loss: link.map(|l| l.loss),
         cost: first.cost(),
         rates,
-        predicted: predict(&rates, &first),
+        predicted,
         dealt_beside: None,
         dealt_ahead: None,
         dealt_ahead_from_disk: None,

@@ -105,10 +105,10 @@ impl Rates {
         let (mut dealing, mut linear, mut gates) = (f64::INFINITY, f64::INFINITY, f64::INFINITY);
         let until = Instant::now() + PATIENCE;
         loop {
-            let (mut dealer, mut evaluator) = (DealerState::default(), EvaluatorState::default());
+            let (mut dealers, mut evaluator) = <([DealerState; 2], EvaluatorState)>::default();
             let mut took = [0.0; 3];
             for p in std::iter::once(first).chain(then) {
-                took = both(p, &mut dealer, &mut evaluator)?;
+                took = both(p, &mut dealers, &mut evaluator)?;
             }
             (dealing, linear, gates) = (dealing.min(took[0]), linear.min(took[1]), gates.min(took[2]));
             if Instant::now() > until {
@@ -149,12 +149,25 @@ impl Rates {
     }
 }
 
+impl Times {
+    /// With what a dealer that goes on to the next programs meanwhile has of shared processors for so many bytes.
+    pub fn going_on(mut self, rates: &Rates, dealt: f64, net: Network) -> Times {
+        let processor_s = dealt / rates.dealing + dealt * rates.exchange.dealt_processor_s;
+        let more = net.cores.map_or(0.0, |n| processor_s / n as f64);
+        self.dealt_beside_s += more;
+        self.total_beside_s += more;
+        self
+    }
+}
+
 /// Processor seconds of dealing, of an evaluator's linear layers and of the rest of it.
-fn both(p: &Program, dealer: &mut DealerState, evaluator: &mut EvaluatorState) -> Result<[f64; 3]> {
+fn both(p: &Program, dealers: &mut [DealerState; 2], evaluator: &mut EvaluatorState) -> Result<[f64; 3]> {
     let input = p.inputs().map(|v| vec![0; p.values[v].len()]).collect();
     let mut messages = Messages::default();
+    run::deal_next(p, prg(1), prg(2), &mut dealers[0], &mut messages)?;
+    // Again for the time: who keeps nothing, as one that sends, need not find fresh memory.
     let start = processor()?;
-    run::deal_next(p, prg(1), prg(2), dealer, &mut messages)?;
+    run::deal_next(p, prg(1), prg(2), &mut dealers[1], &mut Gone)?;
     let dealing = (processor()? - start).as_secs_f64();
     let start = processor()?;
     black_box(run::evaluate_next(p, Role::E1, prg(1), input, evaluator, &mut messages)?);
@@ -192,6 +205,15 @@ fn prg(seed: u8) -> Prg {
 struct Messages {
     dealt: VecDeque<Vec<u8>>,
     backend: Clocked,
+}
+
+/// Keeps nothing.
+struct Gone;
+
+impl DealerSink for Gone {
+    fn send(&mut self, _: Role, _: u32, _: Vec<u8>) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 impl DealerSink for Messages {
