@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use crate::wipe::{Wiped, wipe};
 use aes::Aes128;
 use ctr::Ctr64BE;
 use ctr::cipher::{KeyIvInit, StreamCipher, StreamCipherSeek};
@@ -84,7 +85,8 @@ impl Prg {
         let mut iv = [0; 16];
         iv[..4].copy_from_slice(&step.to_be_bytes());
         iv[4..8].copy_from_slice(&slot.to_be_bytes());
-        Ok(Words { stream: Ctr64BE::<Aes128>::new(self.key.as_ref().into(), &iv.into()), bits })
+        let stream = Ctr64BE::<Aes128>::new(self.key.as_ref().into(), &iv.into());
+        Ok(Words { stream, bits, keystream: Wiped::new(Vec::new()) })
     }
 
     /// Fills `out` with the first words of an index; see [`Self::words`].
@@ -104,7 +106,11 @@ impl fmt::Debug for Prg {
 pub struct Words {
     stream: Ctr64BE<Aes128>,
     bits: u32,
+    keystream: Wiped<u8>,
 }
+
+/// What the keystream is added to.
+static ZEROS: [u8; CHUNK] = [0; CHUNK];
 
 impl Words {
     /// The next words, in order.
@@ -124,15 +130,16 @@ impl Words {
     }
 
     fn widen<const B: usize>(&mut self, out: &mut [u64]) {
-        let mut keystream = [0; CHUNK];
+        let longest = (out.len() * B).min(CHUNK);
+        if self.keystream.len() < longest {
+            wipe(&mut self.keystream);
+            self.keystream.resize(longest, 0);
+        }
         for words in out.chunks_mut(CHUNK / B) {
-            let bytes = &mut keystream[..words.len() * B];
-            bytes.fill(0);
-            self.stream.apply_keystream(bytes);
+            let bytes = &mut self.keystream[..words.len() * B];
+            self.stream.apply_keystream_b2b(&ZEROS[..bytes.len()], bytes).expect("as long as one another");
             vector::run(Widen::<B> { bytes, bits: self.bits, words });
         }
-        let used = (out.len() * B).min(CHUNK);
-        keystream[..used].zeroize();
     }
 }
 

@@ -8,8 +8,8 @@ use zeroize::Zeroize;
 use crate::backend::Backend;
 use crate::gates::{Deal, Masked, Take};
 use crate::prg::Prg;
-use crate::program::{Kind, Op, Program};
-use crate::ring::{mask, pack_to, packed_len, unpack};
+use crate::program::{Kind, Op, Program, Value};
+use crate::ring::{check_packed, mask, pack_to, packed_len, unpack_to};
 use crate::vector::{self, Kernel};
 use crate::wipe::{Wiped, wipe};
 use crate::{DealerSink, Error, EvaluatorIo, Role};
@@ -25,16 +25,43 @@ fn last_use(p: &Program) -> Vec<usize> {
 }
 
 /// Expands one half of the masks of an opening's values.
-fn masks(p: &Program, op: &Op, step: u32, prg: &mut Prg) -> Result<Vec<Vec<u64>>, Error> {
+fn masks(p: &Program, op: &Op, step: u32, prg: &mut Prg) -> Result<Vec<Wiped<u64>>, Error> {
     op.inputs
         .iter()
         .enumerate()
         .map(|(slot, v)| {
-            let mut l = vec![0; p.values[*v].len()];
+            let mut l = Wiped::new(vec![0; p.values[*v].len()]);
             prg.fill(step, slot as u32, p.values[*v].bits, &mut l)?;
             Ok(l)
         })
         .collect()
+}
+
+/// Words that are added to others at a time, a multiple of eight.
+const BLOCK: usize = 1024;
+
+/// Adds the second half of the masks of a value that is opened.
+fn add_masks(v: &Value, (step, slot): (u32, u32), prg: &mut Prg, to: &mut [u64]) -> Result<(), Error> {
+    let mut drawn = prg.words(step, slot, v.bits)?;
+    let mut half = Wiped::new(vec![0; BLOCK.min(to.len())]);
+    for to in to.chunks_mut(BLOCK) {
+        let half = &mut half[..to.len()];
+        drawn.next(half);
+        vector::run(Combine { to, with: half, xor: v.xor, keep: mask(v.bits) });
+    }
+    Ok(())
+}
+
+/// Adds packed words, of which as many are there.
+fn add_packed(v: &Value, bytes: &[u8], to: &mut [u64]) -> Result<(), Error> {
+    check_packed(bytes, to.len(), v.bits)?;
+    let mut words = vec![0; BLOCK.min(to.len())];
+    for (to, bytes) in to.chunks_mut(BLOCK).zip(bytes.chunks(BLOCK / 8 * v.bits as usize)) {
+        let words = &mut words[..to.len()];
+        unpack_to(bytes, v.bits, words);
+        vector::run(Combine { to, with: words, xor: v.xor, keep: mask(v.bits) });
+    }
+    Ok(())
 }
 
 /// Wipes all words past the first `keep` of `held` positions.
@@ -144,11 +171,9 @@ pub fn deal_next(
         let step = i as u32;
         if matches!(op.kind, Kind::Open) {
             let [a, b] = &mut prg;
-            let (a, b) = (masks(p, op, step, a)?, masks(p, op, step, b)?);
-            for ((out, mut a), b) in op.outputs.iter().zip(a).zip(b) {
-                let v = &p.values[*out];
-                vector::run(Combine { to: &mut a, with: &b, xor: v.xor, keep: mask(v.bits) });
-                lam[*out] = a;
+            for (slot, (out, mut l)) in op.outputs.iter().zip(masks(p, op, step, a)?).enumerate() {
+                lam[*out] = l.take();
+                add_masks(&p.values[*out], (step, slot as u32), b, &mut lam[*out])?;
             }
         }
         let mut d = Deal::new(&mut prg, step, p.dealt_len(i));
@@ -199,7 +224,9 @@ pub fn deal_next(
     Ok(())
 }
 
-/// An evaluator's values; wiped when dropped, also on an error.
+/// An evaluator's values. Shares and halves of masks are wiped after their last use, also on an error. What both evaluators
+/// know is not: masked values, the words that the other sent of them, and what the dealer sent, which is a value less a half
+/// that the other evaluator draws. Each is uniform to whoever lacks masks and keys, and those are gone.
 struct State {
     share: Vec<Vec<u64>>,
     masked: Vec<Masked>,
@@ -208,7 +235,8 @@ struct State {
 impl State {
     fn wipe(&mut self, v: usize) {
         wipe(&mut self.share[v]);
-        self.masked[v].wipe();
+        wipe(&mut self.masked[v].l);
+        self.masked[v].m = Vec::new();
     }
 }
 
@@ -266,13 +294,13 @@ pub fn evaluate_next(
     for (i, op) in p.ops.iter().enumerate() {
         let step = i as u32;
         if matches!(op.kind, Kind::Open) {
-            open(p, op, step, &mut prg, &mut st, io)?;
+            open(p, op, step, &mut prg, &mut st, io, &last)?;
         } else if matches!(op.kind, Kind::Append) {
             let [a, b] = [0, 1].map(|n| &st.masked[op.inputs[n]]);
             st.masked[op.outputs[0]] = Masked { m: [&a.m[..], &b.m].concat(), l: [&a.l[..], &b.l].concat() };
         } else if !matches!(op.kind, Kind::Input) {
             let want = p.dealt_len(i)[crate::gates::index(role)] as usize;
-            let msg = Wiped::new(if want > 0 { io.dealt(step, want)? } else { Vec::new() });
+            let msg = if want > 0 { io.dealt(step, want)? } else { Vec::new() };
             if msg.len() != want {
                 return Err(Error::Malformed {
                     what: "dealt message",
@@ -295,23 +323,32 @@ pub fn evaluate_next(
     Ok(std::mem::take(&mut st.share[p.output]))
 }
 
-fn open(p: &Program, op: &Op, step: u32, prg: &mut Prg, st: &mut State, io: &mut dyn EvaluatorIo) -> Result<(), Error> {
+fn open(
+    p: &Program,
+    op: &Op,
+    step: u32,
+    prg: &mut Prg,
+    st: &mut State,
+    io: &mut dyn EvaluatorIo,
+    last: &[usize],
+) -> Result<(), Error> {
     let own = masks(p, op, step, prg)?;
     let mut sent = Vec::with_capacity(op.inputs.len());
     let mut msg = vec![0; p.opening_len(op)];
     let mut rest = msg.as_mut_slice();
     for (v, l) in op.inputs.iter().zip(&own) {
-        let (x, f) = (&st.share[*v], &p.values[*v]);
+        let f = &p.values[*v];
+        // What is read for the last time becomes the masked value where it lies.
+        let mut m = if last[*v] == step as usize { std::mem::take(&mut st.share[*v]) } else { st.share[*v].clone() };
         // A share may live in a wider ring than the one it is opened in: reduction is a homomorphism.
-        let mut m = l.clone();
-        vector::run(Combine { to: &mut m, with: x, xor: f.xor, keep: mask(f.bits) });
+        vector::run(Combine { to: &mut m, with: l, xor: f.xor, keep: mask(f.bits) });
         let head;
         (head, rest) = rest.split_at_mut(packed_len(f.len(), f.bits));
         pack_to(&m, f.bits, head);
         sent.push(m);
     }
     let len = msg.len();
-    let got = Wiped::new(io.exchange(step, msg)?);
+    let got = io.exchange(step, msg)?;
     if got.len() != len {
         return Err(Error::Malformed {
             what: "opening",
@@ -319,13 +356,12 @@ fn open(p: &Program, op: &Op, step: u32, prg: &mut Prg, st: &mut State, io: &mut
         });
     }
     let mut rest = got.as_slice();
-    for (((v, out), mut m), l) in op.inputs.iter().zip(&op.outputs).zip(sent).zip(own) {
+    for (((v, out), mut m), mut l) in op.inputs.iter().zip(&op.outputs).zip(sent).zip(own) {
         let f = &p.values[*v];
         let (head, tail) = rest.split_at(packed_len(f.len(), f.bits));
         rest = tail;
-        let theirs = Wiped::new(unpack(head, f.len(), f.bits)?);
-        vector::run(Combine { to: &mut m, with: &theirs, xor: f.xor, keep: mask(f.bits) });
-        st.masked[*out] = Masked { m, l };
+        add_packed(f, head, &mut m)?;
+        st.masked[*out] = Masked { m, l: l.take() };
     }
     Ok(())
 }
