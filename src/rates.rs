@@ -8,7 +8,7 @@
 //! multiply-accumulates, and a network of round-trip time `t` and `b` bytes a second:
 //!
 //! ```text
-//! computing = m / macs + d / gates                                    an evaluator's; both work at once
+//! computing = m / macs + d / gates                                    of the slower evaluator, round by round
 //! dealing   = d / dealing
 //! ahead     = computing + r (round + t / 2) + o max(byte, 1 / b)      both send at once and wait for each other: one way
 //! beside    = max(ahead, dealing, d1 / b, d dealt_processor / 2)
@@ -105,10 +105,10 @@ impl Rates {
         let (mut dealing, mut linear, mut gates) = (f64::INFINITY, f64::INFINITY, f64::INFINITY);
         let until = Instant::now() + PATIENCE;
         loop {
-            let (mut dealers, mut evaluator) = <([DealerState; 2], EvaluatorState)>::default();
+            let (mut dealers, mut evaluators) = <([DealerState; 2], [EvaluatorState; 2])>::default();
             let mut took = [0.0; 3];
             for p in std::iter::once(first).chain(then) {
-                took = both(p, &mut dealers, &mut evaluator)?;
+                took = all(p, &mut dealers, &mut evaluators)?;
             }
             (dealing, linear, gates) = (dealing.min(took[0]), linear.min(took[1]), gates.min(took[2]));
             if Instant::now() > until {
@@ -160,20 +160,28 @@ impl Times {
     }
 }
 
-/// Processor seconds of dealing, of an evaluator's linear layers and of the rest of it.
-fn both(p: &Program, dealers: &mut [DealerState; 2], evaluator: &mut EvaluatorState) -> Result<[f64; 3]> {
-    let input = p.inputs().map(|v| vec![0; p.values[v].len()]).collect();
+/// Processor seconds of dealing, of an evaluator's linear layers, and of the rest of the evaluator that is slower in a round:
+/// of what one draws the other unpacks, and neither opens before both are there.
+fn all(p: &Program, dealers: &mut [DealerState; 2], evaluators: &mut [EvaluatorState; 2]) -> Result<[f64; 3]> {
     let mut messages = Messages::default();
     run::deal_next(p, prg(1), prg(2), &mut dealers[0], &mut messages)?;
     // Again for the time: who keeps nothing, as one that sends, need not find fresh memory.
     let start = processor()?;
     run::deal_next(p, prg(1), prg(2), &mut dealers[1], &mut Gone)?;
     let dealing = (processor()? - start).as_secs_f64();
-    let start = processor()?;
-    black_box(run::evaluate_next(p, Role::E1, prg(1), input, evaluator, &mut messages)?);
-    let all = (processor()? - start).as_secs_f64();
-    let linear = messages.backend.linear_ns.into_inner() as f64 / 1e9;
-    Ok([dealing, linear, all - linear])
+    let Messages { dealt } = messages;
+    let mut rounds = Vec::new();
+    let mut linear = 0.0f64;
+    for ((dealt, state), (role, seed)) in dealt.into_iter().zip(evaluators).zip([(Role::E1, 1), (Role::E2, 2)]) {
+        let input = p.inputs().map(|v| vec![0; p.values[v].len()]).collect();
+        let mut io = Alone { dealt, backend: Clocked::default(), since: processor()?, rounds: Vec::new() };
+        black_box(run::evaluate_next(p, role, prg(seed), input, state, &mut io)?);
+        io.ends()?;
+        linear = linear.max(io.backend.linear_ns.into_inner() as f64 / 1e9);
+        rounds.push(io.rounds);
+    }
+    let slower: f64 = rounds[0].iter().zip(&rounds[1]).map(|(a, b)| a.max(*b)).sum();
+    Ok([dealing, linear, slower - linear])
 }
 
 /// The calling thread, which looks at the clock.
@@ -200,11 +208,28 @@ fn prg(seed: u8) -> Prg {
     Prg::new(&SessionKey::from_seed([seed; 32]))
 }
 
-/// Keeps E1's corrections and plays an E2 whose openings are zero.
+/// Keeps the corrections for E1 and E2.
 #[derive(Default)]
 struct Messages {
+    dealt: [VecDeque<Vec<u8>>; 2],
+}
+
+/// An evaluator without another: all that it gets is zero.
+struct Alone {
     dealt: VecDeque<Vec<u8>>,
     backend: Clocked,
+    /// When the round began, and what those before took.
+    since: Duration,
+    rounds: Vec<f64>,
+}
+
+impl Alone {
+    fn ends(&mut self) -> Result<()> {
+        let now = processor()?;
+        self.rounds.push((now - self.since).as_secs_f64());
+        self.since = now;
+        Ok(())
+    }
 }
 
 /// Keeps nothing.
@@ -218,19 +243,18 @@ impl DealerSink for Gone {
 
 impl DealerSink for Messages {
     fn send(&mut self, to: Role, _: u32, bytes: Vec<u8>) -> Result<(), Error> {
-        if to == Role::E1 {
-            self.dealt.push_back(bytes);
-        }
+        self.dealt[usize::from(to != Role::E1)].push_back(bytes);
         Ok(())
     }
 }
 
-impl EvaluatorIo for Messages {
+impl EvaluatorIo for Alone {
     fn dealt(&mut self, _: u32, _: usize) -> Result<Vec<u8>, Error> {
         self.dealt.pop_front().ok_or_else(|| Error::Transport("nothing was dealt".into()))
     }
 
     fn exchange(&mut self, _: u32, out: Vec<u8>) -> Result<Vec<u8>, Error> {
+        self.ends().map_err(|e| Error::Device(e.to_string()))?;
         Ok(vec![0; out.len()])
     }
 
