@@ -98,7 +98,8 @@ fn a_first_evaluator_that_misbehaves() {
     // The dealer and the other evaluator wait equally long; whoever loses hears of it from the client.
     let not_joined: &[&str] = &["did not join the session in time", "the client left"];
     let opening = [Fault::Truncated, Fault::Trailing].map(|f| (f, not_joined));
-    misbehave(0, &[(1, 7, &FAULTS), (1, 0, &opening), (2, 0, &opening)]);
+    // The exponentials: half of that frame is more than its head.
+    misbehave(0, &[(1, 8, &FAULTS), (1, 0, &opening), (2, 0, &opening)]);
 }
 
 #[test]
