@@ -11,7 +11,7 @@ use crate::prg::Prg;
 use crate::program::{Kind, Op, Program, Value};
 use crate::ring::{check_packed, mask, pack_to, packed_len, unpack_to};
 use crate::vector::{self, Kernel};
-use crate::wipe::{Wiped, wipe};
+use crate::wipe::{Wiped, append, wipe};
 use crate::{DealerSink, Error, EvaluatorIo, Role};
 
 /// The last step that reads each value.
@@ -198,7 +198,12 @@ pub fn deal_next(
             Kind::Rotate(g) => g.deal(&mut d, l(0))?,
             Kind::Hadamard(g) => g.deal(&mut d, l(0), l(1))?,
             Kind::Reached(g) => g.deal(&mut d, l(0))?,
-            Kind::Append => lam[op.outputs[0]] = [l(0), l(1)].concat(),
+            Kind::Append => {
+                let mut grown =
+                    if last[op.inputs[0]] == i { std::mem::take(&mut lam[op.inputs[0]]) } else { l(0).to_vec() };
+                append(&mut grown, &lam[op.inputs[1]]);
+                lam[op.outputs[0]] = grown;
+            }
             Kind::Input
             | Kind::Open
             | Kind::Linear { .. }
@@ -296,8 +301,15 @@ pub fn evaluate_next(
         if matches!(op.kind, Kind::Open) {
             open(p, op, step, &mut prg, &mut st, io, &last)?;
         } else if matches!(op.kind, Kind::Append) {
-            let [a, b] = [0, 1].map(|n| &st.masked[op.inputs[n]]);
-            st.masked[op.outputs[0]] = Masked { m: [&a.m[..], &b.m].concat(), l: [&a.l[..], &b.l].concat() };
+            let [a, b] = [0, 1].map(|n| op.inputs[n]);
+            let mut grown = if last[a] == i {
+                std::mem::take(&mut st.masked[a])
+            } else {
+                Masked { m: st.masked[a].m.clone(), l: st.masked[a].l.clone() }
+            };
+            append(&mut grown.m, &st.masked[b].m);
+            append(&mut grown.l, &st.masked[b].l);
+            st.masked[op.outputs[0]] = grown;
         } else if !matches!(op.kind, Kind::Input) {
             let want = p.dealt_len(i)[crate::gates::index(role)] as usize;
             let msg = if want > 0 { io.dealt(step, want)? } else { Vec::new() };

@@ -13,6 +13,19 @@ pub fn wipe<T: DefaultIsZeroes>(v: &mut Vec<T>) {
     v.clear();
 }
 
+/// Puts words after others; where that takes another place, the old one is wiped.
+pub fn append<T: DefaultIsZeroes>(v: &mut Vec<T>, more: &[T]) {
+    let len = v.len() + more.len();
+    if len > v.capacity() {
+        // Room to grow, so that one by one does not mean to copy all each time.
+        let mut grown = Vec::with_capacity(len + len / 4);
+        grown.extend_from_slice(v);
+        wipe(v);
+        *v = grown;
+    }
+    v.extend_from_slice(more);
+}
+
 /// A vector that is wiped when it is dropped, and does not print.
 pub struct Wiped<T: DefaultIsZeroes>(Vec<T>);
 
@@ -71,6 +84,11 @@ mod tests {
         v.truncate(3);
         wipe(&mut v);
         assert!(v.is_empty() && v.capacity() >= 10);
+        for n in 0..100 {
+            append(&mut v, &[n, n]);
+        }
+        assert!(v.len() == 200 && v.iter().enumerate().all(|(i, w)| *w == i as u64 / 2));
+        v.clear();
         v.resize(6, 1);
         assert_eq!(format!("{:?}", Wiped::new(v)), "Wiped(6 elements)");
     }

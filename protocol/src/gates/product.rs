@@ -132,14 +132,19 @@ impl HeadProduct {
     /// Evaluator: share of the product.
     pub fn eval(&self, t: &mut Take, a: &Masked, b: &Masked, backend: &dyn Backend) -> Result<Vec<u64>, Error> {
         let mk = mask(self.k);
-        // E1 computes m_a (m_b - l_b), E2 computes -m_a l_b, and both l_a (-m_b): two products instead of three.
-        let rhs: Zeroizing<Vec<u64>> = Zeroizing::new(if t.leads() {
-            b.m.iter().zip(&b.l).map(|(m, l)| m.wrapping_sub(*l) & mk).collect()
+        // E1 adds m_a m_b to one of the others, -m_a l_b and -l_a m_b: two products instead of three. What is made for them is
+        // made of the shorter side, which beside many keys is a single row.
+        let (short, long) = if a.m.len() < b.m.len() { (a, b) } else { (b, a) };
+        let own = if t.leads() { 1 } else { 0u64 };
+        let kept = short.m.iter().zip(&short.l).map(|(m, l)| (own * m).wrapping_sub(*l) & mk);
+        let kept = Zeroizing::new(kept.collect::<Vec<u64>>());
+        let negative: Vec<u64> = short.m.iter().map(|m| m.wrapping_neg() & mk).collect();
+        let pairs: [(&[u64], &[u64]); 2] = if a.m.len() < b.m.len() {
+            [(&kept, &long.m), (&negative, &long.l)]
         } else {
-            b.l.iter().map(|l| l.wrapping_neg() & mk).collect()
-        });
-        let negative: Vec<u64> = b.m.iter().map(|m| m.wrapping_neg() & mk).collect();
-        let sum = Zeroizing::new(backend.product(self, &[(&a.m, &rhs), (&a.l, &negative)])?);
+            [(&long.m, &kept), (&long.l, &negative)]
+        };
+        let sum = Zeroizing::new(backend.product(self, &pairs)?);
         let mut g = t.next(self.out_len(), self.k)?;
         g.iter_mut().zip(sum.iter()).for_each(|(g, s)| *g = g.wrapping_add(*s) & mk);
         Ok(g)
