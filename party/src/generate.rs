@@ -290,7 +290,8 @@ async fn due(steps: &mut mpsc::Receiver<Step>, due: Next, held: u32) -> Result<S
             return Err(fail(code::PROTOCOL, format!("{text} after {}", due.past)));
         }
     }
-    Err(fail(code::PROTOCOL, "the dealing has ended"))
+    // Whoever reads the dealing says why it has ended, after a moment for what else there is to hear.
+    std::future::pending().await
 }
 
 async fn evaluate(
