@@ -18,9 +18,12 @@ pub(super) fn rotate(x: &[u64], by: usize, out: &mut [u64]) {
     }
 }
 
-/// The word of fewer than 64 bits whose bit `j + by` is bit `j` of `x`, round and round.
-pub(super) fn turn(x: u64, by: u32, bits: u32) -> u64 {
-    (x << by | x >> (bits - by)) & mask(bits)
+/// As [`rotate`], of words of 64 bits or of a single one of fewer, of which there are more than `by`.
+pub(super) fn rotate_bits(x: &[u64], by: usize, bits: u32, out: &mut [u64]) {
+    match bits {
+        64 => rotate(x, by, out),
+        _ => out[0] = (x[0] << by | x[0] >> (bits as usize - by)) & mask(bits),
+    }
 }
 
 /// Bits of one head: `rows` groups of some members of `words` words each.

@@ -6,7 +6,7 @@
 //! brings the result into the next ring. Everything public is derived by IEEE products of tables from `libm`, so that both
 //! evaluators get the same words on any machine.
 
-use super::bits::{rotate, turn};
+use super::bits::rotate_bits;
 use super::grid::Grid;
 use super::{Deal, Dealt, Masked, Take, rounded};
 use crate::Error;
@@ -111,11 +111,7 @@ impl Exp {
                     let at = WINDOWS - lh % WINDOWS;
                     let to = tables.room(d, WINDOWS);
                     to.iter_mut().zip(&hi[at..at + WINDOWS]).for_each(|(to, hi)| *to = rounded(hi * low));
-                    let to = flags.room(d, words);
-                    match bits {
-                        64 => rotate(&pattern, lh, to),
-                        _ => to[0] = turn(pattern[0], lh as u32, bits),
-                    }
+                    rotate_bits(&pattern, lh, bits, flags.room(d, words));
                 }
             }
             tables.end(d);

@@ -37,9 +37,19 @@ pub struct Join {
 const DEALT: usize = 11;
 
 impl Join {
-    /// Of a column, what a wrapped mask adds to `x` and to `x / 2`.
-    fn wraps(&self, c: usize) -> [u64; 2] {
-        [self.shift, self.shift + 1].map(|shift| rescale::wrap(self.mult[c], shift, self.k_in, self.k_out))
+    /// Binary exponents of the scales of `x` and of `x / 2`.
+    fn shifts(&self) -> [u32; 2] {
+        [self.shift, self.shift + 1]
+    }
+
+    /// Of each column, by either scale.
+    fn columns(&self, of: impl Fn(i64, u32) -> u64) -> [Vec<u64>; 2] {
+        self.shifts().map(|shift| self.mult.iter().map(|mult| of(*mult, shift)).collect())
+    }
+
+    /// What a wrapped mask adds to `x` and to `x / 2`.
+    fn wraps(&self) -> [Vec<u64>; 2] {
+        self.columns(|mult, shift| rescale::wrap(mult, shift, self.k_in, self.k_out))
     }
 
     /// The same of the series.
@@ -49,21 +59,20 @@ impl Join {
 
     /// What is dealt.
     pub fn dealt(&self) -> Vec<Dealt> {
-        let zeros = (0..self.mult.len()).flat_map(|c| self.wraps(c)).map(|w| w.trailing_zeros().min(self.k_out)).min();
-        let (k, b) = (self.k_out, (self.k_out - zeros.unwrap_or(0)).max(1));
+        let (k, b) = (self.k_out, rescale::bit_ring(self.wraps().concat(), self.k_out));
         let s = self.k_out.saturating_sub(self.k_series - self.drop).max(1);
         let rings: [u32; DEALT] = [k, k, b, s, k, k, b, k, k, b, s];
         rings.map(|k| (self.len, k)).to_vec()
     }
 
     fn widths(&self) -> [Width; 2] {
-        [self.shift, self.shift + 1].map(|shift| Width::of(self.k_in, &self.mult, shift))
+        self.shifts().map(|shift| Width::of(self.k_in, &self.mult, shift))
     }
 
     /// `x` and `x / 2` at the result's scale, with their multipliers.
     fn scaled(&self, widths: [Width; 2], x: &Part, mult: &[i64]) -> [Part; 2] {
         let mut y = [[0; 64]; 2];
-        for ((y, width), shift) in y.iter_mut().zip(widths).zip([self.shift, self.shift + 1]) {
+        for ((y, width), shift) in y.iter_mut().zip(widths).zip(self.shifts()) {
             vector::run(Scale { width, x, mult, shift, y });
         }
         y
@@ -75,7 +84,7 @@ impl Join {
 
     /// Dealer, from the masks of `x` and `s` and of both bits.
     pub fn deal(&self, d: &mut Deal, lx: &[u64], ls: &[u64], above: &[u64], inside: &[u64]) -> Result<(), Error> {
-        let mut tensors = self.dealt().into_iter().map(|(n, k)| d.tensor(n, k)).collect::<Result<Vec<_>, _>>()?;
+        let mut tensors = d.tensors(&self.dealt())?;
         let (mult, widths) = (super::cycle(&self.mult), self.widths());
         for (i, (x, s)) in lx.chunks(64).zip(ls.chunks(64)).enumerate() {
             let n = x.len();
@@ -112,14 +121,10 @@ impl Join {
         above: &Masked,
         inside: &Masked,
     ) -> Result<Vec<u64>, Error> {
-        let mut halves = self.dealt().into_iter().map(|(n, k)| t.half(n, k)).collect::<Result<Vec<_>, _>>()?;
+        let mut halves = t.halves(&self.dealt())?;
         let quarter = 1u64 << (self.k_in - 2);
-        let shifts = [self.shift, self.shift + 1];
-        let of = |f: &dyn Fn(i64, u32) -> u64| {
-            shifts.map(|s| super::cycle(&self.mult.iter().map(|m| f(*m, s)).collect::<Vec<_>>()))
-        };
-        let wraps = of(&|mult, shift| rescale::wrap(mult, shift, self.k_in, self.k_out));
-        let quarters = of(&|mult, shift| scaled(quarter, mult, shift));
+        let wraps = self.wraps().map(|w| super::cycle(&w));
+        let quarters = self.columns(|mult, shift| scaled(quarter, mult, shift)).map(|q| super::cycle(&q));
         let (mult, widths) = (super::cycle(&self.mult), self.widths());
         let lead = u64::from(t.leads());
         let mut y = vec![0; self.len];

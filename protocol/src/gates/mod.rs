@@ -164,6 +164,11 @@ impl<'a> Deal<'a> {
         self.begin(n, bits, false)
     }
 
+    /// Begins additive shares of several tensors, which are written side by side.
+    pub fn tensors(&mut self, all: &[Dealt]) -> Result<Vec<Dealing>, Error> {
+        all.iter().map(|(n, bits)| self.tensor(*n, *bits)).collect()
+    }
+
     /// Begins XOR shares of `n` whole words.
     pub fn bits(&mut self, n: usize) -> Result<Dealing, Error> {
         self.begin(n, 64, true)
@@ -307,6 +312,11 @@ impl<'a> Take<'a> {
             Source::Sent(head)
         };
         Ok(Half { source, bits, len, read: 0, buffer: Wiped::new(Vec::new()), waiting: 0..0 })
+    }
+
+    /// This evaluator's halves of the next tensors, which are read side by side.
+    pub fn halves(&mut self, all: &[Dealt]) -> Result<Vec<Half<'a>>, Error> {
+        all.iter().map(|(n, bits)| self.half(*n, *bits)).collect()
     }
 
     /// All of this evaluator's half of the next tensor.

@@ -10,7 +10,7 @@
 //! Each scale has its own unit, so that where it is picked its values have the same few bits at every scale: the tables
 //! are dealt in a narrow ring, and [`Select`] brings what it picks to one unit in a wide one.
 
-use super::bits::{rotate, turn};
+use super::bits::rotate_bits;
 use super::{Deal, Dealt, Masked, Take};
 use crate::Error;
 use crate::ring::mask;
@@ -144,8 +144,8 @@ impl Piecewise {
         let (words, bits) = self.scales.flags();
         let mut pattern = vec![0; words];
         pattern[0] = mask(FINER);
-        let mut flags = if count > 1 { Some(vec![0; self.flags()]) } else { None };
-        let mut rows = flags.iter_mut().flat_map(|f| f.chunks_exact_mut(words));
+        let mut flags = vec![0; self.flags()];
+        let mut rows = flags.chunks_exact_mut(words);
         let unit = 2f64.powi(-(self.rho_bits as i32));
         // Per scale and coefficient, twice, so that every rotation is a slice.
         let twice = |c: &Vec<Cubic>, i: usize| (0..2 * windows).map(|j| c[j % windows][i]).collect::<Vec<_>>();
@@ -163,16 +163,12 @@ impl Piecewise {
                     && let Some(row) = rows.next()
                 {
                     let by = (l >> self.scales.drop_of(s + 1)) as usize % windows;
-                    match bits {
-                        64 => rotate(&pattern, by, row),
-                        _ => row[0] = turn(pattern[0], by as u32, bits),
-                    }
+                    rotate_bits(&pattern, by, bits, row);
                 }
             }
         }
         tables.end(d);
-        drop(rows);
-        if let Some(flags) = flags {
+        if !flags.is_empty() {
             d.xor(bits, flags)?;
         }
         Ok(())
@@ -259,7 +255,7 @@ impl Kernel for Cubics<'_> {
 pub struct Select {
     /// Rows.
     pub rows: usize,
-    /// Per scale, log2 of its unit in units of the result; at most `k_out`.
+    /// Per scale, log2 of its unit in units of the result; below `k_out`.
     pub shifts: Vec<u32>,
     /// Ring of the values at every scale; the picked one is below a quarter of it.
     pub k_in: u32,
@@ -286,7 +282,7 @@ impl Select {
     /// Dealer.
     pub fn deal(&self, d: &mut Deal, lv: &[u64], lf: &[u64]) -> Result<(), Error> {
         let cases = self.cases();
-        let mut tensors = self.dealt().into_iter().map(|(n, k)| d.tensor(n, k)).collect::<Result<Vec<_>, _>>()?;
+        let mut tensors = d.tensors(&self.dealt())?;
         let rings: Vec<[u32; 2]> = self.rings().collect();
         for (lv, lf) in lv.chunks_exact(self.shifts.len()).zip(lf) {
             let mut to: Vec<&mut [u64]> = tensors.iter_mut().map(|t| t.room(d, cases)).collect();
@@ -326,7 +322,7 @@ impl Select {
     /// Evaluator: one share per row.
     pub fn eval(&self, t: &mut Take, v: &Masked, flags: &Masked) -> Result<Vec<u64>, Error> {
         let cases = self.cases();
-        let mut halves = self.dealt().into_iter().map(|(n, k)| t.half(n, k)).collect::<Result<Vec<_>, _>>()?;
+        let mut halves = t.halves(&self.dealt())?;
         let rings: Vec<[u32; 2]> = self.rings().collect();
         let quarter = 1u64 << (self.k_in - 2);
         let row = |(r, m): (usize, &[u64])| {
@@ -339,12 +335,11 @@ impl Select {
             let mut y = 0u64;
             for ((m, shift), rings) in m.iter().zip(&self.shifts).zip(&rings) {
                 let m = m.wrapping_add(quarter) & mask(self.k_in);
-                let wrap = u64::from(rings[1] > 0).wrapping_mul(1 - (m >> (self.k_in - 1)));
                 let one_hot = dealt.next().unwrap_or_default();
                 y = y.wrapping_add(one_hot.wrapping_mul(m.wrapping_sub(quarter)) << shift);
                 if rings[1] > 0 {
-                    let bit = dealt.next().unwrap_or_default();
-                    y = y.wrapping_add(wrap.wrapping_mul(bit) << (self.k_in + shift));
+                    let (wrap, bit) = (1 - (m >> (self.k_in - 1)), dealt.next().unwrap_or_default());
+                    y = y.wrapping_add((wrap * bit) << (self.k_in + shift));
                 }
             }
             y.wrapping_sub(dealt.next().unwrap_or_default()) & mask(self.k_out)

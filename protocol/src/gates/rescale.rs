@@ -38,8 +38,7 @@ impl Rescale {
 
     /// Bits of the ring in which `msb(l)` is dealt.
     fn k_bit(&self) -> u32 {
-        let z = (0..self.mult.len()).map(|c| self.wrap(c).trailing_zeros().min(self.k_out)).min().unwrap_or(0);
-        (self.k_out - z).max(1)
+        bit_ring((0..self.mult.len()).map(|c| self.wrap(c)), self.k_out)
     }
 
     /// Output elements.
@@ -105,6 +104,12 @@ impl Rescale {
         }
         Ok(y)
     }
+}
+
+/// Bits of the ring in which a bit is dealt that is multiplied by these words.
+pub(super) fn bit_ring(by: impl IntoIterator<Item = u64>, k_out: u32) -> u32 {
+    let zeros = by.into_iter().map(|w| w.trailing_zeros().min(k_out)).min().unwrap_or(0);
+    (k_out - zeros).max(1)
 }
 
 /// `round(2^k_in mult / 2^shift)`: what a wrap around the input's ring adds.
