@@ -2,7 +2,8 @@
 //!
 //! Who sees what: a dealer receives shapes and nonces, never an opening or an input; an evaluator receives its sealed half
 //! of each input, the other's openings and the dealer's corrections. Nothing of a session is written to disk or logged
-//! beyond counts and timings; of what is dealt ahead, ciphertext may be. A party runs its network on one thread; each session's arithmetic has a thread of its own.
+//! beyond counts and timings; of what is dealt ahead, ciphertext may be. A party runs its network on one thread; each
+//! session's arithmetic has a thread of its own.
 #![forbid(unsafe_code)]
 
 mod ahead;

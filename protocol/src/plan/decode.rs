@@ -257,6 +257,7 @@ impl Emit<'_> {
             self.b.hide_padding(s, keep, PadKeys { grid, levels, level_bits: bits, k: K_SCORE }, &b.score_units)
         });
         let [s] = self.b.open([s]);
+        let depth = depth(&b.heads, K_SCORE);
         let attend = Attend {
             grid,
             heads: &b.heads,
@@ -266,8 +267,8 @@ impl Emit<'_> {
             f_value: F_VALUE,
             k_av: b.k_av,
             k: K_SCORE,
-            f_exp: F_LARGEST + depth(&b.heads, K_SCORE),
-            f_sum: depth(&b.heads, K_SCORE) + 3,
+            f_exp: F_LARGEST + depth,
+            f_sum: depth + 3,
             f_out: F_OUT,
             f_recip: F_RECIP,
             k_out: b.output.k,

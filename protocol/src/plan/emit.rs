@@ -57,7 +57,8 @@ impl Emit<'_> {
         let (dim, grid) = (d / heads, Grid::square(t));
         let acc = self.b.linear("query, key, value accumulators", x, t, &b.qkv, 32);
         let [acc] = self.b.open([acc]);
-        let f_exp = F_LARGEST + depth(&b.heads, K_SCORE);
+        let depth = depth(&b.heads, K_SCORE);
+        let f_exp = F_LARGEST + depth;
         let k_av = attention_ring(t, b.value_bound, f_exp + F_VALUE);
         let s: Vec<f64> = b.qkv.ulp.iter().zip(&b.qk_scale).map(|(u, s)| u * s).collect();
         let widest = |s: &[f64]| s.iter().fold(0f64, |m, s| m.max(*s)) * b.qkv.units;
@@ -92,7 +93,7 @@ impl Emit<'_> {
             k_av,
             k: K_SCORE,
             f_exp,
-            f_sum: depth(&b.heads, K_SCORE) + 1,
+            f_sum: depth + 1,
             f_out,
             f_recip,
             k_out: log2_ceil(b.value_bound * super::SLACK) + (f_out + f_recip) as u32 + 2,
