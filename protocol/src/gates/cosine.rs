@@ -225,9 +225,14 @@ impl Kernel for Sums<'_> {
 }
 
 /// Least-squares cosine series of an even function on `[-r, r]` with the given period and the fewest harmonics whose
-/// error is below `tolerance` (ridge 1e-5, which keeps coefficients and with them rounding noise small).
+/// error is below `tolerance` (ridge 1e-5, which keeps coefficients and with them rounding noise small). `None` also where
+/// `r` is too wide for the samples to tell.
 pub fn fit_even(f: impl Fn(f64) -> f64, r: f64, period: f64, tolerance: f64) -> Option<Vec<f64>> {
     const SAMPLES: usize = 801;
+    const WIDEST: f64 = SAMPLES as f64 / 4.0;
+    if r.is_nan() || r > WIDEST {
+        return None;
+    }
     let max = (r * 2.0) as usize + 12;
     let xs: Vec<f64> = (0..SAMPLES).map(|i| r * i as f64 / (SAMPLES - 1) as f64).collect();
     let ys: Vec<f64> = xs.iter().map(|x| f(*x)).collect();

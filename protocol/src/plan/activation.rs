@@ -74,8 +74,11 @@ pub struct Activation {
     known: BTreeMap<u64, Option<Curve>>,
 }
 
-/// What half a ring may be worth for a channel up to `range`, in steps of a sixteenth.
+/// What half a ring may be worth for a channel up to `range`, in steps of a sixteenth. A range that is no number has no end.
 pub fn half_ring(range: f64) -> f64 {
+    if range.is_nan() {
+        return f64::INFINITY;
+    }
     let half = range * SLACK * f64::from(WINDOWS) / f64::from(WITHIN);
     let step = step(half);
     libm::ceil(half / step).max(1.0) * step
@@ -143,7 +146,7 @@ mod tests {
         let silu: fn(f64) -> f64 = |x| x * libm::tanh(x / 2.0) / 2.0;
         for (even, tolerance) in [(gelu, 2e-3), (silu, 2.5e-4)] {
             let mut a = Activation::new(even, tolerance);
-            for range in [0.3, 1.0, 4.0, 7.5, 12.0, 20.0, 33.0, 64.0, 200.0, 900.0] {
+            for range in [0.3, 1.0, 4.0, 7.5, 12.0, 20.0, 33.0, 64.0, 200.0, 900.0, 2000.0] {
                 let Some((half, c)) = a.curve(half_ring(range)) else { panic!("nothing for {range}") };
                 let (window, angle) = (half / 64.0, std::f64::consts::TAU * f64::from(c.turns) / half);
                 let series = |x: f64| -> f64 {
@@ -160,6 +163,14 @@ mod tests {
                     assert!(x < low || c.inner == 32 || beyond <= 1.05 * tolerance, "{range}: {beyond} at {x}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_range_too_wide_for_a_series_has_none() {
+        let mut a = Activation::new(|x| x * libm::tanh(x / 2.0) / 2.0, 2.5e-4);
+        for range in [4e3, 1e7, 1e30, f64::INFINITY, f64::NAN] {
+            assert!(a.curve(half_ring(range)).is_none(), "{range}");
         }
     }
 }
