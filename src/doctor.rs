@@ -149,8 +149,11 @@ fn gpus(r: &mut Report, listed: &[String]) {
     let Some(best) = found.iter().find(|a| a.hardware) else {
         return r.add("backend", Status::Note, "auto takes the CPU");
     };
-    let opened = tacet_shaders::Gpu::open(tacet_shaders::Choice::Hardware);
-    match opened.and_then(|gpu| gpu.pays()) {
+    let pays = || -> Result<bool, tacet_protocol::Error> {
+        let gpu = tacet_shaders::Gpu::open(tacet_shaders::Choice::Hardware)?;
+        gpu.pays(&tacet_protocol::gemm::Threads::new(0)?)
+    };
+    match pays() {
         Ok(true) => r.add("backend", Status::Note, format!("auto takes {}", best.name)),
         Ok(false) => r.add("backend", Status::Note, format!("auto takes the CPU, which is faster than {}", best.name)),
         Err(e) => r.add("backend", Status::Warning, format!("auto takes the CPU: {e}")),

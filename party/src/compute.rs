@@ -36,7 +36,8 @@ impl Compute {
     /// # Errors
     /// `gpu` was asked for, and there is no adapter or it cannot be opened; or the system gives no threads.
     pub fn open(kind: BackendKind, threads: usize) -> Result<Compute, PartyError> {
-        let gpu = match (kind, open(kind)) {
+        let cpu = cpu(threads)?;
+        let gpu = match (kind, open(kind, &*cpu)) {
             (_, Ok(gpu)) => gpu,
             (BackendKind::Gpu, Err(e)) => return Err(PartyError::Config(format!("backend = \"gpu\": {e}"))),
             (_, Err(e)) => {
@@ -44,7 +45,7 @@ impl Compute {
                 None
             }
         };
-        Ok(Compute { cpu: cpu(threads)?, kind, gpu: Mutex::new(gpu) })
+        Ok(Compute { cpu, kind, gpu: Mutex::new(gpu) })
     }
 
     /// Its name, for people.
@@ -64,9 +65,9 @@ impl Compute {
     pub fn backend(&self) -> Result<Arc<dyn Backend>, Error> {
         let mut gpu = lock(&self.gpu);
         if gpu.as_ref().is_some_and(|g| g.lost()) {
-            match (self.kind, open(self.kind)) {
+            match (self.kind, open(self.kind, &*self.cpu)) {
                 (_, Ok(again)) => *gpu = again,
-                (BackendKind::Gpu, Err(e)) => return Err(e.into()),
+                (BackendKind::Gpu, Err(e)) => return Err(e),
                 (_, Err(e)) => {
                     eprintln!("computing on the processor from now on: {e}");
                     *gpu = None;
@@ -82,21 +83,21 @@ impl Compute {
 
 /// The adapter that a choice stands for; none is as good as any where there was no wish for one.
 #[cfg(feature = "gpu")]
-fn open(kind: BackendKind) -> Result<Option<Arc<Gpu>>, GpuError> {
+fn open(kind: BackendKind, cpu: &dyn Backend) -> Result<Option<Arc<Gpu>>, Error> {
     let choice = match kind {
         BackendKind::Cpu => return Ok(None),
         BackendKind::Auto => Choice::Hardware,
         BackendKind::Gpu => Choice::Any,
     };
-    match Gpu::open(choice) {
-        Ok(gpu) if kind == BackendKind::Auto && !gpu.pays()? => {
-            eprintln!("computing on the processor: it is faster than {}", gpu.adapter());
-            Ok(None)
-        }
-        Ok(gpu) => Ok(Some(Arc::new(gpu))),
-        Err(GpuError::NoAdapter(_)) if kind == BackendKind::Auto => Ok(None),
-        Err(e) => Err(e),
+    let gpu = match Gpu::open(choice) {
+        Err(GpuError::NoAdapter(_)) if kind == BackendKind::Auto => return Ok(None),
+        opened => opened?,
+    };
+    if kind == BackendKind::Auto && !gpu.pays(cpu)? {
+        eprintln!("computing on the processor: it is faster than {}", gpu.adapter());
+        return Ok(None);
     }
+    Ok(Some(Arc::new(gpu)))
 }
 
 /// The processor: sessions share the threads, and one alone is that of each session.

@@ -1,15 +1,17 @@
 //! How fast the kernels are on this device.
 
-use std::sync::Weak;
+use std::sync::Arc;
 use std::time::Instant;
 
-use tacet_protocol::gemm::{Weights, linear};
+use tacet_protocol::Error;
+use tacet_protocol::backend::Backend;
+use tacet_protocol::gemm::Weights;
+use tacet_protocol::program::Linear;
 
 use crate::device::{Device, Job, Right};
 use crate::error::GpuError;
 use crate::kernel::{By, Kernel, Layout, Word};
-use crate::linear::Resident;
-use crate::{Gpu, MOST_MACS, State};
+use crate::{Gpu, MOST_MACS};
 
 /// One kernel's rate on one shape.
 #[derive(Clone, Debug)]
@@ -72,26 +74,30 @@ impl Device {
 }
 
 impl Gpu {
-    /// Measures whether a layer of middling size takes less time here, with transfers, than on the calling thread.
+    /// Measures whether a layer of middling size takes less time here, with transfers, than on this processor.
     ///
     /// # Errors
-    /// Those of the device.
-    pub fn pays(&self) -> Result<bool, GpuError> {
+    /// Those of the device, and of the processor.
+    pub fn pays(&self, processor: &dyn Backend) -> Result<bool, Error> {
         let (rows, width) = (128, 768);
         let ints: Vec<i16> = (0..width * width).map(|i| (i * 7919 % 4096) as i16 - 2048).collect();
-        let (weights, x) = (Weights::new(width, width, &ints), vec![0x1234_5678; rows * width]);
-        let (mut here, mut there) = (f64::INFINITY, f64::INFINITY);
-        let mut y = vec![0; rows * width];
-        let State { device, .. } = &mut *self.state();
-        let resident = Resident::new(device, &weights, Weak::new())?;
+        let layer = Arc::new(Linear {
+            weights: Some(Weights::new(width, width, &ints)),
+            bias: vec![0; width],
+            macs: width * width,
+            digest: [0; 32],
+        });
+        let x = vec![0x1234_5678; rows * width];
+        let seconds = |backend: &dyn Backend| -> Result<f64, Error> {
+            let start = Instant::now();
+            backend.linear(&layer, &x, rows, 32)?;
+            Ok(start.elapsed().as_secs_f64())
+        };
         // The first one compiles.
+        let (mut here, mut there) = (f64::INFINITY, f64::INFINITY);
         for _ in 0..4 {
-            let start = Instant::now();
-            resident.apply(device, &weights, &x, rows, 32)?;
-            here = here.min(start.elapsed().as_secs_f64());
-            let start = Instant::now();
-            linear(&x, rows, &weights, 32, &mut y);
-            there = there.min(start.elapsed().as_secs_f64());
+            here = here.min(seconds(self)?);
+            there = there.min(seconds(processor)?);
         }
         Ok(here < there)
     }
