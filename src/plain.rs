@@ -4,7 +4,6 @@ use std::hint::black_box;
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
 use ndarray::{Array2, Axis, Slice};
 use serde_json::Value;
 
@@ -22,30 +21,29 @@ struct Sizes {
     vocab: usize,
 }
 
-fn sizes(dir: &Path) -> Result<Sizes> {
-    let path = dir.join("config.json");
-    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let v: Value = serde_json::from_str(&text)?;
+/// `None` where no `config.json` tells them all: a GGUF file has its own.
+fn sizes(dir: &Path) -> Option<Sizes> {
+    let v: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("config.json")).ok()?).ok()?;
     let find = |names: &[&str]| names.iter().find_map(|n| v.get(n)?.as_u64()).map(|n| n as usize);
-    let need = |names: &[&str]| find(names).with_context(|| format!("config.json has no {}", names[0]));
-    let (hidden, heads) = (need(&["hidden_size", "n_embd"])?, need(&["num_attention_heads", "n_head"])?);
+    let (hidden, heads) = (find(&["hidden_size", "n_embd"])?, find(&["num_attention_heads", "n_head"])?);
     let dim = find(&["head_dim"]).unwrap_or(hidden / heads.max(1));
     let family = v.get("model_type").and_then(Value::as_str).unwrap_or_default();
     let decoder = !tacet_protocol::model::is_encoder(dir);
-    Ok(Sizes {
-        layers: need(&["num_hidden_layers", "n_layer"])?,
+    Some(Sizes {
+        layers: find(&["num_hidden_layers", "n_layer"])?,
         hidden,
         heads,
         query: heads * dim,
         key: find(&["num_key_value_heads"]).unwrap_or(heads) * dim,
         mlp: find(&["intermediate_size", "n_inner"]).unwrap_or(4 * hidden),
         gated: decoder && family != "gpt2",
-        vocab: if decoder { need(&["vocab_size"])? } else { 0 },
+        vocab: if decoder { find(&["vocab_size"])? } else { 0 },
     })
 }
 
-/// Seconds of one pass over `rows` rows on one thread: the best of three. All layers use one layer's weights.
-pub fn forward(dir: &Path, rows: usize) -> Result<f64> {
+/// Seconds of one pass over `rows` rows on one thread: the best of three. All layers use one layer's weights. `None` for a GGUF
+/// file, whose sizes are not in a `config.json`.
+pub fn forward(dir: &Path, rows: usize) -> Option<f64> {
     let s = sizes(dir)?;
     let weights = |r: usize, c: usize| Array2::from_shape_fn((r, c), |(i, j)| ((i * 31 + j * 17) % 64) as f32 / 1000.0);
     let qkv = weights(s.hidden, s.query + 2 * s.key);
@@ -74,7 +72,7 @@ pub fn forward(dir: &Path, rows: usize) -> Result<f64> {
         pass();
         start.elapsed().as_secs_f64()
     });
-    Ok(best.fold(f64::INFINITY, f64::min))
+    Some(best.fold(f64::INFINITY, f64::min))
 }
 
 fn normalised(x: &Array2<f32>) -> Array2<f32> {

@@ -125,8 +125,9 @@ pub struct Report {
     pub dealt_ahead_from_disk: Option<Query>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<Generation>,
-    /// One forward pass of the same matrices in f32, in the clear, on one thread.
-    pub plain_f32_s: f64,
+    /// One forward pass of the same matrices in f32, in the clear, on one thread; not of a GGUF file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plain_f32_s: Option<f64>,
     pub parties: Vec<PartyReport>,
 }
 
@@ -174,9 +175,9 @@ impl Report {
         }
         let idle = r.rates.exchange.round_s;
         writeln!(out, "(a round of 1 KB between two endpoints here that do nothing else: {idle:.5})\n")?;
-        if let Some(b) = &r.dealt_beside {
-            let times = b.total_s / r.plain_f32_s;
-            writeln!(out, "in the clear, f32: {:.3} s; privately {times:.0} times as long", r.plain_f32_s)?;
+        if let (Some(b), Some(plain)) = (&r.dealt_beside, r.plain_f32_s) {
+            let times = b.total_s / plain;
+            writeln!(out, "in the clear, f32: {plain:.3} s; privately {times:.0} times as long")?;
         }
         if let Some(g) = &r.generation {
             writeln!(out, "{:.1} tokens/s (predicted {:.1})", g.tokens_per_s, g.predicted_tokens_per_s)?;
@@ -186,7 +187,9 @@ impl Report {
                 "{} rounds a step; with the prompt {opened:.1} MB opened each way, {dealt:.1} MB dealt, {} bytes announced",
                 g.rounds_per_step, g.announced_bytes
             )?;
-            writeln!(out, "in the clear, f32: prompt {:.3} s", r.plain_f32_s)?;
+            if let Some(plain) = r.plain_f32_s {
+                writeln!(out, "in the clear, f32: prompt {plain:.3} s")?;
+            }
         }
         for p in &r.parties {
             writeln!(out, "{:<6} {:?}: {:.0} MB resident at its peak", p.name, p.role, p.peak_mb)?;
