@@ -248,9 +248,11 @@ impl Kernel for Cubics<'_> {
 /// Picks, per row, the finest scale whose flag and all wider flags are set.
 ///
 /// The choice is a function of the opened flags and their masks, so the dealer deals, for every possible opening, the
-/// choice as a one-hot share and the chosen value's mask. As in [`super::rescale`], a value `v` above `-q = -2^(k_in - 2)` and
-/// below `q` is `m' - q - l + 2^k_in u b` for `m' = v + q + l mod 2^k_in`, with the public `u = 1 - msb(m')` and the mask's
-/// `b = msb(l)`, so the one-hot times each `b` is dealt too, where `2^k_in` units of a scale are not zero in the wide ring.
+/// choice as a one-hot share and the chosen value's mask. Whether a scale is chosen depends on the flag of the next finer one and
+/// on those that are not finer than itself, so its table has the openings of these only. As in [`super::rescale`], a value `v`
+/// above `-q = -2^(k_in - 2)` and below `q` is `m' - q - l + 2^k_in u b` for `m' = v + q + l mod 2^k_in`, with the public
+/// `u = 1 - msb(m')` and the mask's `b = msb(l)`, so the one-hot times each `b` is dealt too, where `2^k_in` units of a scale
+/// are not zero in the wide ring.
 #[derive(Clone, Debug)]
 pub struct Select {
     /// Rows.
@@ -263,42 +265,61 @@ pub struct Select {
     pub k_out: u32,
 }
 
-impl Select {
-    fn cases(&self) -> usize {
-        1 << (self.shifts.len() - 1)
-    }
+/// One table of a selection.
+struct Choice {
+    /// Flags of scales finer than those it depends on.
+    unread: u32,
+    /// Openings of the flags that it depends on.
+    cases: usize,
+    /// Of the scale's bit of the one-hot, and of that times the mask's top bit.
+    rings: [u32; 2],
+}
 
-    /// Per scale, the rings of its bit of the one-hot and of that times the mask's top bit.
-    fn rings(&self) -> impl Iterator<Item = [u32; 2]> {
-        self.shifts.iter().map(|s| [self.k_out - s, self.k_out.saturating_sub(self.k_in + s)])
+impl Select {
+    /// One-hot tables of each scale.
+    fn choices(&self) -> Vec<Choice> {
+        let flags = self.shifts.len() as u32 - 1;
+        let of = |(s, shift): (u32, &u32)| {
+            let unread = s.saturating_sub(1);
+            let rings = [self.k_out - shift, self.k_out.saturating_sub(self.k_in + shift)];
+            Choice { unread, cases: 1 << (flags - unread), rings }
+        };
+        (0..).zip(&self.shifts).map(of).collect()
     }
 
     /// What is dealt: the bits of each scale, of which there are none in a ring of no bits, and the masks.
     pub fn dealt(&self) -> Vec<Dealt> {
-        let rings = self.rings().flatten().filter(|k| *k > 0).chain([self.k_out]);
-        rings.map(|k| (self.rows * self.cases(), k)).collect()
+        let mut all: Vec<Dealt> = Vec::new();
+        for Choice { cases, rings, .. } in self.choices() {
+            all.extend(rings.iter().filter(|k| **k > 0).map(|k| (self.rows * cases, *k)));
+        }
+        all.push((self.rows << (self.shifts.len() - 1), self.k_out));
+        all
     }
 
     /// Dealer.
     pub fn deal(&self, d: &mut Deal, lv: &[u64], lf: &[u64]) -> Result<(), Error> {
-        let cases = self.cases();
         let mut tensors = d.tensors(&self.dealt())?;
-        let rings: Vec<[u32; 2]> = self.rings().collect();
+        let choices = self.choices();
         for (lv, lf) in lv.chunks_exact(self.shifts.len()).zip(lf) {
-            let mut to: Vec<&mut [u64]> = tensors.iter_mut().map(|t| t.room(d, cases)).collect();
-            for (c, case) in (0..cases as u64).enumerate() {
-                let chosen = self.chosen(case ^ lf);
-                let (mut at, l) = (0, lv[chosen]);
-                for (s, rings) in rings.iter().enumerate() {
-                    let one = u64::from(s == chosen);
-                    for (ring, bit) in rings.iter().zip([one, one & l >> (self.k_in - 1)]) {
-                        if *ring > 0 {
-                            to[at][c] = bit;
-                            at += 1;
-                        }
+            let mut to = tensors.iter_mut();
+            for (s, Choice { unread, cases, rings }) in choices.iter().enumerate() {
+                // Flags that are not read are taken as set: a scale is not chosen by them.
+                let one = |case: u64| u64::from(self.chosen(((case ^ lf >> unread) << unread) | ((1 << unread) - 1)) == s);
+                for (ring, by) in rings.iter().zip([1, lv[s] >> (self.k_in - 1)]) {
+                    if *ring > 0
+                        && let Some(t) = to.next()
+                    {
+                        let room = t.room(d, *cases);
+                        (0..).zip(room).for_each(|(case, bit)| *bit = one(case) & by);
                     }
                 }
-                to[at][c] = l << self.shifts[chosen];
+            }
+            if let Some(t) = to.next() {
+                for (case, l) in (0..).zip(t.room(d, 1 << (self.shifts.len() - 1))) {
+                    let chosen = self.chosen(case ^ lf);
+                    *l = lv[chosen] << self.shifts[chosen];
+                }
             }
         }
         tensors.into_iter().for_each(|t| t.end(d));
@@ -321,28 +342,25 @@ impl Select {
 
     /// Evaluator: one share per row.
     pub fn eval(&self, t: &mut Take, v: &Masked, flags: &Masked) -> Result<Vec<u64>, Error> {
-        let cases = self.cases();
         let mut halves = t.halves(&self.dealt())?;
-        let rings: Vec<[u32; 2]> = self.rings().collect();
+        let choices = self.choices();
         let quarter = 1u64 << (self.k_in - 2);
         let row = |(r, m): (usize, &[u64])| {
-            let c = (flags.m[r] & (cases as u64 - 1)) as usize;
-            let mut dealt = halves.iter_mut().map(|h| {
-                let mut word = [0];
-                h.at(r * cases + c, &mut word);
-                word[0]
-            });
+            let mut halves = halves.iter_mut();
+            let mut dealt = |unread: u32, cases: usize| {
+                let case = (flags.m[r] >> unread) as usize & (cases - 1);
+                halves.next().map_or(0, |h| h.pick(r, cases, case))
+            };
             let mut y = 0u64;
-            for ((m, shift), rings) in m.iter().zip(&self.shifts).zip(&rings) {
+            for ((m, shift), Choice { unread, cases, rings }) in m.iter().zip(&self.shifts).zip(&choices) {
                 let m = m.wrapping_add(quarter) & mask(self.k_in);
-                let one_hot = dealt.next().unwrap_or_default();
-                y = y.wrapping_add(one_hot.wrapping_mul(m.wrapping_sub(quarter)) << shift);
+                y = y.wrapping_add(dealt(*unread, *cases).wrapping_mul(m.wrapping_sub(quarter)) << shift);
                 if rings[1] > 0 {
-                    let (wrap, bit) = (1 - (m >> (self.k_in - 1)), dealt.next().unwrap_or_default());
-                    y = y.wrapping_add((wrap * bit) << (self.k_in + shift));
+                    let wrap = 1 - (m >> (self.k_in - 1));
+                    y = y.wrapping_add((wrap * dealt(*unread, *cases)) << (self.k_in + shift));
                 }
             }
-            y.wrapping_sub(dealt.next().unwrap_or_default()) & mask(self.k_out)
+            y.wrapping_sub(dealt(0, 1 << (self.shifts.len() - 1))) & mask(self.k_out)
         };
         Ok(v.m.chunks_exact(self.shifts.len()).enumerate().map(row).collect())
     }
