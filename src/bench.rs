@@ -24,7 +24,7 @@ use crate::plan::{bandwidth, duration, step};
 use crate::rates::{Network, Rates, SAMPLE, Times};
 use crate::relay::{self, Link};
 use crate::shape::{Checkpoint, Shape};
-use crate::{fetch, plain, print};
+use crate::{fetch, plain, planning, print};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -93,8 +93,44 @@ pub async fn run(args: Args) -> Result<()> {
         }
     };
     let Some(length) = padded(args.tokens) else { bail!("--tokens {} is more than a text may have", args.tokens) };
+    // A plan with its weights is large, and a thread that ends gives back what it had.
+    let (mut r, predicted_step) = std::thread::scope(|s| {
+        let predicting = s.spawn(|| predicted(&args, &dir, name, length, link));
+        predicting.join().unwrap_or_else(|_| bail!("planning stopped"))
+    })?;
+    let repeat = usize::from(args.repeat);
+    match predicted_step {
+        None => {
+            let (beside, _) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::Beside).await?;
+            let (ahead, parties) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::Ahead).await?;
+            (r.dealt_beside, r.dealt_ahead, r.parties) = (Some(beside), Some(ahead), parties);
+            if args.spool {
+                let (disk, _) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::FromDisk).await?;
+                r.dealt_ahead_from_disk = Some(disk);
+            }
+        }
+        Some(predicted) => {
+            let lengths = [args.tokens, args.decode, repeat];
+            let (generation, parties) = generate(&dir, lengths, (link, args.backend), predicted).await?;
+            (r.generation, r.parties) = (Some(generation), parties);
+        }
+    }
+    if args.json {
+        return print(&format!("{}\n", serde_json::to_string(&r)?));
+    }
+    print(&r.text()?)
+}
+
+/// All that is known before anything runs, and what a decoder's step should take.
+fn predicted(
+    args: &Args,
+    dir: &Path,
+    model: String,
+    length: usize,
+    link: Option<Link>,
+) -> Result<(Report, Option<Times>)> {
     eprintln!("planning");
-    let (plans, _) = Plans::load(&dir, Keep::Weights)?;
+    let (plans, _) = Plans::load(dir, Keep::Weights, planning::shelf().as_ref(), &planning::told)?;
     let load = load();
     let first = plans.first(length)?;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -122,8 +158,8 @@ pub async fn run(args: Args) -> Result<()> {
             predict(&rates, &first).going_on(&rates, buffers, net)
         }
     };
-    let mut r = Report {
-        model: name,
+    let r = Report {
+        model,
         tokens: args.tokens,
         padded: length,
         processor: processor(),
@@ -139,31 +175,10 @@ pub async fn run(args: Args) -> Result<()> {
         dealt_ahead: None,
         dealt_ahead_from_disk: None,
         generation: None,
-        plain_f32_s: plain::forward(&dir, length),
+        plain_f32_s: plain::forward(dir, length),
         parties: Vec::new(),
     };
-    drop((plans, first));
-    let repeat = usize::from(args.repeat);
-    match predicted_step {
-        None => {
-            let (beside, _) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::Beside).await?;
-            let (ahead, parties) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::Ahead).await?;
-            (r.dealt_beside, r.dealt_ahead, r.parties) = (Some(beside), Some(ahead), parties);
-            if args.spool {
-                let (disk, _) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::FromDisk).await?;
-                r.dealt_ahead_from_disk = Some(disk);
-            }
-        }
-        Some(predicted) => {
-            let lengths = [args.tokens, args.decode, repeat];
-            let (generation, parties) = generate(&dir, lengths, (link, args.backend), predicted).await?;
-            (r.generation, r.parties) = (Some(generation), parties);
-        }
-    }
-    if args.json {
-        return print(&format!("{}\n", serde_json::to_string(&r)?));
-    }
-    print(&r.text()?)
+    Ok((r, predicted_step))
 }
 
 /// Bytes of an evaluator's share of a program's result.
@@ -320,7 +335,7 @@ async fn generate(
     predicted_step: Times,
 ) -> Result<(Generation, Vec<PartyReport>)> {
     let lane = lane(dir, Pool::default(), between).await?;
-    let generator = Client::builder()
+    let generator = planning::client()
         .parties(lane.parties.clone())
         .model(dir)
         .deadline(Duration::from_secs(600))

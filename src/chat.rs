@@ -10,12 +10,13 @@ use clap::Args as ClapArgs;
 use serde_json::{Map, Value, json};
 use tacet_client::generate::{ChatTemplate, Codec, Conversation, Finish, GenerateError, Message, Request};
 use tacet_client::serve::OpenDecoder;
-use tacet_client::{Client, Generator, Spent};
+use tacet_client::{Generator, Spent};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::generate::{Choice, decoder, figures, rate, show};
 use crate::parties::Asked;
+use crate::planning;
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -69,7 +70,7 @@ pub async fn run(args: Args) -> Result<()> {
         let model = decoder(&args.model).await?;
         let codec = codec(&model, args.chat_template.as_deref())?;
         let (lane, parties) = args.asked.parties(&model).await?;
-        let builder = Client::builder().parties(parties).model(&model).deadline(Duration::from_secs(300));
+        let builder = planning::client().parties(parties).model(&model).deadline(Duration::from_secs(300));
         let generator = builder.generator().await?;
         anyhow::Ok((lane, codec.within(generator.longest()), generator))
     };

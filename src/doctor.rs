@@ -13,7 +13,7 @@ use tacet_party::plans::Plans;
 use tacet_protocol::plan::Keep;
 use tacet_protocol::wire;
 
-use crate::fetch;
+use crate::{fetch, planning};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -217,7 +217,7 @@ fn utc(s: u64) -> String {
 async fn model(r: &mut Report, name: Option<&str>) -> Option<PathBuf> {
     let load = async || -> Result<(PathBuf, String, String)> {
         let dir = fetch::model_dir(name).await?;
-        let (plans, model) = Plans::load(&dir, Keep::Shapes)?;
+        let (plans, model) = Plans::load(&dir, Keep::Shapes, planning::shelf().as_ref(), &planning::told)?;
         let plan = plans.first(8)?.digest();
         Ok((dir, hex(&model), hex(&plan)))
     };

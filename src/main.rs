@@ -16,6 +16,7 @@ mod parties;
 mod party;
 mod plain;
 mod plan;
+mod planning;
 mod rates;
 mod relay;
 mod serve;

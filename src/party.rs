@@ -7,6 +7,8 @@ use anyhow::{Context, Result};
 use clap::Args as ClapArgs;
 use tacet_party::config::{BackendKind, Config};
 
+use crate::planning;
+
 pub const EXAMPLES: &str = "\
 Examples:
   tacet party --config alpha/party.toml
@@ -34,7 +36,8 @@ pub async fn run(args: Args) -> Result<()> {
     config.backend = args.backend.unwrap_or(config.backend);
     config.threads = args.threads.map_or(config.threads, usize::from);
     files(&config).with_context(|| args.config.display().to_string())?;
-    Ok(tacet_party::serve(config).await?)
+    config.plans = config.plans.or_else(planning::dir);
+    Ok(tacet_party::serve(config, planning::told).await?)
 }
 
 /// Every file that the configuration names can be opened: the error says which field names one that cannot.

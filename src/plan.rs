@@ -10,8 +10,8 @@ use tacet_protocol::query::padded;
 
 use crate::bench::answer;
 use crate::exchange::Exchange;
-use crate::fetch;
 use crate::rates::{Network, Rates, SAMPLE};
+use crate::{fetch, planning};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -80,7 +80,12 @@ pub async fn run(args: Args) -> Result<()> {
     if args.gmacs.is_some_and(|g| !(g.is_finite() && g > 0.0)) {
         bail!("--gmacs is not positive");
     }
-    let (plans, _) = Plans::load(&fetch::model_dir(args.model.as_deref()).await?, Keep::Weights)?;
+    let (plans, _) = Plans::load(
+        &fetch::model_dir(args.model.as_deref()).await?,
+        Keep::Weights,
+        planning::shelf().as_ref(),
+        &planning::told,
+    )?;
     let program = match (&plans, args.step) {
         (Plans::Decoder(p), true) => p.program(true, args.tokens, 1, false)?,
         (Plans::Encoder(_), true) => bail!("--step is for decoders: an encoder takes a text at once"),
@@ -139,14 +144,13 @@ pub async fn run(args: Args) -> Result<()> {
         dealt as f64 / 1e6,
         cost.multiplications as f64 / 1e9,
     )?;
-    writeln!(
-        out,
-        "rates of one thread: linear layers {:.1} GMAC/s ({}); dealing {:.0} MB/s, gates {:.0} MB/s dealt (measured on {sample} tokens)",
-        rates.macs / 1e9,
-        if args.gmacs.is_some() { "as given" } else { "measured here" },
-        rates.dealing / 1e6,
-        rates.gates / 1e6
-    )?;
+    let (a, b) = (&rates.alone, &rates.beside);
+    let from = if args.gmacs.is_some() { "as given" } else { "measured here" };
+    writeln!(out, "rates of a thread alone / beside another (measured on {sample} tokens):")?;
+    writeln!(out, "  linear layers {:.1} / {:.1} GMAC/s ({from})", a.macs / 1e9, b.macs / 1e9)?;
+    let megabytes = [a.dealing, b.dealing, a.gates, b.gates].map(|r| r / 1e6);
+    let [deal, deal_beside, gates, gates_beside] = megabytes;
+    writeln!(out, "  dealing {deal:.0} / {deal_beside:.0} MB/s, gates {gates:.0} / {gates_beside:.0} MB/s dealt")?;
     let x = &rates.exchange;
     writeln!(
         out,

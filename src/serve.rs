@@ -9,15 +9,15 @@ use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
 use futures_util::future::try_join_all;
 use serde_json::json;
+use tacet_client::Parties;
 use tacet_client::generate::{Boxed, ChatTemplate, Codec};
 use tacet_client::serve::{About, Config, Endpoint, Model, Progress, PullError, Puller, Registry, TextModel};
-use tacet_client::{Client, Parties};
 use tacet_party::config::{BackendKind, hex};
 use tacet_protocol::model::is_encoder;
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
-use crate::{fetch, keys, parties};
+use crate::{fetch, keys, parties, planning};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -83,7 +83,7 @@ struct Wanted {
 impl Wanted {
     /// Connects to its parties.
     async fn model(self, parties: Parties) -> Result<Model> {
-        let builder = Client::builder().parties(parties).model(&self.dir).deadline(Duration::from_secs(300));
+        let builder = planning::client().parties(parties).model(&self.dir).deadline(Duration::from_secs(300));
         let (name, dir) = (self.name, &self.dir);
         Ok(match self.codec {
             None => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use tacet_protocol::model::BertModel;
-use tacet_protocol::plan::Planner;
+use tacet_protocol::plan::{DecoderPlanner, Keep, Planner, Progress, Shelf};
 use tokenizers::Tokenizer;
 use zeroize::Zeroizing;
 
@@ -23,6 +23,8 @@ pub struct ClientBuilder {
     deadline: Duration,
     concurrency: usize,
     retry_busy: bool,
+    plans: Option<PathBuf>,
+    planning: fn(Progress),
 }
 
 impl Default for ClientBuilder {
@@ -34,6 +36,8 @@ impl Default for ClientBuilder {
             deadline: Duration::from_secs(90),
             concurrency: 4,
             retry_busy: true,
+            plans: None,
+            planning: |_| (),
         }
     }
 }
@@ -76,6 +80,19 @@ impl ClientBuilder {
         self
     }
 
+    /// Where plans of large decoders are kept between starts: to make one takes minutes for billions of weights, to read it
+    /// a moment. They are kept nowhere if not set.
+    pub fn plans(mut self, dir: impl AsRef<Path>) -> Self {
+        self.plans = Some(dir.as_ref().to_path_buf());
+        self
+    }
+
+    /// Whom to tell how a decoder's plan comes about.
+    pub fn planning(mut self, told: fn(Progress)) -> Self {
+        self.planning = told;
+        self
+    }
+
     /// Loads the model while all three parties are dialled at once.
     ///
     /// # Errors
@@ -91,9 +108,13 @@ impl ClientBuilder {
     /// # Errors
     /// Which setting, file or party is the trouble.
     pub async fn generator(self) -> Result<Generator, ClientError> {
-        let deadline = self.deadline;
+        let (deadline, told, shelf) = (self.deadline, self.planning, self.plans.as_ref().map(Shelf::new));
         let (targets, token, dir) = self.settings()?;
-        let loaded = tokio::task::spawn_blocking(move || Generator::load(&dir, targets, token, deadline)).await;
+        let loaded = tokio::task::spawn_blocking(move || {
+            let (planner, model) = DecoderPlanner::load(&dir, Keep::Shapes, shelf.as_ref(), &told)?;
+            Ok::<_, ClientError>(Generator::new(planner, model, targets, token, deadline))
+        })
+        .await;
         let generator = loaded.map_err(|e| ClientError::Config(format!("loading: {e}")))??;
         generator.connect().await?;
         Ok(generator)

@@ -50,6 +50,7 @@ pub use examine::{Examined, Verdict};
 pub use phases::Phases;
 pub use private::{Generator, Sequence, Spent};
 pub use shares::Glimpse;
+pub use tacet_protocol::plan::Progress;
 use target::Target;
 
 /// One embedded text.

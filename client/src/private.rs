@@ -5,15 +5,14 @@
 //! with the next feed; where padding has used up the model's positions, that begins another sequence with all
 //! that is kept. The dealer is sent no input at all.
 
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use quinn::{Connection, RecvStream, SendStream};
 use tacet_protocol::Role;
-use tacet_protocol::model::decoder::{Checkpoint, Embedding};
-use tacet_protocol::plan::{DecoderPlanner, Keep};
+use tacet_protocol::model::decoder::Embedding;
+use tacet_protocol::plan::DecoderPlanner;
 use tacet_protocol::program::Program;
 use tacet_protocol::query::{padded, step_digest};
 use tacet_protocol::ring::{packed_len, unpack};
@@ -97,14 +96,14 @@ impl Spent {
 }
 
 impl Generator {
-    pub(crate) fn load(
-        dir: &Path,
+    pub(crate) fn new(
+        planner: DecoderPlanner,
+        model: Embedding,
         targets: Vec<Target>,
         token: Zeroizing<String>,
         deadline: Duration,
-    ) -> Result<Generator, ClientError> {
-        let (planner, model) = DecoderPlanner::read(Checkpoint::open(dir)?, Keep::Shapes)?;
-        Ok(Generator { lane: Arc::new(Lane { targets, token, model, planner, deadline, spent: Mutex::default() }) })
+    ) -> Generator {
+        Generator { lane: Arc::new(Lane { targets, token, model, planner, deadline, spent: Mutex::default() }) }
     }
 
     /// What this client holds of the model in use: its shape, and the tables that tokens are embedded with.

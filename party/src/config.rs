@@ -38,6 +38,8 @@ pub struct Config {
     /// With 1 each session computes by itself. Lower it where others share the machine.
     #[serde(default)]
     pub threads: usize,
+    /// Folder that plans of large models are kept in between starts; in the user's cache if absent, and empty for none.
+    pub plans: Option<PathBuf>,
     /// The two other parties.
     pub peer: Vec<Peer>,
     /// Limits.
@@ -244,6 +246,7 @@ impl Config {
             *p = base.join(&*p);
         }
         c.peer.iter_mut().for_each(|p| p.certificate = base.join(&p.certificate));
+        c.plans = c.plans.map(|dir| if dir.as_os_str().is_empty() { dir } else { base.join(dir) });
         c.pool.spool_dir = c.pool.spool_dir.map(|dir| base.join(dir));
         let l = &c.limits;
         let within = |name: &str, v: usize, range: std::ops::RangeInclusive<usize>| {

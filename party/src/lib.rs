@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use quinn::Connection;
 use tacet_protocol::Role;
-use tacet_protocol::plan::Keep;
+use tacet_protocol::plan::{Keep, Progress, Shelf};
 use tacet_protocol::program::Program;
 use tacet_protocol::seal::SealKeyPair;
 use tacet_protocol::wire::SessionId;
@@ -153,14 +153,16 @@ impl Party {
     }
 }
 
-/// Runs a party until SIGTERM or SIGINT, then lets running sessions finish within the drain time.
+/// Runs a party until SIGTERM or SIGINT, then lets running sessions finish within the drain time; `planning` hears how its
+/// model's plan comes about.
 ///
 /// # Errors
 /// A configuration, model or socket that cannot be used.
-pub async fn serve(config: Config) -> Result<(), PartyError> {
+pub async fn serve(config: Config, planning: fn(Progress)) -> Result<(), PartyError> {
     // The dealer makes masks and corrections of shapes and scales.
     let keep = if config.role == Role::Dealer { Keep::Shapes } else { Keep::Weights };
-    let (plans, model) = Plans::load(&config.model, keep)?;
+    let shelf = config.plans.as_ref().filter(|dir| !dir.as_os_str().is_empty()).map(Shelf::new);
+    let (plans, model) = Plans::load(&config.model, keep, shelf.as_ref(), &planning)?;
     let identity = Identity::from_pem(&config::read(&config.certificate)?, &config::read(&config.key)?)?;
     let seal = config::unhex(&config::read(&config.seal_key)?)
         .ok_or_else(|| PartyError::Config(format!("{}: 64 hex digits expected", config.seal_key.display())))?;

@@ -4,9 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tacet_protocol::Error;
-use tacet_protocol::model::decoder::Checkpoint;
 use tacet_protocol::model::{BertModel, is_encoder};
-use tacet_protocol::plan::{DecoderPlanner, Keep, Planner};
+use tacet_protocol::plan::{DecoderPlanner, Keep, Planner, Progress, Shelf};
 use tacet_protocol::program::Program;
 use tacet_protocol::query::{LENGTHS, padded};
 
@@ -22,16 +21,22 @@ pub enum Plans {
 }
 
 impl Plans {
-    /// Loads and plans a model directory; returns the model's digest too. An encoder's weights are always kept.
+    /// Loads and plans a model directory, or finds a large one's plan on the shelf; returns the model's digest too. An
+    /// encoder's weights are always kept.
     ///
     /// # Errors
     /// What neither family takes, with the decoder's reason where the file says that it is one.
-    pub fn load(dir: &Path, keep: Keep) -> Result<(Plans, [u8; 32]), PartyError> {
+    pub fn load(
+        dir: &Path,
+        keep: Keep,
+        shelf: Option<&Shelf>,
+        told: &(dyn Fn(Progress) + Sync),
+    ) -> Result<(Plans, [u8; 32]), PartyError> {
         if is_encoder(dir) {
             let model = BertModel::load(dir)?;
             return Ok((Plans::Encoder(Arc::new(Planner::new(&model)?)), model.digest()));
         }
-        let (planner, embedding) = DecoderPlanner::read(Checkpoint::open(dir)?, keep)?;
+        let (planner, embedding) = DecoderPlanner::load(dir, keep, shelf, told)?;
         Ok((Plans::Decoder(Arc::new(planner)), embedding.digest()))
     }
 

@@ -28,8 +28,8 @@ use crate::ring::mask;
 pub use level::Level;
 use limbs::Limbs;
 pub use threads::Threads;
-pub(crate) use weights::Packing;
 pub use weights::Weights;
+pub(crate) use weights::{Packed, Packing};
 #[doc(hidden)]
 pub use words::{Order, product_on};
 pub use words::{matmul, matmul_bt};

@@ -11,6 +11,7 @@ mod build;
 mod decode;
 mod decoder;
 mod emit;
+mod kept;
 mod layer;
 mod linalg;
 mod norm;
@@ -19,6 +20,7 @@ mod rows;
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::Error;
@@ -31,6 +33,7 @@ use crate::query::LENGTHS;
 use activation::{Activation, Curve, Curves, half_ring, half_rings};
 use attention::STEP;
 pub use decoder::{DecoderPlanner, Keep};
+pub use kept::{Progress, Shelf};
 pub(crate) use linalg::dot;
 use linalg::{Matrix, eigenvalue_bound, norm};
 
@@ -49,6 +52,7 @@ const F_SERIES: u32 = 16;
 const RESERVED: f64 = 8.0 + pad::LEVELS as f64;
 
 /// A linear layer with what one unit of each accumulator is worth.
+#[derive(Serialize, Deserialize)]
 struct Layer {
     linear: Arc<Linear>,
     ulp: Vec<f64>,

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::Error;
@@ -62,8 +63,10 @@ impl Value {
 }
 
 /// A public linear layer in integers: `rows_out` accumulators and their bias.
+#[derive(Serialize, Deserialize)]
 pub struct Linear {
     /// Quantised weights; `None` where a role plans without them.
+    #[serde(skip)]
     pub weights: Option<Weights>,
     /// Bias in units of each accumulator.
     pub bias: Vec<i64>,

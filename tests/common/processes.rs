@@ -140,6 +140,7 @@ impl Lane {
                 clients: clients.clone(),
                 peer: parties.party.iter().filter(|o| o.name != p.name).map(peer).collect(),
                 limits: limits.clone(),
+                plans: None,
                 pool: Pool { depth: 0, ..Pool::default() },
             };
             let file = dir.join(format!("{}.toml", p.name));

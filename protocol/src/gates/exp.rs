@@ -6,6 +6,8 @@
 //! brings the result into the next ring. Everything public is derived by IEEE products of tables from `libm`, so that both
 //! evaluators get the same words on any machine.
 
+use serde::{Deserialize, Serialize};
+
 use super::bits::rotate_bits;
 use super::grid::Grid;
 use super::{Deal, Dealt, Masked, Take, rounded};
@@ -20,7 +22,7 @@ pub const WINDOW_STEPS: u32 = 2;
 pub const VANISHED: u32 = (WINDOWS as u32) << WINDOW_STEPS;
 
 /// One head's scale: scores are `x * ulp` in powers of two.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Head {
     /// log2 of the number of maximum levels; the step is `2^(k - level_bits)`.
     pub level_bits: u32,

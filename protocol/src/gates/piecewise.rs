@@ -305,7 +305,8 @@ impl Select {
             let mut to = tensors.iter_mut();
             for (s, Choice { unread, cases, rings }) in choices.iter().enumerate() {
                 // Flags that are not read are taken as set: a scale is not chosen by them.
-                let one = |case: u64| u64::from(self.chosen(((case ^ lf >> unread) << unread) | ((1 << unread) - 1)) == s);
+                let one =
+                    |case: u64| u64::from(self.chosen(((case ^ lf >> unread) << unread) | ((1 << unread) - 1)) == s);
                 for (ring, by) in rings.iter().zip([1, lv[s] >> (self.k_in - 1)]) {
                     if *ring > 0
                         && let Some(t) = to.next()

@@ -1,6 +1,9 @@
 //! Public weights, packed for the kernels: a byte each where all of a layer fit, two otherwise.
 
+use std::io::{self, Read, Write};
 use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
 
 use super::NR;
 
@@ -63,6 +66,28 @@ impl Weights {
         }
     }
 
+    /// What the packed bytes are.
+    pub(crate) fn packed(&self) -> Packed {
+        Packed { rows_out: self.rows_out, cols_in: self.cols_in, width: self.width(), largest: self.largest }
+    }
+
+    /// Writes the packed bytes.
+    pub(crate) fn write(&self, to: &mut dyn Write) -> io::Result<()> {
+        let mut bytes = Vec::with_capacity(PART);
+        match &self.data {
+            Data::Narrow(d) => d.chunks(PART).try_for_each(|part| {
+                bytes.clear();
+                bytes.extend(part.iter().map(|w| w.cast_unsigned()));
+                to.write_all(&bytes)
+            }),
+            Data::Wide(d) => d.chunks(PART / 2).try_for_each(|part| {
+                bytes.clear();
+                bytes.extend(part.iter().flat_map(|w| w.to_le_bytes()));
+                to.write_all(&bytes)
+            }),
+        }
+    }
+
     /// Panels.
     pub(super) fn panels(&self) -> usize {
         self.rows_out.div_ceil(NR)
@@ -76,6 +101,48 @@ impl Weights {
             Data::Narrow(d) => Panel::Narrow(&d[range]),
             Data::Wide(d) => Panel::Wide(&d[range]),
         }
+    }
+}
+
+/// Bytes that are written or read at a time.
+const PART: usize = 1 << 18;
+
+/// What packed bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Packed {
+    rows_out: usize,
+    cols_in: usize,
+    width: usize,
+    largest: u32,
+}
+
+impl Packed {
+    /// Reads what [`Weights::write`] wrote.
+    pub(crate) fn read(self, from: &mut dyn Read) -> io::Result<Weights> {
+        let Packed { rows_out, cols_in, width, largest } = self;
+        let panel = cols_in.next_multiple_of(2).checked_mul(NR);
+        let all = panel.and_then(|panel| panel.checked_mul(rows_out.div_ceil(NR)));
+        let mut left = all.ok_or_else(|| io::Error::other("more weights than can be"))?;
+        let mut bytes = vec![0; PART];
+        let mut data = match width {
+            1 => Data::Narrow(Vec::with_capacity(left)),
+            _ => Data::Wide(Vec::with_capacity(left)),
+        };
+        while left > 0 {
+            let n = left.min(PART / width.clamp(1, 2));
+            left -= n;
+            match &mut data {
+                Data::Narrow(d) => {
+                    from.read_exact(&mut bytes[..n])?;
+                    d.extend(bytes[..n].iter().map(|b| b.cast_signed()));
+                }
+                Data::Wide(d) => {
+                    from.read_exact(&mut bytes[..2 * n])?;
+                    d.extend(bytes[..2 * n].as_chunks().0.iter().copied().map(i16::from_le_bytes));
+                }
+            }
+        }
+        Ok(Weights { rows_out, cols_in, data, largest })
     }
 }
 

@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::{SLACK, pow2};
 use crate::gates::cosine::fit_even;
 use crate::gates::tails::WINDOWS;
@@ -33,6 +35,7 @@ pub struct Curve {
 }
 
 /// The channels of one layer.
+#[derive(Serialize, Deserialize)]
 pub struct Curves {
     pub series: Arc<Vec<Vec<f64>>>,
     pub turns: Arc<Vec<u32>>,

@@ -7,11 +7,16 @@
 //! others. Attention's outputs are convex combinations of values; `|silu(g)| <= |g|` and `|gelu(h)| <= |h|`. The residual's own bound
 //! is the embedding's plus what every block can add ([`super::layer`]), and decides how its square is summed.
 //!
-//! A plan is a proof that every role makes for itself, from the checkpoint, a block at a time; evaluators keep the quantised
+//! A plan is a proof that every role makes for itself, from the checkpoint, a few blocks at a time; evaluators keep the quantised
 //! weights, the dealer and a client only what the program's digest and shapes are made of.
 
+use std::borrow::Cow;
+use std::path::Path;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
 use super::Error;
-use super::layer::{BlockPlan, Context, block};
+use super::kept::{Progress, Shelf};
+use super::layer::{BlockPlan, Context, bounded};
 use super::norm::{PreNorm, SMALLEST};
 use super::rows::{Rows, WEIGHT, WIDEST, Wide, quantise, ring_of};
 use super::{SLACK, norm, refuse, wide};
@@ -65,6 +70,63 @@ struct Planning {
     blocks: Vec<BlockPlan>,
 }
 
+/// Most blocks that are planned at once: each of them is held in `f32`.
+const SIDE_BY_SIDE: usize = 8;
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The residual's bound before one block after another, for those who plan them side by side.
+struct Residuals {
+    /// The block whose turn it is, the bound before it, and the first block that failed.
+    at: Mutex<(usize, f64, usize)>,
+    moved: Condvar,
+}
+
+impl Residuals {
+    fn new(first: f64) -> Residuals {
+        Residuals { at: Mutex::new((0, first, usize::MAX)), moved: Condvar::new() }
+    }
+
+    /// Waits for the turn of block `i`, and gives the bound before it, from which `after` makes the next block's.
+    fn pass(&self, i: usize, after: impl FnOnce(f64) -> f64) -> Option<f64> {
+        let waiting = self.moved.wait_while(lock(&self.at), |at| at.0 != i && at.2 > i);
+        let mut at = waiting.unwrap_or_else(PoisonError::into_inner);
+        if at.2 < i {
+            return None;
+        }
+        let before = at.1;
+        (at.0, at.1) = (i + 1, after(before));
+        self.moved.notify_all();
+        Some(before)
+    }
+
+    /// Block `i` failed: those after it need not wait.
+    fn stop(&self, i: usize) {
+        let mut at = lock(&self.at);
+        at.2 = at.2.min(i);
+        self.moved.notify_all();
+    }
+
+    fn stopped(&self) -> bool {
+        lock(&self.at).2 < usize::MAX
+    }
+
+    fn last(&self) -> f64 {
+        lock(&self.at).1
+    }
+}
+
+/// Says that a block failed unless it is forgotten, be it by a panic.
+struct Stopping<'a>(&'a Residuals, usize);
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.stop(self.1);
+    }
+}
+
 impl Planning {
     fn new(c: &Config, table: &[f32], positions: Option<&[f32]>, keep: Keep) -> Planning {
         // Bounds on an element and on a row, and the mean squares of rows.
@@ -97,9 +159,58 @@ impl Planning {
         }
     }
 
-    fn layer(&mut self, l: &DecoderLayer) -> Result<(), Error> {
+    /// Plans all blocks, several at a time; `take` is asked for one after the other.
+    fn blocks<'m>(
+        &mut self,
+        take: impl FnMut(usize) -> Result<Cow<'m, DecoderLayer>, Error> + Send,
+        told: &(dyn Fn(Progress) + Sync),
+    ) -> Result<(), Error> {
         let x = Context { c: &self.config, longest: self.longest, smallest: self.smallest, keep: self.keep };
-        self.blocks.push(block(&format!("layer {}", self.blocks.len()), &x, l, &mut self.residual)?);
+        let layers = self.config.layers;
+        let (source, made) = (Mutex::new((0, take)), Mutex::new(Vec::with_capacity(layers)));
+        let residuals = Residuals::new(self.residual);
+        let work = || {
+            loop {
+                let (i, layer) = {
+                    let mut source = lock(&source);
+                    let i = source.0;
+                    if i == layers || residuals.stopped() {
+                        return;
+                    }
+                    source.0 += 1;
+                    (i, (source.1)(i))
+                };
+                let name = format!("layer {i}");
+                let plan = || {
+                    let layer = layer?;
+                    let bounded = bounded(&name, &x, &layer)?;
+                    // None where an earlier block failed, which says why.
+                    let Some(before) = residuals.pass(i, |before| bounded.residuals(before)[1]) else {
+                        return Ok(None);
+                    };
+                    bounded.plan(&name, &x, before).map(Some)
+                };
+                let stopping = Stopping(&residuals, i);
+                let plan = plan();
+                if plan.is_ok() {
+                    std::mem::forget(stopping);
+                }
+                let mut made = lock(&made);
+                made.push((i, plan));
+                told(Progress::Planned(made.len(), layers));
+            }
+        };
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(SIDE_BY_SIDE).min(layers);
+        std::thread::scope(|s| {
+            (1..threads).for_each(|_| drop(s.spawn(work)));
+            work();
+        });
+        self.residual = residuals.last();
+        let mut made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
+        made.sort_by_key(|(i, _)| *i);
+        for (_, plan) in made {
+            self.blocks.extend(plan?);
+        }
         Ok(())
     }
 
@@ -133,7 +244,7 @@ impl DecoderPlanner {
     /// [`Error::Plan`] names the operation that cannot be bounded within its ring.
     pub fn new(model: &DecoderModel) -> Result<DecoderPlanner, Error> {
         let mut p = Planning::new(&model.config, model.embedding(), model.positions.as_deref(), Keep::Weights);
-        model.layers.iter().try_for_each(|l| p.layer(l))?;
+        p.blocks(|i| Ok(Cow::Borrowed(&model.layers[i])), &|_| ())?;
         p.last(&model.final_norm, &model.head, model.digest())
     }
 
@@ -141,14 +252,48 @@ impl DecoderPlanner {
     ///
     /// # Errors
     /// [`Error::Model`] for a tensor that is missing, damaged or not supported, and those of [`Self::new`].
-    pub fn read(mut checkpoint: Checkpoint, keep: Keep) -> Result<(DecoderPlanner, Embedding), Error> {
+    pub fn read(checkpoint: Checkpoint, keep: Keep) -> Result<(DecoderPlanner, Embedding), Error> {
+        Self::read_telling(checkpoint, keep, &|_| ())
+    }
+
+    /// As [`Self::read`], of a directory, from the shelf where it has the plan; the plan of a large model is kept there.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; a shelf makes none.
+    pub fn load(
+        dir: &Path,
+        keep: Keep,
+        shelf: Option<&Shelf>,
+        told: &(dyn Fn(Progress) + Sync),
+    ) -> Result<(DecoderPlanner, Embedding), Error> {
+        let mut checkpoint = Checkpoint::open(dir)?;
+        let (config, digest) = (checkpoint.config().clone(), checkpoint.digest());
+        let Some(shelf) = shelf.filter(|s| s.takes(&config)) else {
+            return Self::read_telling(checkpoint, keep, told);
+        };
+        if let Some((planner, path)) = shelf.find(&config, digest, keep) {
+            told(Progress::Found(&path));
+            let (tokens, positions) = checkpoint.tables()?;
+            return Ok((planner, Embedding { config, tokens, positions, digest }));
+        }
+        let (mut planner, embedding) = Self::read_telling(checkpoint, keep, told)?;
+        match shelf.keep(&mut planner) {
+            Ok(path) => told(Progress::Kept(&path)),
+            Err(e) => told(Progress::NotKept(shelf.dir(), &e)),
+        }
+        Ok((planner, embedding))
+    }
+
+    fn read_telling(
+        mut checkpoint: Checkpoint,
+        keep: Keep,
+        told: &(dyn Fn(Progress) + Sync),
+    ) -> Result<(DecoderPlanner, Embedding), Error> {
         let (config, digest) = (checkpoint.config().clone(), checkpoint.digest());
         let (table, positions) = checkpoint.tables()?;
         let mut p = Planning::new(&config, &table, positions.as_deref(), keep);
         drop(table);
-        for i in 0..config.layers {
-            p.layer(&checkpoint.layer(i)?)?;
-        }
+        p.blocks(|i| checkpoint.layer(i).map(Cow::Owned), told)?;
         let last = checkpoint.last()?;
         let planner = p.last(&last.norm, &last.head, digest)?;
         let tokens = if checkpoint.tied() {

@@ -1,5 +1,11 @@
 //! Planning one block of a decoder: its quantised layers, the bound of every accumulator and score, and what it can add to
 //! the residual.
+//!
+//! What takes long, the bounds on matrices, depends on the block's weights alone ([`bounded`]); scales and rings depend on the
+//! residual before it too ([`Bounded::plan`]). So blocks are planned side by side, and only the sum of what they add goes from
+//! one to the next.
+
+use serde::{Deserialize, Serialize};
 
 use super::activation::{Activation as Pieces, Curves, half_ring};
 use super::attention::{STEP, attention_ring, depth};
@@ -25,6 +31,7 @@ const CLOSE: usize = 10_000_000_000_000;
 const LEVEL_BITS: std::ops::RangeInclusive<u32> = 6..=14;
 
 /// The MLP: its first layers, each channel's series, and the last layer.
+#[derive(Serialize, Deserialize)]
 pub struct MlpPlan {
     /// What the nonlinearity is applied to.
     pub act: Wide,
@@ -38,6 +45,7 @@ pub struct MlpPlan {
 }
 
 /// One block.
+#[derive(Serialize, Deserialize)]
 pub struct BlockPlan {
     pub attention_norm: PreNorm,
     /// Queries, keys and values; values alone where heads have norms of their own.
@@ -114,12 +122,54 @@ fn score_bound(q: &HeadRows, k: &HeadRows, rotates: bool) -> f64 {
     bound
 }
 
-/// The block, and a bound on the norm of what the residual is after it, from one on what it was before.
-pub fn block(name: &str, x: &Context, l: &DecoderLayer, residual: &mut f64) -> Result<BlockPlan, Error> {
+/// Rows, what bounds and units are made of, and the bound of each.
+struct Limited<'a> {
+    rows: Rows<'a>,
+    facts: Vec<Fact>,
+    bounds: Vec<f64>,
+}
+
+impl<'a> Limited<'a> {
+    /// Rows of a normalised row of `root` at most.
+    fn reading(rows: Rows<'a>, root: f64) -> Limited<'a> {
+        let facts = rows.facts();
+        let bounds = facts.iter().zip(&rows.bias).map(|(f, b)| f.norm * root + b.abs()).collect();
+        Limited { rows, facts, bounds }
+    }
+}
+
+/// The MLP's part of [`Bounded`].
+struct Feed<'a> {
+    act: Limited<'a>,
+    /// What half a ring of each input is worth, and its pieces.
+    halves: Vec<f64>,
+    curves: Curves,
+    up: Option<Limited<'a>>,
+    /// Bound on the norm of what the last layer reads.
+    given: f64,
+    down: Limited<'a>,
+}
+
+/// A block's bounds as far as they do not depend on the residual before it.
+pub struct Bounded<'a> {
+    l: &'a DecoderLayer,
+    qkv: Limited<'a>,
+    heads: Vec<Head>,
+    score_units: Vec<f64>,
+    q_scale: Vec<f64>,
+    k_scale: Vec<f64>,
+    value_bound: f64,
+    output: Limited<'a>,
+    mlp: Feed<'a>,
+    /// What attention and the MLP can add to the residual's norm.
+    adds: [f64; 2],
+}
+
+/// Bounds of the block called `name`.
+pub fn bounded<'a>(name: &str, x: &Context, l: &'a DecoderLayer) -> Result<Bounded<'a>, Error> {
     let c = x.c;
     let (dim, root) = (c.head_dim, libm::sqrt(c.hidden as f64));
     let (group, rotates) = (c.heads / c.kv_heads, c.rope.is_some());
-    let mut attention_norm = PreNorm::new(c, *residual, x.smallest);
 
     // Queries, keys and values in one product.
     let mut rows = Rows::reading(c, &[&l.query, &l.key, &l.value], &l.attention_norm).rounded();
@@ -128,9 +178,8 @@ pub fn block(name: &str, x: &Context, l: &DecoderLayer, residual: &mut f64) -> R
         // What a key adds equally to every score of a row leaves softmax unchanged, where keys are not rotated.
         rows.bias[keys_at..values_at].fill(0.0);
     }
-    let facts = rows.facts();
-    let bounds: Vec<f64> = facts.iter().zip(&rows.bias).map(|(f, b)| f.norm * root + b.abs()).collect();
-    let head = |at: usize| HeadRows::new(&rows, &rows.bias, at, dim);
+    let qkv = Limited::reading(rows, root);
+    let head = |at: usize| HeadRows::new(&qkv.rows, &qkv.rows.bias, at, dim);
     let per_log2 = std::f64::consts::LOG2_E * c.score_scale();
 
     let (mut heads, mut score_units) = (Vec::new(), Vec::new());
@@ -169,58 +218,102 @@ pub fn block(name: &str, x: &Context, l: &DecoderLayer, residual: &mut f64) -> R
         k_scale.extend(std::iter::repeat_n(key_scale, dim));
     }
 
-    // What is read of the normalised rows.
-    let (read, head_norm) = match &l.query_key_norm {
-        None => (0..rows.len, None),
-        Some(norms) => {
-            let op = format!("{name} query/key");
-            let n = HeadNorm::new(&op, c, &rows, norms, *residual, x.smallest, x.keep)?;
-            (values_at..rows.len, Some(n))
-        }
-    };
-    let units = finest(&facts[read.clone()]);
-    let limits = &bounds[read.clone()];
-    attention_norm.spare(&format!("{name} attention norm"), ring_of(limits, &units, 0))?;
-    let qkv = quantise(&format!("{name} query/key/value"), &rows, read, &units, limits, attention_norm.f, x.keep)?;
-    attention_norm.k = qkv.k;
-
     // Attention output: per head a convex combination of value rows.
-    let value_bound = max(&bounds[values_at..]) * SLACK;
+    let value_bound = max(&qkv.bounds[values_at..]) * SLACK;
     let values: Vec<HeadRows> = (0..c.kv_heads).map(|g| head(values_at + g * dim)).collect();
     let even = vec![1.0; dim];
     let reaches: Vec<f64> = values.iter().map(|v| v.reach(&even)).collect();
     let rows = Rows::writing(c, &l.output).rounded();
-    let facts = rows.facts();
     let mixed = |j: usize| {
         let parts = rows.row(j);
         let heads = parts.chunks_exact(dim).enumerate().map(|(h, w)| norm(w) * reaches[h / group]);
         heads.sum::<f64>() * SLACK + rows.bias[j].abs()
     };
     let bounds: Vec<f64> = (0..rows.len).map(mixed).collect();
-    let op = format!("{name} attention output");
-    let output = quantise(&op, &rows, 0..rows.len, &finest(&facts), &bounds, F_OUT + F_RECIP, x.keep)?;
-    *residual += attention_adds(&rows, &values, &reaches, group, close(c)) * SLACK;
+    let attention_adds = attention_adds(&rows, &values, &reaches, group, close(c)) * SLACK;
+    let output = Limited { facts: rows.facts(), rows, bounds };
+    drop(values);
 
-    let mut mlp_norm = PreNorm::new(c, *residual, x.smallest);
-    let (mlp, added) = mlp(name, x, l, &mut mlp_norm)?;
-    mlp_norm.k = mlp.act.k.max(mlp.times.as_ref().map_or(0, |w| w.k));
-    *residual += added;
-    let f_exp = F_LARGEST + depth(&heads, K_SCORE);
-    let k_av = attention_ring(x.longest, value_bound, f_exp + F_VALUE);
-    Ok(BlockPlan {
-        attention_norm,
-        qkv,
-        head_norm,
-        q_scale,
-        k_scale,
-        heads,
-        score_units,
-        value_bound,
-        k_av,
-        output,
-        mlp_norm,
-        mlp,
-    })
+    let (act, up, down) = match &l.mlp {
+        Mlp::Gated { gate, up, down } => (gate, Some(up), down),
+        Mlp::Plain { up, down } => (up, None, down),
+    };
+    let act = Limited::reading(Rows::reading(c, &[act], &l.mlp_norm), root);
+    let up = up.map(|up| Limited::reading(Rows::reading(c, &[up], &l.mlp_norm).rounded(), root));
+    let (halves, curves) = curves(name, c, &act.bounds)?;
+    // `|f(a)| <= |a| <= alpha` for each channel, so the products' norm is at most that of `diag(alpha) (U y + c)`.
+    let given = match &up {
+        None => act.rows.sigma(&|_| 1.0, close(c)) * root + norm(&act.rows.bias),
+        Some(up) => {
+            let products: Vec<f64> = act.bounds.iter().zip(&up.bounds).map(|(a, b)| a * b).collect();
+            let constants: Vec<f64> = up.rows.bias.iter().zip(&act.bounds).map(|(c, a)| c * a).collect();
+            let spread = up.rows.sigma(&|j| act.bounds[j], close(c)) * root + norm(&constants);
+            norm(&products).min(spread)
+        }
+    };
+    let rows = Rows::writing(c, down).rounded();
+    let facts = rows.facts();
+    let bounds: Vec<f64> = facts.iter().zip(&rows.bias).map(|(f, b)| f.norm * given * SLACK + b.abs()).collect();
+    let added = (rows.sigma(&|_| 1.0, close(c)) * given).min(norm(&bounds)) + norm(&rows.bias);
+    let down = Limited { rows, facts, bounds };
+    let adds = [attention_adds, added * SLACK];
+    let mlp = Feed { act, halves, curves, up, given, down };
+    Ok(Bounded { l, qkv, heads, score_units, q_scale, k_scale, value_bound, output, mlp, adds })
+}
+
+impl Bounded<'_> {
+    /// A bound on the norm of what the residual is between attention and the MLP, and after them, from one on what it was
+    /// before.
+    pub fn residuals(&self, before: f64) -> [f64; 2] {
+        let between = before + self.adds[0];
+        [between, between + self.adds[1]]
+    }
+
+    /// The block called `name` on a residual of at most this norm.
+    pub fn plan(self, name: &str, x: &Context, before: f64) -> Result<BlockPlan, Error> {
+        let c = x.c;
+        let [between, _] = self.residuals(before);
+        let mut attention_norm = PreNorm::new(c, before, x.smallest);
+        // What is read of the normalised rows.
+        let Limited { rows, facts, bounds } = &self.qkv;
+        let (read, head_norm) = match &self.l.query_key_norm {
+            None => (0..rows.len, None),
+            Some(norms) => {
+                let op = format!("{name} query/key");
+                let n = HeadNorm::new(&op, c, rows, norms, before, x.smallest, x.keep)?;
+                ((c.heads + c.kv_heads) * c.head_dim..rows.len, Some(n))
+            }
+        };
+        let units = finest(&facts[read.clone()]);
+        let limits = &bounds[read.clone()];
+        attention_norm.spare(&format!("{name} attention norm"), ring_of(limits, &units, 0))?;
+        let qkv = quantise(&format!("{name} query/key/value"), rows, read, &units, limits, attention_norm.f, x.keep)?;
+        attention_norm.k = qkv.k;
+
+        let Limited { rows, facts, bounds } = &self.output;
+        let op = format!("{name} attention output");
+        let output = quantise(&op, rows, 0..rows.len, &finest(facts), bounds, F_OUT + F_RECIP, x.keep)?;
+
+        let mut mlp_norm = PreNorm::new(c, between, x.smallest);
+        let f_exp = F_LARGEST + depth(&self.heads, K_SCORE);
+        let k_av = attention_ring(x.longest, self.value_bound, f_exp + F_VALUE);
+        let mlp = self.mlp.plan(name, x, &mut mlp_norm)?;
+        mlp_norm.k = mlp.act.k.max(mlp.times.as_ref().map_or(0, |w| w.k));
+        Ok(BlockPlan {
+            attention_norm,
+            qkv,
+            head_norm,
+            q_scale: self.q_scale,
+            k_scale: self.k_scale,
+            heads: self.heads,
+            score_units: self.score_units,
+            value_bound: self.value_bound,
+            k_av,
+            output,
+            mlp_norm,
+            mlp,
+        })
+    }
 }
 
 /// Whether spectral norms of the MLPs are bounded closely.
@@ -254,72 +347,45 @@ fn attention_adds(rows: &Rows, values: &[HeadRows], reaches: &[f64], group: usiz
     apart.min(rows.sigma(&|_| 1.0, close) * together) + norm(&rows.bias)
 }
 
-/// The MLP, and a bound on the norm of what it adds.
-fn mlp(name: &str, x: &Context, l: &DecoderLayer, n: &mut PreNorm) -> Result<(MlpPlan, f64), Error> {
-    let c = x.c;
-    let (root, close) = (libm::sqrt(c.hidden as f64), close(c));
-    let (act, up, down) = match &l.mlp {
-        Mlp::Gated { gate, up, down } => (gate, Some(up), down),
-        Mlp::Plain { up, down } => (up, None, down),
-    };
-    let limits = |rows: &Rows, facts: &[Fact]| -> Vec<f64> {
-        facts.iter().zip(&rows.bias).map(|(f, b)| f.norm * root + b.abs()).collect()
-    };
-    let rows = Rows::reading(c, &[act], &l.mlp_norm);
-    let facts = rows.facts();
-    let bounds = limits(&rows, &facts);
-    let gated = up.map(|up| {
-        let rows = Rows::reading(c, &[up], &l.mlp_norm).rounded();
-        let facts = rows.facts();
-        let bounds = limits(&rows, &facts);
-        (rows, facts, bounds)
-    });
-    let (halves, curves) = curves(name, c, &bounds)?;
-    let needed = gated.as_ref().map_or(0, |(_, facts, bounds)| ring_of(bounds, &finest(facts), 0));
-    n.spare(&format!("{name} MLP norm"), needed.max(input_ring(&facts, &halves, 0)))?;
-    let f = n.f;
-    let op = format!("{name} nonlinearity");
-    let k = input_ring(&facts, &halves, f);
-    if k > WIDEST {
-        return Err(refuse(&op, format!("inputs proven up to {:.0} need a ring of {k} bits", max(&bounds))));
-    }
-    let units: Vec<f64> = halves.iter().map(|h| h * pow2(f + 1 - k as i32)).collect();
-    let mut act = quantise(&op, &rows, 0..rows.len, &units, &bounds, f, x.keep)?;
-    act.k = k;
-    // `|f(a)| <= |a| <= alpha` for each channel, so the products' norm is at most that of `diag(alpha) (U y + c)`.
-    let (times, given) = match gated {
-        None => (None, rows.sigma(&|_| 1.0, close) * root + norm(&rows.bias)),
-        Some((up, facts, up_bounds)) => {
-            let products: Vec<f64> = bounds.iter().zip(&up_bounds).map(|(a, b)| a * b).collect();
-            let constants: Vec<f64> = up.bias.iter().zip(&bounds).map(|(c, a)| c * a).collect();
-            let spread = up.sigma(&|j| bounds[j], close) * root + norm(&constants);
-            let op = format!("{name} up");
-            let wide = quantise(&op, &up, 0..up.len, &finest(&facts), &up_bounds, f, x.keep)?;
-            (Some(wide), norm(&products).min(spread))
+impl Feed<'_> {
+    fn plan(self, name: &str, x: &Context, n: &mut PreNorm) -> Result<MlpPlan, Error> {
+        let Limited { rows, facts, bounds } = &self.act;
+        let needed = self.up.as_ref().map_or(0, |up| ring_of(&up.bounds, &finest(&up.facts), 0));
+        n.spare(&format!("{name} MLP norm"), needed.max(input_ring(facts, &self.halves, 0)))?;
+        let f = n.f;
+        let op = format!("{name} nonlinearity");
+        let k = input_ring(facts, &self.halves, f);
+        if k > WIDEST {
+            return Err(refuse(&op, format!("inputs proven up to {:.0} need a ring of {k} bits", max(bounds))));
         }
-    };
-    let rows = Rows::writing(c, down).rounded();
-    let facts = rows.facts();
-    let bounds: Vec<f64> = facts.iter().zip(&rows.bias).map(|(f, b)| f.norm * given * SLACK + b.abs()).collect();
-    // As many bits as the ring has room for, the nonlinearity's before those of what multiplies it: a series adds up
-    // roundings of half as many.
-    let mut units = finest(&facts);
-    let op = format!("{name} down");
-    let mut room = WIDEST as i32 - ring_of(&bounds, &units, 0) as i32;
-    if times.is_some() {
-        // Weights of ten bits lose less than products of a few would.
-        let less = (F_ACTIVATED.0 + F_UP_WORTH - room).clamp(0, if rows.is_rounded() { 0 } else { 2 });
-        units.iter_mut().for_each(|u| *u *= pow2(less));
-        room += less;
+        let units: Vec<f64> = self.halves.iter().map(|h| h * pow2(f + 1 - k as i32)).collect();
+        let mut act = quantise(&op, rows, 0..rows.len, &units, bounds, f, x.keep)?;
+        act.k = k;
+        let quantised = |up: &Limited| {
+            quantise(&format!("{name} up"), &up.rows, 0..up.rows.len, &finest(&up.facts), &up.bounds, f, x.keep)
+        };
+        let times = self.up.as_ref().map(quantised).transpose()?;
+        let Limited { rows, facts, bounds } = &self.down;
+        // As many bits as the ring has room for, the nonlinearity's before those of what multiplies it: a series adds up
+        // roundings of half as many.
+        let mut units = finest(facts);
+        let op = format!("{name} down");
+        let mut room = WIDEST as i32 - ring_of(bounds, &units, 0) as i32;
+        if times.is_some() {
+            // Weights of ten bits lose less than products of a few would.
+            let less = (F_ACTIVATED.0 + F_UP_WORTH - room).clamp(0, if rows.is_rounded() { 0 } else { 2 });
+            units.iter_mut().for_each(|u| *u *= pow2(less));
+            room += less;
+        }
+        let f_up = if times.is_some() { (room - F_ACTIVATED.0).clamp(F_UP.1, F_UP.0) } else { 0 };
+        let f_activated = (room - f_up).min(F_ACTIVATED.0);
+        if f_activated < F_ACTIVATED.1 {
+            let reason = format!("products proven up to {:.0} leave {f_activated} bits for their scale", self.given);
+            return Err(refuse(&op, reason));
+        }
+        let down = quantise(&op, rows, 0..rows.len, &units, bounds, f_activated + f_up, x.keep)?;
+        Ok(MlpPlan { act, curves: self.curves, f_activated, times, f_up, down })
     }
-    let f_up = if times.is_some() { (room - F_ACTIVATED.0).clamp(F_UP.1, F_UP.0) } else { 0 };
-    let f_activated = (room - f_up).min(F_ACTIVATED.0);
-    if f_activated < F_ACTIVATED.1 {
-        return Err(refuse(&op, format!("products proven up to {given:.0} leave {f_activated} bits for their scale")));
-    }
-    let down = quantise(&op, &rows, 0..rows.len, &units, &bounds, f_activated + f_up, x.keep)?;
-    let added = (rows.sigma(&|_| 1.0, close) * given).min(norm(&bounds)) + norm(&rows.bias);
-    Ok((MlpPlan { act, curves, f_activated, times, f_up, down }, added * SLACK))
 }
 
 /// Ring of a nonlinearity's input, half of which is what each channel's pieces were made for.

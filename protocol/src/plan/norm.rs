@@ -1,5 +1,7 @@
 //! Norms of a decoder's rows and of its heads: which scale resolves what a proven bound allows.
 
+use serde::{Deserialize, Serialize};
+
 use super::build::scales;
 use super::linalg::{eigenvalue_bound, norm};
 use super::rows::{Rows, WEIGHT, WIDEST, Wide, quantise};
@@ -20,6 +22,7 @@ pub const SMALLEST: f64 = 1e-3;
 const LARGEST_EPS: f64 = 1e-3;
 
 /// A norm before its gain: its input's bound, and the scale of what it gives.
+#[derive(Serialize, Deserialize)]
 pub struct PreNorm {
     /// Bound on the norm of a row.
     pub input: f64,
@@ -82,6 +85,7 @@ impl PreNorm {
 }
 
 /// Norms of each head of queries and keys, taken of the residual itself, before rotation.
+#[derive(Serialize, Deserialize)]
 pub struct HeadNorm {
     /// Queries then keys; the units of a head's rows differ by powers of two.
     pub wide: Wide,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::linalg::{Matrix, nearest, norm};
@@ -161,9 +162,13 @@ impl<'a> Rows<'a> {
 
 /// See [`NARROW`]. Means that are taken out of rows leave no room for it.
 fn limit(c: &Config) -> f64 {
+    if c.norm == NormKind::Rms && weights_in_blocks(c) > LARGE { NARROW } else { WEIGHT }
+}
+
+/// As many as blocks with a gated MLP have.
+pub fn weights_in_blocks(c: &Config) -> usize {
     let attention = 2 * (c.heads + c.kv_heads) * c.head_dim;
-    let weights = c.layers * c.hidden * (attention + 3 * c.intermediate);
-    if c.norm == NormKind::Rms && weights > LARGE { NARROW } else { WEIGHT }
+    c.layers * c.hidden * (attention + 3 * c.intermediate)
 }
 
 fn largest(row: &[f64]) -> f64 {
@@ -182,6 +187,7 @@ pub fn ring_of(bounds: &[f64], units: &[f64], f: i32) -> u32 {
 }
 
 /// A public linear layer and the ring of its accumulators.
+#[derive(Serialize, Deserialize)]
 pub struct Wide {
     pub layer: Layer,
     pub k: u32,
