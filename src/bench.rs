@@ -135,10 +135,8 @@ fn predicted(
     let first = plans.first(length)?;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     // What parties on one machine and no emulated network have between them.
-    let net = match link {
-        Some(l) => Network { rtt: l.rtt.as_secs_f64(), bandwidth: l.bandwidth, cores: Some(cores) },
-        None => Network { rtt: 0.0, bandwidth: f64::INFINITY, cores: Some(cores) },
-    };
+    let (rtt, bandwidth) = link.map_or((0.0, f64::INFINITY), |l| (l.rtt.as_secs_f64(), l.bandwidth));
+    let net = Network { rtt, bandwidth, cores: Some(cores), busy: matches!(plans, Plans::Decoder(_)) };
     eprintln!("measuring rates");
     let exchange = Exchange::measure()?;
     let rates = Rates::measure(&plans.first(length.min(SAMPLE))?, None, exchange, None)?;

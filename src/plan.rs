@@ -102,7 +102,8 @@ pub async fn run(args: Args) -> Result<()> {
         }
     };
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let at = |cores| rates.predict(&cost, answer(&program), Network { rtt, bandwidth, cores });
+    let busy = matches!(plans, Plans::Decoder(_));
+    let at = |cores| rates.predict(&cost, answer(&program), Network { rtt, bandwidth, cores, busy });
     let (times, shared) = (at(None), at(Some(cores)));
     if args.json {
         let v = serde_json::json!({

@@ -16,12 +16,16 @@
 //! ```
 //!
 //! Where all three share `n` processors of one machine, `ahead` is not shorter than what both evaluators have of them, and
-//! the dealing takes its part from the evaluators, who wait for each other and hence for whoever has no processor:
+//! the dealing takes its part from the evaluators:
 //!
 //! ```text
 //! ahead  >= (2 computing + r round_processor + 2 o byte_processor) / n + r t / 2
 //! beside >= ahead + (dealing + d dealt_processor) / n
 //! ```
+//!
+//! The dealer of an encoder's query is busy at its beginning, when the evaluators wait for it. That of a sequence goes on to the
+//! next step and is always busy, while the evaluators wait for each other, hence for whoever shares a processor with it: of
+//! two processors it leaves them one if nothing moves, and one and a half at the best. It counts half again its part.
 //!
 //! There the rates are those of threads that compute side by side: weights that no cache holds come from memory that all share.
 
@@ -37,17 +41,17 @@ use serde::Serialize;
 use tacet_protocol::backend::{Backend, Cpu};
 use tacet_protocol::gates::product::HeadProduct;
 use tacet_protocol::prg::{Prg, SessionKey};
-use tacet_protocol::program::{Cost, Linear, Program};
+use tacet_protocol::program::{Cost, Kind, Linear, Op, Program};
 use tacet_protocol::run::{DealerState, EvaluatorState};
 use tacet_protocol::{DealerSink, Error, EvaluatorIo, Role, run};
 
 use crate::exchange::Exchange;
 
 /// How long the rates of one program are measured.
-const PATIENCE: Duration = Duration::from_millis(300);
+const PATIENCE: Duration = Duration::from_millis(700);
 
 /// Most tokens of a program that rates are measured on.
-pub const SAMPLE: usize = 32;
+pub const SAMPLE: usize = 64;
 
 /// Most threads that rates are measured of side by side: one an evaluator.
 const SIDE_BY_SIDE: usize = 2;
@@ -85,6 +89,16 @@ pub struct Network {
     pub bandwidth: f64,
     /// Where all three parties share so many processors of this machine.
     pub cores: Option<usize>,
+    /// Whether the dealer is always busy, with what comes next.
+    pub busy: bool,
+}
+
+impl Network {
+    /// What a dealer that needs processors for so long takes from evaluators that share them.
+    fn taken(&self, processor_s: f64) -> f64 {
+        let part = if self.busy { 1.5 } else { 1.0 };
+        self.cores.map_or(0.0, |n| processor_s * (part / n as f64).min(1.0))
+    }
 }
 
 /// Seconds that a program is predicted to take.
@@ -123,18 +137,10 @@ impl Rates {
             dealing: dealt / dealing,
             gates: dealt / gates.max(1e-9),
         };
-        let alone = work(shortest(first, then)?);
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(SIDE_BY_SIDE);
-        let beside = std::thread::scope(|s| -> Result<[f64; 3]> {
-            let all: Vec<_> = (0..threads).map(|_| s.spawn(|| shortest(first, then))).collect();
-            let mut mean = [0.0; 3];
-            for thread in all {
-                let took = thread.join().map_err(|_| anyhow!("a thread that measures rates panicked"))??;
-                mean.iter_mut().zip(took).for_each(|(m, t)| *m += t / threads as f64);
-            }
-            Ok(mean)
-        })?;
-        Ok(Rates { alone, beside: work(beside), exchange })
+        let alone = work(median(|| whole(first, then))?);
+        let [dealing, _, gates] = side_by_side(|_| median(|| whole(first, then)))?;
+        let [linear] = side_by_side(|part| median(|| layers(of, part)))?;
+        Ok(Rates { alone, beside: work([dealing, linear, gates]), exchange })
     }
 
     /// What a program of this cost takes, whose answer has so many bytes from each evaluator.
@@ -153,7 +159,7 @@ impl Rates {
         let shared = |processor_s: f64| net.cores.map_or(0.0, |n| processor_s / n as f64);
         let dealt_ahead_s = (compute_s + online_network_s).max(shared(online_processor_s) + way_s);
         let dealer_s = dealing_s.max(dealing_network_s).max(dealt * x.dealt_processor_s / 2.0);
-        let dealt_beside_s = (dealt_ahead_s + shared(dealing_processor_s)).max(dealer_s);
+        let dealt_beside_s = (dealt_ahead_s + net.taken(dealing_processor_s)).max(dealer_s);
         let client_s = net.rtt + 2.0 * x.round_s + answer as f64 * x.byte_s;
         Times {
             compute_s,
@@ -172,28 +178,68 @@ impl Times {
     /// With what a dealer that goes on to the next programs meanwhile has of shared processors for so many bytes.
     pub fn going_on(mut self, rates: &Rates, dealt: f64, net: Network) -> Times {
         let processor_s = dealt / rates.beside.dealing + dealt * rates.exchange.dealt_processor_s;
-        let more = net.cores.map_or(0.0, |n| processor_s / n as f64);
+        let more = net.taken(processor_s);
         self.dealt_beside_s += more;
         self.total_beside_s += more;
         self
     }
 }
 
-/// The least that [`all`] takes, of some runs.
-fn shortest(first: &Program, then: Option<&Program>) -> Result<[f64; 3]> {
-    let mut least = [f64::INFINITY; 3];
+/// Medians of what runs take, for a while: neither the best that a busy machine has to offer nor its worst.
+fn median<const N: usize>(mut run: impl FnMut() -> Result<[f64; N]>) -> Result<[f64; N]> {
     let until = Instant::now() + PATIENCE;
-    loop {
-        let (mut dealers, mut evaluators) = <([DealerState; 2], [EvaluatorState; 2])>::default();
-        let mut took = [0.0; 3];
-        for p in std::iter::once(first).chain(then) {
-            took = all(p, &mut dealers, &mut evaluators)?;
-        }
-        least.iter_mut().zip(took).for_each(|(l, t)| *l = l.min(t));
-        if Instant::now() > until {
-            return Ok(least);
-        }
+    let mut runs = Vec::new();
+    while runs.is_empty() || Instant::now() < until {
+        runs.push(run()?);
     }
+    Ok(std::array::from_fn(|i| {
+        runs.sort_by(|a, b| a[i].total_cmp(&b[i]));
+        runs[runs.len() / 2][i]
+    }))
+}
+
+/// What threads measure side by side, each of its part of the whole: the means.
+fn side_by_side<const N: usize>(measure: impl Fn(f64) -> Result<[f64; N]> + Sync) -> Result<[f64; N]> {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(SIDE_BY_SIDE);
+    std::thread::scope(|s| {
+        let measure = &measure;
+        let all: Vec<_> = (0..threads).map(|i| s.spawn(move || measure(i as f64 / threads as f64))).collect();
+        let mut mean = [0.0; N];
+        for thread in all {
+            let took = thread.join().map_err(|_| anyhow!("a thread that measures rates panicked"))??;
+            mean.iter_mut().zip(took).for_each(|(m, t)| *m += t / threads as f64);
+        }
+        Ok(mean)
+    })
+}
+
+/// Processor seconds that a program's linear layers take one after another, from the one on that has this part of them before
+/// it: parties have weights of their own, which threads that read the same ones at once would find in a shared cache.
+fn layers(p: &Program, part: f64) -> Result<[f64; 1]> {
+    let linear = |op: &Op| match &op.kind {
+        Kind::Linear { rows, layer } => Some((*rows, Arc::clone(layer), p.values[op.outputs[0]].bits)),
+        _ => None,
+    };
+    let all: Vec<_> = p.ops.iter().filter_map(linear).collect();
+    let first = (part * all.len() as f64) as usize;
+    let mut took = Duration::ZERO;
+    for (rows, layer, bits) in all.iter().cycle().skip(first).take(all.len()) {
+        let x = vec![0; rows * layer.weights()?.cols_in()];
+        let start = processor()?;
+        black_box(Cpu.linear(layer, &x, *rows, *bits)?);
+        took += processor()? - start;
+    }
+    Ok([took.as_secs_f64()])
+}
+
+/// What [`all`] says of a program, or of the one after it.
+fn whole(first: &Program, then: Option<&Program>) -> Result<[f64; 3]> {
+    let (mut dealers, mut evaluators) = <([DealerState; 2], [EvaluatorState; 2])>::default();
+    let mut took = [0.0; 3];
+    for p in std::iter::once(first).chain(then) {
+        took = all(p, &mut dealers, &mut evaluators)?;
+    }
+    Ok(took)
 }
 
 /// Processor seconds of dealing, of an evaluator's linear layers, and of the rest of the evaluator that is slower in a round:
@@ -326,7 +372,7 @@ mod tests {
             multiplications: 500_000_000,
         };
         let near = |a: f64, b: f64| (a - b).abs() < 1e-12;
-        let at = |rtt, bandwidth, cores| rates.predict(&cost, 1000, Network { rtt, bandwidth, cores });
+        let at = |rtt, bandwidth, cores| rates.predict(&cost, 1000, Network { rtt, bandwidth, cores, busy: false });
         let t = at(0.01, 1e7, None);
         assert!(near(t.compute_s, 0.75) && near(t.dealing_s, 0.5), "{t:?}");
         assert!(near(t.online_network_s, 0.05 + 0.001 + 0.1) && near(t.dealing_network_s, 3.0), "{t:?}");
