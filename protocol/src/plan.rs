@@ -31,11 +31,12 @@ use crate::model::{BertModel, Dense, Norm, Pooling};
 use crate::program::{Linear, Program};
 use crate::query::LENGTHS;
 use activation::{Activation, Curve, Curves, half_ring, half_rings};
-use attention::STEP;
+use attention::{STEP, depth};
 pub use decoder::{DecoderPlanner, Keep};
 pub use kept::{Progress, Shelf};
 pub(crate) use linalg::dot;
 use linalg::{Matrix, eigenvalue_bound, norm};
+use rows::{WEIGHT, WIDEST, ring_of};
 
 /// Room for the rounding of weights and fixed point in every bound.
 const SLACK: f64 = 1.02;
@@ -43,6 +44,9 @@ const SLACK: f64 = 1.02;
 const F: i32 = 12;
 const F_VALUE: i32 = 10;
 const F_GELU: i32 = 10;
+/// Bits of a row's largest exponential, as small as it may be, and of the reciprocal of attention.
+const F_LARGEST: i32 = 6;
+const F_RECIP: i32 = 18;
 /// Ring of scores, and of the GELU input.
 const K_SCORE: u32 = 28;
 const K_GELU_IN: u32 = 31;
@@ -70,6 +74,8 @@ struct Block {
     score_units: Vec<f64>,
     value_bound: f64,
     attention_out: Layer,
+    /// Ring of its accumulators, and of what it reads.
+    k_attention: u32,
     attention_norm: NormPlan,
     up: Layer,
     gelu: Curves,
@@ -138,9 +144,12 @@ fn pow2(e: i32) -> f64 {
     libm::exp2(e as f64)
 }
 
+fn largest(row: &[f32]) -> f64 {
+    row.iter().fold(0f64, |m, w| m.max((*w as f64).abs()))
+}
+
 /// Weight units that bring each row's bound just under a quarter of the ring, and no weight over 16 bits.
 fn units(rows: &[&[f32]], bounds: &[f64], f: i32, k: u32) -> Vec<f64> {
-    let largest = |r: &[f32]| r.iter().fold(0f64, |m, w| m.max((*w as f64).abs()));
     rows.iter()
         .zip(bounds)
         .map(|(r, b)| (b * SLACK * pow2(f - k as i32 + 2)).max(largest(r) / 32766.0).max(1e-30))
@@ -235,7 +244,7 @@ const GELU_TOLERANCE: f64 = 4e-3;
 fn gelu(name: &str, rows: &[&[f32]], bounds: &[f64]) -> Result<(Vec<Curve>, Vec<f64>), Error> {
     let mut known = Activation::new(|x| x * libm::erf(x / std::f64::consts::SQRT_2) / 2.0, GELU_TOLERANCE);
     let of = |(r, b): (&&[f32], &f64)| {
-        let largest = r.iter().fold(0f64, |m, w| m.max((*w as f64).abs()));
+        let largest = largest(r);
         // Half of the ring is what the series' periods are parts of.
         let unit_of = |half: f64| half * pow2(F + 1 - K_GELU_IN as i32);
         let none = || refuse(&format!("{name} GELU"), format!("no series for inputs up to {b:.0}"));
@@ -321,13 +330,17 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
                 + (*b as f64).abs()
         })
         .collect();
-    let unit = units(&out_rows, &out_bounds, F, 32);
+    // Read at attention's own scale, weights of thirteen bits or whatever a ring has room for.
+    let f_attention = F_LARGEST + depth(&plan, K_SCORE) + F_RECIP;
+    let finest = units(&out_rows, &out_bounds, f_attention, WIDEST - 1);
+    let unit: Vec<f64> = finest.iter().zip(&out_rows).map(|(u, r)| u.max(largest(r) / WEIGHT)).collect();
+    let k_attention = ring_of(&out_bounds, &unit, f_attention).max(ring_of(&[max(&value_bounds)], &[1.0], f_attention));
     let attention_out = quantise(
         &format!("{name} attention output"),
         &slices(&wide_rows(&out_rows)),
         &wide(&l.attention_output.bias),
         unit,
-        F,
+        f_attention,
         &out_bounds,
     )?;
     let residual = |n: &Norm| n.weight.iter().fold(0f64, |m, g| m.max((*g as f64).abs())) * root + norm(&wide(&n.bias));
@@ -376,6 +389,7 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
         score_units,
         value_bound: max(&value_bounds) * SLACK,
         attention_out,
+        k_attention,
         attention_norm,
         up,
         gelu,

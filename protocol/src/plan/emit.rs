@@ -1,9 +1,14 @@
 //! The encoder as a list of operations; reads like the table of a transformer block.
+//!
+//! 25 rounds a block. Attention's output layer reads the product of weighted values and reciprocals as the share that it is, in a ring
+//! wide enough for their scales and the weights; only its accumulators are opened.
 
 use super::attention::{Attend, attention_ring, depth, level_bits};
 use super::build::{Activated, Build, log2_ceil, scales};
 use super::prove::prove;
-use super::{Block, F, F_GELU, F_SERIES, F_VALUE, K_GELU_IN, K_SCORE, Layer, NormPlan, Planner, pow2, refuse};
+use super::{
+    Block, F, F_GELU, F_LARGEST, F_RECIP, F_SERIES, F_VALUE, K_GELU_IN, K_SCORE, Layer, NormPlan, Planner, pow2, refuse,
+};
 use crate::Error;
 use crate::gates::broadcast::{Broadcast, Variance};
 use crate::gates::grid::Grid;
@@ -12,8 +17,6 @@ use crate::gates::piecewise::Scales;
 use crate::gates::product::{HeadProduct, Side};
 use crate::program::{Id, Kind, Outcome, Program};
 
-/// Bits of a row's largest exponential, as small as it may be.
-const F_LARGEST: i32 = 6;
 /// Scale of the inverse square root.
 const F_RSQRT: i32 = 50;
 /// Ring of the last rows and of their pooling.
@@ -81,8 +84,6 @@ impl Emit<'_> {
         let hide = PadKeys { grid, levels, level_bits: level_bits(&b.heads), k: K_SCORE };
         let padded = self.b.hide_padding(s, keep, hide, &b.score_units);
         let [s] = self.b.open([padded]);
-        // As fine as the exponentials, and the rest for the reciprocal.
-        let (f_out, f_recip) = (f_exp, 40 - f_exp);
         let attend = Attend {
             grid,
             heads: &b.heads,
@@ -94,16 +95,14 @@ impl Emit<'_> {
             k: K_SCORE,
             f_exp,
             f_sum: depth + 1,
-            f_out,
-            f_recip,
-            k_out: log2_ceil(b.value_bound * super::SLACK) + (f_out + f_recip) as u32 + 2,
+            // As fine as the exponentials.
+            f_out: f_exp,
+            f_recip: F_RECIP,
+            k_out: b.k_attention,
             few_rows: false,
         };
         let a = self.b.attend(s, v, &attend);
-        let [a] = self.b.open([a]);
-        let to_f = vec![pow2(F - f_out - f_recip); d];
-        let a = self.b.rescale("attention", a, 0, d, &to_f, &[], 32, pow2(-F), b.value_bound * super::SLACK * pow2(F));
-        let acc = self.b.linear("attention output accumulators", a, t, &b.attention_out, 32);
+        let acc = self.b.linear("attention output accumulators", a, t, &b.attention_out, b.k_attention);
         self.back_to_residual("attention output", acc, &b.attention_out)
     }
 
