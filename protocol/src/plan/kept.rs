@@ -136,10 +136,14 @@ impl Shelf {
         Some((p, path))
     }
 
-    /// Writes a plan in place of those of the same model that other releases wrote.
+    /// Writes a plan in place of those of the same model that other releases wrote; one without weights only where there is
+    /// none, since another role may have kept one with them meanwhile.
     pub(super) fn keep(&self, p: &mut DecoderPlanner) -> io::Result<PathBuf> {
         let build = build().ok_or_else(|| io::Error::other("the running program's file cannot be read"))?;
         let path = self.file(&p.model, &build);
+        if p.head.layer.linear.weights.is_none() && self.find(&p.config, p.model, Keep::Shapes).is_some() {
+            return Ok(path);
+        }
         make_dir(&self.dir)?;
         self.clear(&p.model, &path)?;
         let unfinished = path.with_extension(format!("{}.tmp", std::process::id()));
@@ -311,6 +315,9 @@ mod tests {
         let (mut shapes, told) = load(&shelf, Keep::Shapes);
         assert_eq!(told, ["found"]);
         assert!(all(&mut shapes) == all(&mut first));
+        // Who planned without weights beside one who kept some leaves those.
+        shelf.keep(&mut shapes).unwrap();
+        assert_eq!(load(&shelf, Keep::Weights).1, ["found"]);
         let (_, tables) = DecoderPlanner::load(&model(), Keep::Shapes, Some(&shelf), &|_| ()).unwrap();
         assert_eq!((tables.digest(), tables.tokens), (embedding.digest(), embedding.tokens));
         assert_eq!(fs::read_dir(&shelf.dir).unwrap().count(), 1);
