@@ -1,10 +1,11 @@
 //! Where plans of large models are kept, and what is said while one is made.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tacet_client::{Client, ClientBuilder};
+use tacet_protocol::lock;
 use tacet_protocol::plan::{Progress, Shelf};
 
 use crate::fetch;
@@ -36,7 +37,7 @@ pub fn told(p: Progress) {
     static LAST: Mutex<Option<Instant>> = Mutex::new(None);
     match p {
         Progress::Planned(done, all) => {
-            let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut last = lock(&LAST);
             if last.get_or_insert_with(Instant::now).elapsed() > EVERY {
                 *last = Some(Instant::now());
                 eprintln!("planned {done} of {all} blocks");

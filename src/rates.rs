@@ -36,8 +36,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
-use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
+use tacet_party::clock::processor;
 use tacet_protocol::backend::{Backend, Cpu};
 use tacet_protocol::gates::product::HeadProduct;
 use tacet_protocol::prg::{Prg, SessionKey};
@@ -225,9 +225,9 @@ fn layers(p: &Program, part: f64) -> Result<[f64; 1]> {
     let mut took = Duration::ZERO;
     for (rows, layer, bits) in all.iter().cycle().skip(first).take(all.len()) {
         let x = vec![0; rows * layer.weights()?.cols_in()];
-        let start = processor()?;
+        let start = processor();
         black_box(Cpu.linear(layer, &x, *rows, *bits)?);
-        took += processor()? - start;
+        took += processor() - start;
     }
     Ok([took.as_secs_f64()])
 }
@@ -248,17 +248,17 @@ fn all(p: &Program, dealers: &mut [DealerState; 2], evaluators: &mut [EvaluatorS
     let mut messages = Messages::default();
     run::deal_next(p, prg(1), prg(2), &mut dealers[0], &mut messages)?;
     // Again for the time: who keeps nothing, as one that sends, need not find fresh memory.
-    let start = processor()?;
+    let start = processor();
     run::deal_next(p, prg(1), prg(2), &mut dealers[1], &mut Gone)?;
-    let dealing = (processor()? - start).as_secs_f64();
+    let dealing = (processor() - start).as_secs_f64();
     let Messages { dealt } = messages;
     let mut rounds = Vec::new();
     let mut linear = 0.0f64;
     for ((dealt, state), (role, seed)) in dealt.into_iter().zip(evaluators).zip([(Role::E1, 1), (Role::E2, 2)]) {
         let input = p.inputs().map(|v| vec![0; p.values[v].len()]).collect();
-        let mut io = Alone { dealt, backend: Clocked::default(), since: processor()?, rounds: Vec::new() };
+        let mut io = Alone { dealt, backend: Clocked::default(), since: processor(), rounds: Vec::new() };
         black_box(run::evaluate_next(p, role, prg(seed), input, state, &mut io)?);
-        io.ends()?;
+        io.ends();
         linear = linear.max(io.backend.linear_ns.into_inner() as f64 / 1e9);
         rounds.push(io.rounds);
     }
@@ -274,21 +274,15 @@ struct Clocked {
 
 impl Backend for Clocked {
     fn linear(&self, layer: &Arc<Linear>, x: &[u64], rows: usize, bits: u32) -> Result<Vec<u64>, Error> {
-        let late = |e: anyhow::Error| Error::Device(e.to_string());
-        let start = processor().map_err(late)?;
+        let start = processor();
         let out = Cpu.linear(layer, x, rows, bits);
-        self.linear_ns.fetch_add((processor().map_err(late)? - start).as_nanos() as u64, Relaxed);
+        self.linear_ns.fetch_add((processor() - start).as_nanos() as u64, Relaxed);
         out
     }
 
     fn product(&self, g: &HeadProduct, pairs: &[(&[u64], &[u64])]) -> Result<Vec<u64>, Error> {
         Cpu.product(g, pairs)
     }
-}
-
-/// What this thread has had of processors.
-fn processor() -> Result<Duration> {
-    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }
 
 fn prg(seed: u8) -> Prg {
@@ -311,11 +305,10 @@ struct Alone {
 }
 
 impl Alone {
-    fn ends(&mut self) -> Result<()> {
-        let now = processor()?;
+    fn ends(&mut self) {
+        let now = processor();
         self.rounds.push((now - self.since).as_secs_f64());
         self.since = now;
-        Ok(())
     }
 }
 
@@ -341,7 +334,7 @@ impl EvaluatorIo for Alone {
     }
 
     fn exchange(&mut self, _: u32, out: Vec<u8>) -> Result<Vec<u8>, Error> {
-        self.ends().map_err(|e| Error::Device(e.to_string()))?;
+        self.ends();
         Ok(vec![0; out.len()])
     }
 

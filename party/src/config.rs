@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tacet_protocol::Role;
+pub use tacet_protocol::hex;
 
 use crate::PartyError;
 
@@ -204,11 +205,6 @@ impl Clients {
         let equal = |h: [u8; 32]| h.iter().zip(hash).fold(0, |d, (a, b)| d | (a ^ b)) == 0;
         self.client.iter().fold(false, |found, c| found | unhex(&c.token_sha256).is_some_and(equal))
     }
-}
-
-/// Lower-case hex.
-pub fn hex(b: &[u8]) -> String {
-    b.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// 32 bytes from hex.

@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod ahead;
-mod clock;
+pub mod clock;
 mod compute;
 pub mod config;
 mod course;
@@ -25,15 +25,15 @@ mod spool;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use quinn::Connection;
-use tacet_protocol::Role;
 use tacet_protocol::plan::{Keep, Progress, Shelf};
 use tacet_protocol::program::Program;
 use tacet_protocol::seal::SealKeyPair;
 use tacet_protocol::wire::SessionId;
+use tacet_protocol::{Role, lock};
 use tacet_transport::{Identity, TransportError, accept_config, certificate_from_pem, endpoint};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
@@ -116,11 +116,6 @@ struct Party {
 
 /// Requests that may wait for the other parties, for each session that may run.
 const WAITING: usize = 16;
-
-/// Locks ignoring poison: every critical section leaves its data whole.
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 impl Party {
     /// The program for a length, from a small cache; planned beside the network's thread.

@@ -1,6 +1,6 @@
 //! Dealer-assisted masked evaluation of transformers: rings, gates, programs, sealing and wire format.
 //!
-//! This crate performs no I/O. An evaluator is a function over an [`EvaluatorIo`]; the dealer writes into a
+//! This crate performs no I/O but that of model files and of the plans kept of them. An evaluator is a function over an [`EvaluatorIo`]; the dealer writes into a
 //! [`DealerSink`]; whoever owns the sockets implements the two.
 #![deny(unsafe_code)]
 
@@ -24,7 +24,19 @@ pub mod wire;
 
 pub use error::Error;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use backend::{Backend, Cpu};
+
+/// Locks ignoring poison: for critical sections that leave their data whole.
+pub fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
 
 /// Who a process is within a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]

@@ -5,9 +5,10 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tacet_protocol::lock;
 use wgpu::{BufferUsages, Features, MapMode, PollType};
 
 use crate::adapter::{self, Adapter};
@@ -69,11 +70,6 @@ impl Health {
     pub(crate) fn lost(&self) -> bool {
         lock(&self.0).lost.is_some()
     }
-}
-
-/// Locks ignoring poison: every critical section leaves its data whole.
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(crate) struct Device {

@@ -12,7 +12,7 @@
 
 use std::borrow::Cow;
 use std::path::Path;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::Error;
 use super::kept::{Progress, Shelf};
@@ -22,6 +22,7 @@ use super::rows::{Rows, WEIGHT, WIDEST, Wide, quantise, ring_of};
 use super::{SLACK, norm, refuse, wide};
 use crate::gates::pad;
 use crate::gates::rowmax::LONGEST;
+use crate::lock;
 use crate::model::decoder::{Checkpoint, Config, DecoderLayer, DecoderModel, Embedding, NormKind, centre};
 use crate::model::{Dense, Norm};
 use crate::program::Program;
@@ -72,10 +73,6 @@ struct Planning {
 
 /// Most blocks that are planned at once: each of them is held in `f32`.
 const SIDE_BY_SIDE: usize = 8;
-
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// The residual's bound before one block after another, for those who plan them side by side.
 struct Residuals {

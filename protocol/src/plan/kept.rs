@@ -23,6 +23,7 @@ use super::layer::BlockPlan;
 use super::norm::PreNorm;
 use super::rows::{Wide, weights_in_blocks};
 use crate::gemm::Packed;
+use crate::hex;
 use crate::model::decoder::Config;
 
 /// Weights in blocks from which on planning takes longer than it takes to read a plan.
@@ -52,30 +53,20 @@ pub enum Progress<'a> {
     NotKept(&'a Path, &'a io::Error),
 }
 
-/// All of a plan but the weights.
-#[derive(Deserialize)]
-struct Rest {
+/// All of a plan but the weights; its larger parts are borrowed where it is written.
+#[derive(Serialize, Deserialize)]
+struct Rest<Blocks, Norm, Head> {
     longest: usize,
-    blocks: Vec<BlockPlan>,
-    last_norm: PreNorm,
-    head: Wide,
+    blocks: Blocks,
+    last_norm: Norm,
+    head: Head,
     k: u32,
     embedded: f64,
     /// None where the plan was made without them.
     weights: Vec<(Packed, [u8; 32])>,
 }
 
-/// The same to be written: its fields in that order.
-#[derive(Serialize)]
-struct RestOf<'a> {
-    longest: usize,
-    blocks: &'a [BlockPlan],
-    last_norm: &'a PreNorm,
-    head: &'a Wide,
-    k: u32,
-    embedded: f64,
-    weights: Vec<(Packed, [u8; 32])>,
-}
+type Owned = Rest<Vec<BlockPlan>, PreNorm, Wide>;
 
 impl Shelf {
     /// Plans in `dir`, which is made when the first is kept.
@@ -115,7 +106,8 @@ impl Shelf {
         if covering(&model, &build, &rest) != hash {
             return None;
         }
-        let Rest { longest, blocks, last_norm, head, k, embedded, weights } = postcard::from_bytes(&rest).ok()?;
+        let rest: Owned = postcard::from_bytes(&rest).ok()?;
+        let Rest { longest, blocks, last_norm, head, k, embedded, weights } = rest;
         let mut p = DecoderPlanner { config: c.clone(), longest, blocks, last_norm, head, k, embedded, model };
         if keep == Keep::Weights {
             file.rewind().ok()?;
@@ -190,7 +182,7 @@ fn write(path: &Path, p: &mut DecoderPlanner, build: &[u8; 32]) -> io::Result<()
     }
     let DecoderPlanner { longest, blocks, last_norm, head, k, embedded, model, .. } = &*p;
     let (longest, k, embedded) = (*longest, *k, *embedded);
-    let rest = RestOf { longest, blocks, last_norm, head, k, embedded, weights };
+    let rest = Rest { longest, blocks, last_norm, head, k, embedded, weights };
     let rest = postcard::to_allocvec(&rest).map_err(io::Error::other)?;
     out.write_all(&rest)?;
     out.write_all(&(rest.len() as u64).to_le_bytes())?;
@@ -223,10 +215,6 @@ fn build() -> Option<[u8; 32]> {
     let mut hash = Sha256::new();
     io::copy(&mut file, &mut hash).ok()?;
     Some(hash.finalize().into())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Hashes what passes.
