@@ -8,6 +8,9 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, measurement::WallTime};
+use tacet_protocol::backend::{Backend, Cpu};
+use tacet_protocol::gates::grid::Grid;
+use tacet_protocol::gates::product::{HeadProduct, Side};
 use tacet_protocol::gemm::{Level, Order, Threads, Weights, linear_on, product_on};
 use tacet_protocol::prg::{Prg, SessionKey};
 
@@ -125,6 +128,22 @@ fn main() {
                 black_box(all)
             });
         });
+    }
+    g.finish();
+    // Attention of one new position: its multiply-accumulates with the keys and with the values of all before it.
+    let mut g = c.benchmark_group("12 heads of 64");
+    let (heads, dim, k) = (12, 64, 62);
+    for (rows, past) in [(1, 512), (1, 4096), (16, 512), (128, 0)] {
+        let grid = Grid::causal(past, rows);
+        for side in [Side::Scores, Side::Attend] {
+            let p = HeadProduct { side, grid, heads, kv_heads: heads, dim, k };
+            let short = words.next(if side == Side::Scores { rows * heads * dim } else { heads * grid.len() }, k);
+            let long = words.next(grid.keys * heads * dim, k);
+            let macs = heads * grid.len() * dim;
+            rate(&mut g, &format!("{side:?}"), &format!("{rows} after {past}"), macs, |y| {
+                *y = Cpu.product(&p, &[(&short, &long)]).expect("the processor does not fail");
+            });
+        }
     }
     g.finish();
     c.final_summary();

@@ -2,6 +2,8 @@
 //!
 //! `(m_a - l_a)(m_b - l_b) = m_a m_b - m_a l_b - l_a m_b + l_a l_b` (Beaver's identity with the masks as the triple).
 
+mod few;
+
 use std::ops::Range;
 
 use super::grid::Grid;
@@ -59,16 +61,25 @@ impl HeadProduct {
 
     /// Columns of head `h` of `heads`.
     fn head(&self, x: &[u64], h: usize, heads: usize) -> Vec<u64> {
-        x.chunks_exact(heads * self.dim).flat_map(|row| row[h * self.dim..][..self.dim].iter().copied()).collect()
+        let mut head = Vec::with_capacity(x.len() / heads);
+        for row in x.chunks_exact(heads * self.dim) {
+            head.extend_from_slice(&row[h * self.dim..][..self.dim]);
+        }
+        head
     }
 
     /// Sum of products in words, of some heads: their scores, or their columns of every row. What a [`Backend`] computes.
     pub(crate) fn sum(&self, heads: Range<usize>, pairs: &[(&[u64], &[u64])]) -> Vec<u64> {
         let mut sum = vec![0u64; self.out_len() / self.heads * heads.len()];
         for (a, b) in pairs {
-            let product = Zeroizing::new(self.product(heads.clone(), a, b));
-            sum.iter_mut().zip(product.iter()).for_each(|(s, p)| *s = s.wrapping_add(*p) & mask(self.k));
+            if self.grid.rows < few::FEW {
+                few::add(self, heads.clone(), a, b, &mut sum);
+            } else {
+                let product = Zeroizing::new(self.product(heads.clone(), a, b));
+                sum.iter_mut().zip(product.iter()).for_each(|(s, p)| *s = s.wrapping_add(*p));
+            }
         }
+        sum.iter_mut().for_each(|s| *s &= mask(self.k));
         sum
     }
 
