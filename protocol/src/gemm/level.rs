@@ -122,58 +122,6 @@ impl Level {
             Level::Neon(cpu) => cpu.word64_tile(a, k, rows, panel, tile),
         }
     }
-
-    /// See [`words::row_times`].
-    pub(super) fn row32_times(self, a: &[u32], b: &[u64], out: &mut [u64]) {
-        match self {
-            Level::Scalar => words::row_times(a, b, out),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2(cpu) => cpu.row32_times(a, b, out),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512(cpu) => cpu.row32_times(a, b, out),
-            #[cfg(target_arch = "aarch64")]
-            Level::Neon(cpu) => cpu.row32_times(a, b, out),
-        }
-    }
-
-    /// See [`words::row_times`].
-    pub(super) fn row64_times(self, a: &[u64], b: &[u64], out: &mut [u64]) {
-        match self {
-            Level::Scalar => words::row_times(a, b, out),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2(cpu) => cpu.row64_times(a, b, out),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512(cpu) => cpu.row64_times(a, b, out),
-            #[cfg(target_arch = "aarch64")]
-            Level::Neon(cpu) => cpu.row64_times(a, b, out),
-        }
-    }
-
-    /// See [`words::row_dots`].
-    pub(super) fn row32_dots(self, a: &[u32], b: &[u64], out: &mut [u64]) {
-        match self {
-            Level::Scalar => words::row_dots(a, b, out),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2(cpu) => cpu.row32_dots(a, b, out),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512(cpu) => cpu.row32_dots(a, b, out),
-            #[cfg(target_arch = "aarch64")]
-            Level::Neon(cpu) => cpu.row32_dots(a, b, out),
-        }
-    }
-
-    /// See [`words::row_dots`].
-    pub(super) fn row64_dots(self, a: &[u64], b: &[u64], out: &mut [u64]) {
-        match self {
-            Level::Scalar => words::row_dots(a, b, out),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2(cpu) => cpu.row64_dots(a, b, out),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512(cpu) => cpu.row64_dots(a, b, out),
-            #[cfg(target_arch = "aarch64")]
-            Level::Neon(cpu) => cpu.row64_dots(a, b, out),
-        }
-    }
 }
 
 fn limb_tile_plain<W: Copy + Into<i32>>(a: &[i16], stride: usize, rows: usize, panel: &[W], tile: &mut LimbTile) {

@@ -9,7 +9,7 @@ use std::arch::is_aarch64_feature_detected;
 
 use super::limbs::{self, Limbs};
 use super::weights::Panel;
-use super::words::{self, word_tile};
+use super::words::word_tile;
 use super::{LimbTile, MR, NR};
 
 /// Rows that the limb kernel keeps in registers.
@@ -52,22 +52,6 @@ impl Neon {
     pub(super) fn word64_tile(self, a: &[u64], k: usize, rows: usize, panel: &[u64], tile: &mut [[u64; NR]; MR]) {
         // There is no product of 64-bit lanes.
         word_tile::<_, 2, 8>(a, k, rows, panel, tile);
-    }
-
-    pub(super) fn row32_times(self, a: &[u32], b: &[u64], out: &mut [u64]) {
-        words::row_times(a, b, out);
-    }
-
-    pub(super) fn row64_times(self, a: &[u64], b: &[u64], out: &mut [u64]) {
-        words::row_times(a, b, out);
-    }
-
-    pub(super) fn row32_dots(self, a: &[u32], b: &[u64], out: &mut [u64]) {
-        words::row_dots(a, b, out);
-    }
-
-    pub(super) fn row64_dots(self, a: &[u64], b: &[u64], out: &mut [u64]) {
-        words::row_dots(a, b, out);
     }
 }
 

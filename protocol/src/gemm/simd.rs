@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use super::limbs::{self, Limbs};
 use super::weights::Panel;
-use super::words::{self, Word, word_tile};
+use super::words::word_tile;
 use super::{LimbTile, MR, NR};
 
 /// Rows that the AVX2 kernel keeps in registers.
@@ -77,42 +77,6 @@ impl Avx2 {
         // SAFETY: `self` proves the features.
         unsafe { run(a, k, rows, panel, tile) }
     }
-
-    pub(super) fn row32_times(self, a: &[u32], b: &[u64], out: &mut [u64]) {
-        #[target_feature(enable = "avx2")]
-        fn run(a: &[u32], b: &[u64], out: &mut [u64]) {
-            words::row_times(a, b, out);
-        }
-        // SAFETY: `self` proves the features.
-        unsafe { run(a, b, out) }
-    }
-
-    pub(super) fn row64_times(self, a: &[u64], b: &[u64], out: &mut [u64]) {
-        #[target_feature(enable = "avx2")]
-        fn run(a: &[u64], b: &[u64], out: &mut [u64]) {
-            words::row_times(a, b, out);
-        }
-        // SAFETY: `self` proves the features.
-        unsafe { run(a, b, out) }
-    }
-
-    pub(super) fn row32_dots(self, a: &[u32], b: &[u64], out: &mut [u64]) {
-        #[target_feature(enable = "avx2")]
-        fn run(a: &[u32], b: &[u64], out: &mut [u64]) {
-            words::row_dots(a, b, out);
-        }
-        // SAFETY: `self` proves the features.
-        unsafe { run(a, b, out) }
-    }
-
-    pub(super) fn row64_dots(self, a: &[u64], b: &[u64], out: &mut [u64]) {
-        #[target_feature(enable = "avx2")]
-        fn run(a: &[u64], b: &[u64], out: &mut [u64]) {
-            words::row_dots(a, b, out);
-        }
-        // SAFETY: `self` proves the features.
-        unsafe { run(a, b, out) }
-    }
 }
 
 impl Avx512 {
@@ -168,38 +132,6 @@ impl Avx512 {
         }
         // SAFETY: `self` proves the features.
         unsafe { run(a, k, rows, panel, tile) }
-    }
-
-    pub(super) fn row32_times(self, a: &[u32], b: &[u64], out: &mut [u64]) {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
-        fn run(a: &[u32], b: &[u64], out: &mut [u64]) {
-            words::row_times(a, b, out);
-        }
-        // SAFETY: `self` proves the features.
-        unsafe { run(a, b, out) }
-    }
-
-    pub(super) fn row64_times(self, a: &[u64], b: &[u64], out: &mut [u64]) {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
-        fn run(a: &[u64], b: &[u64], out: &mut [u64]) {
-            words::row_times(a, b, out);
-        }
-        // SAFETY: `self` proves the features.
-        unsafe { run(a, b, out) }
-    }
-
-    pub(super) fn row32_dots(self, a: &[u32], b: &[u64], out: &mut [u64]) {
-        for (b, out) in b.chunks_exact(a.len()).zip(out) {
-            // SAFETY: `self` proves the features.
-            *out = unsafe { dot32_avx512(a, b) }.into();
-        }
-    }
-
-    pub(super) fn row64_dots(self, a: &[u64], b: &[u64], out: &mut [u64]) {
-        for (b, out) in b.chunks_exact(a.len()).zip(out) {
-            // SAFETY: `self` proves the features.
-            *out = unsafe { dot64_avx512(a, b) };
-        }
     }
 }
 
@@ -363,38 +295,4 @@ fn rows_avx512<W: Stored, const R: usize>(a: &[i16], stride: usize, panel: &[W],
             }
         }
     }
-}
-
-#[target_feature(enable = "avx512f,avx512dq")]
-fn dot64_avx512(a: &[u64], b: &[u64]) -> u64 {
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
-    let mut sum = _mm512_setzero_si512();
-    for (a, b) in a.iter().zip(b) {
-        sum = _mm512_add_epi64(sum, _mm512_mullo_epi64(words512(a), words512(b)));
-    }
-    let rest = a_rest.iter().zip(b_rest).fold(0u64, |sum, (a, b)| sum.add_product(*a, *b));
-    rest.wrapping_add(_mm512_reduce_add_epi64(sum) as u64)
-}
-
-#[target_feature(enable = "avx512f,avx512dq")]
-fn dot32_avx512(a: &[u32], b: &[u64]) -> u32 {
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
-    let mut sum = _mm512_setzero_si512();
-    for (a, b) in a.iter().zip(b) {
-        let (b, _) = b.as_chunks::<8>();
-        let [low, high] = [&b[0], &b[1]].map(|b| _mm512_cvtepi64_epi32(words512(b)));
-        let b = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-        // SAFETY: `a` is 64 bytes.
-        let a = unsafe { _mm512_loadu_si512((&raw const *a).cast()) };
-        sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(a, b));
-    }
-    let rest = a_rest.iter().zip(b_rest).fold(0u32, |sum, (a, b)| sum.add_product(*a, *b as u32));
-    rest.wrapping_add(_mm512_reduce_add_epi32(sum) as u32)
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn words512(from: &[u64; 8]) -> __m512i {
-    // SAFETY: `from` is 64 bytes.
-    unsafe { _mm512_loadu_si512((&raw const *from).cast()) }
 }

@@ -3,8 +3,6 @@
 use super::{Level, MR, NR};
 use crate::ring::mask;
 
-/// Rows below which the right operand is read where it lies: to pack it would take longer than the product.
-const FEW: usize = 4;
 /// Inner elements that are packed of one column after the other.
 const BLOCK: usize = 16;
 
@@ -64,15 +62,6 @@ struct Product<'a> {
 impl Product<'_> {
     fn of<W: Word>(&self, a: &[u64], out: &mut [u64]) {
         let a: Vec<W> = a.iter().map(|&a| W::narrow(a)).collect();
-        if a.len() < FEW * self.k {
-            for (a, out) in a.chunks_exact(self.k).zip(out.chunks_exact_mut(self.n)) {
-                match self.order {
-                    Order::Rows => W::row_times(self.level, a, self.b, out),
-                    Order::Columns => W::row_dots(self.level, a, self.b, out),
-                }
-            }
-            return;
-        }
         let mut panel = vec![W::default(); self.k * NR];
         for from in (0..self.n).step_by(NR) {
             let width = NR.min(self.n - from);
@@ -111,39 +100,6 @@ impl Product<'_> {
     }
 }
 
-/// `out = a b` for one row `a` and `b` of `a.len()` rows.
-#[inline(always)]
-pub(super) fn row_times<W: Word>(a: &[W], b: &[u64], out: &mut [u64]) {
-    let n = out.len();
-    for (from, out) in (0..n).step_by(NR).zip(out.chunks_mut(NR)) {
-        let mut sums = [W::default(); NR];
-        for (&a, b) in a.iter().zip(b.chunks_exact(n)) {
-            match b[from..].first_chunk::<NR>() {
-                Some(b) => sums.iter_mut().zip(b).for_each(|(s, b)| *s = s.add_product(a, W::narrow(*b))),
-                None => sums.iter_mut().zip(&b[from..]).for_each(|(s, b)| *s = s.add_product(a, W::narrow(*b))),
-            }
-        }
-        out.iter_mut().zip(sums).for_each(|(o, s)| *o = s.widen());
-    }
-}
-
-/// `out = a b` for one row `a` and `b` of `out.len()` columns, one after the other.
-#[inline(always)]
-pub(super) fn row_dots<W: Word>(a: &[W], b: &[u64], out: &mut [u64]) {
-    const LANES: usize = 16;
-    let (blocks, rest) = a.as_chunks::<LANES>();
-    for (b, out) in b.chunks_exact(a.len()).zip(out) {
-        let (b_blocks, b_rest) = b.as_chunks::<LANES>();
-        let mut sums = [W::default(); LANES];
-        for (a, b) in blocks.iter().zip(b_blocks) {
-            let b: [W; LANES] = std::array::from_fn(|j| W::narrow(b[j]));
-            sums = std::array::from_fn(|j| sums[j].add_product(a[j], b[j]));
-        }
-        let rest = rest.iter().zip(b_rest).fold(W::default(), |sum, (a, b)| sum.add_product(*a, W::narrow(*b)));
-        *out = sums.iter().fold(rest, |sum, s| sum.add_product(*s, W::narrow(1))).widen();
-    }
-}
-
 /// A word that products are computed in.
 pub(super) trait Word: Copy + Default {
     fn narrow(x: u64) -> Self;
@@ -151,10 +107,6 @@ pub(super) trait Word: Copy + Default {
     fn add_product(self, a: Self, b: Self) -> Self;
     /// See [`word_tile`].
     fn tile(level: Level, a: &[Self], k: usize, rows: usize, panel: &[Self], tile: &mut [[Self; NR]; MR]);
-    /// See [`row_times`].
-    fn row_times(level: Level, a: &[Self], b: &[u64], out: &mut [u64]);
-    /// See [`row_dots`].
-    fn row_dots(level: Level, a: &[Self], b: &[u64], out: &mut [u64]);
 }
 
 impl Word for u32 {
@@ -173,12 +125,6 @@ impl Word for u32 {
     fn tile(level: Level, a: &[u32], k: usize, rows: usize, panel: &[u32], tile: &mut [[u32; NR]; MR]) {
         level.word32_tile(a, k, rows, panel, tile);
     }
-    fn row_times(level: Level, a: &[u32], b: &[u64], out: &mut [u64]) {
-        level.row32_times(a, b, out);
-    }
-    fn row_dots(level: Level, a: &[u32], b: &[u64], out: &mut [u64]) {
-        level.row32_dots(a, b, out);
-    }
 }
 
 impl Word for u64 {
@@ -196,12 +142,6 @@ impl Word for u64 {
     }
     fn tile(level: Level, a: &[u64], k: usize, rows: usize, panel: &[u64], tile: &mut [[u64; NR]; MR]) {
         level.word64_tile(a, k, rows, panel, tile);
-    }
-    fn row_times(level: Level, a: &[u64], b: &[u64], out: &mut [u64]) {
-        level.row64_times(a, b, out);
-    }
-    fn row_dots(level: Level, a: &[u64], b: &[u64], out: &mut [u64]) {
-        level.row64_dots(a, b, out);
     }
 }
 
