@@ -149,11 +149,6 @@ impl Lane {
         let log = std::fs::File::create(self.dir.join(format!("{name}.log")))?;
         let mut party = Command::new(&self.exe);
         party.args(["party", "--config"]).arg(self.dir.join(format!("{name}.toml")));
-        // Ten seconds instead of one before memory goes back to the system: here parties share their processors with each
-        // other, and a round may wait longer for its turn.
-        if std::env::var_os("MIMALLOC_PURGE_DELAY").is_none() {
-            party.env("MIMALLOC_PURGE_DELAY", "10000");
-        }
         // A terminal's Ctrl-C is for whoever started the lane, who ends it when it is no longer needed.
         std::os::unix::process::CommandExt::process_group(&mut party, 0);
         Ok(party.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?)

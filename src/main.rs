@@ -28,7 +28,7 @@ use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Tensors of megabytes come and go every round: memory that stays with the process for a second costs no page faults.
+/// Tensors of megabytes come and go every round: memory that stays with the process for a while costs no page faults.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -203,7 +203,10 @@ fn interruptible(work: impl Future<Output = Result<()>>) -> Result<()> {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Demo(args) => interruptible(demo::run(args)),
-        Command::Party(args) => runtime()?.block_on(party::run(args)),
+        Command::Party(args) => {
+            party::settle();
+            runtime()?.block_on(party::run(args))
+        }
         Command::Embed(args) => interruptible(embed::run(args)),
         Command::Generate(args) => interruptible(generate::run(args)),
         Command::Chat(args) => terminable(chat::run(args)),

@@ -233,6 +233,11 @@ fn a_plan_predicts_seconds() {
 fn several_sessions_at_once_keep_their_order_and_wait_for_room() {
     let Some(model) = model() else { return };
     let (lane, _alone) = lane(&model, Limits { sessions: 2, ..Limits::default() });
+    // Each party started over with an allocator that keeps memory.
+    for party in lane.report() {
+        let settings = std::fs::read(format!("/proc/{}/environ", party.pid)).unwrap();
+        assert!(settings.split(|b| *b == 0).any(|v| v.starts_with(b"MIMALLOC_PURGE_DELAY=")));
+    }
     on_one_thread(async {
         let texts =
             ["the longest of all of these texts by far, so that others overtake it", "b", "", "fourth text", "e e e"];
