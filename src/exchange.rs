@@ -2,7 +2,8 @@
 //!
 //! Each end has what a party has: a thread that runs the streams, and one that computes and hands messages over. A round is
 //! the one of two evaluators: both compute, send, and wait for the other's. Without the computing a round would be too
-//! cheap, since a thread that waits for long takes longer to wake. Both ends share this machine, as they do in `tacet bench`.
+//! cheap, since a thread that waits for long takes longer to wake; it goes through memory, as a party's computing does, and is
+//! timed by itself in each round. Both ends share this machine, as they do in `tacet bench`.
 //! A dealing is a long stream one way, whose receiver keeps what it gets: it does not fit a processor's caches.
 
 use std::hint::black_box;
@@ -177,43 +178,61 @@ fn steps() -> impl Iterator<Item = (u32, usize)> {
 
 fn compute(out: &mpsc::Sender<(u32, Wiped<u8>)>, mut incoming: mpsc::Receiver<Wiped<u8>>) -> Result<[Part; 5]> {
     let mut steps = steps();
-    let iterations = calibrated();
-    let took = (0..5).map(|_| work(iterations)).min().unwrap_or_default().as_secs_f64();
+    let mut memory = Read::new();
+    let blocks = memory.calibrated();
     let mut parts = [Part::default(); 5];
     for (part, (n, _, works)) in parts.iter_mut().zip(ROUNDS) {
-        let (iterations, took) = if works { (iterations, took) } else { (0, 0.0) };
-        let before = processor()?;
+        let blocks = if works { blocks } else { 0 };
+        let (before, mut worked) = (processor()?, 0.0);
         let mut times = Vec::with_capacity(n);
         for (step, len) in steps.by_ref().take(n) {
+            worked += memory.work(blocks).as_secs_f64();
             let started = Instant::now();
-            work(iterations);
             out.blocking_send((step, Wiped::new(vec![0; len]))).context("the stream ended")?;
             incoming.blocking_recv().context("the stream ended")?;
-            times.push((started.elapsed().as_secs_f64() - took).max(0.0));
+            times.push(started.elapsed().as_secs_f64());
         }
         // The mean, as a program's rounds add up, but for those in which something else ran.
         times.sort_by(f64::total_cmp);
         let usual = &times[..n - n / 20];
         let mean = usual.iter().sum::<f64>() / usual.len() as f64;
         // Both ends worked.
-        let processor = (processor()? - before).as_secs_f64() / n as f64 - 2.0 * took;
+        let processor = ((processor()? - before).as_secs_f64() - 2.0 * worked) / n as f64;
         *part = Part { mean, processor: processor.max(0.0) };
     }
     Ok(parts)
 }
 
-/// Computes something.
-fn work(iterations: u64) -> Duration {
-    let started = Instant::now();
-    black_box((0..iterations).fold(1u64, |a, i| black_box(a.wrapping_mul(6364136223846793005).wrapping_add(i))));
-    started.elapsed()
+/// Memory that a thread goes through: weights and tensors push what a round needs out of its processor's caches.
+struct Read {
+    words: Vec<u64>,
+    at: usize,
 }
 
-/// So many iterations of [`work`] as take [`WORK`].
-fn calibrated() -> u64 {
-    const N: u64 = 20_000;
-    let best = (0..5).map(|_| work(N)).min().unwrap_or_default().max(Duration::from_nanos(1));
-    (N as f64 * WORK.as_secs_f64() / best.as_secs_f64()) as u64
+impl Read {
+    /// More than a processor's own caches hold.
+    fn new() -> Read {
+        Read { words: vec![1; 2 << 20], at: 0 }
+    }
+
+    /// Reads the next so many blocks.
+    fn work(&mut self, blocks: usize) -> Duration {
+        let started = Instant::now();
+        let (all, _) = self.words.as_chunks::<64>();
+        for _ in 0..blocks {
+            self.at = (self.at + 1) % all.len();
+            black_box(all[self.at].iter().fold(0u64, |a, w| a ^ w));
+        }
+        started.elapsed()
+    }
+
+    /// So many blocks as take [`WORK`].
+    fn calibrated(&mut self) -> usize {
+        let blocks = self.words.len() / 64;
+        let mut all: Vec<_> = (0..5).map(|_| self.work(blocks)).collect();
+        all.sort();
+        (blocks as f64 * WORK.as_secs_f64() / all[2].as_secs_f64().max(1e-9)) as usize
+    }
 }
 
 /// What this process has had of processors.
