@@ -34,7 +34,7 @@ pub struct Args {
 /// How long the allocator keeps what was freed, in milliseconds, and its name for that.
 ///
 /// A party under load frees and takes gigabytes a second. The allocator's own second of patience had the system clear fresh
-/// pages all the time: a tenth of a short query's time, a quarter of a long prompt's.
+/// pages all the time: a tenth of a short query's time, a fifth of a long prompt's.
 const PATIENCE: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "30000");
 
 /// Starts this program over, as the same process, with an allocator that keeps memory for longer: it reads its settings
