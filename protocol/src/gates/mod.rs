@@ -26,6 +26,7 @@ pub mod reached;
 pub mod rescale;
 pub mod rotate;
 pub mod rowmax;
+pub mod select;
 pub mod squares;
 pub mod tails;
 pub mod turn;

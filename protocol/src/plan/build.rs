@@ -6,8 +6,9 @@ use super::activation::Curves;
 use super::{Layer, pow2};
 use crate::gates::cosine::Cosine;
 use crate::gates::join::Join;
-use crate::gates::piecewise::{Piecewise, Scales, Select, fit_cubics, narrow, narrow_ring};
+use crate::gates::piecewise::{MOST_SCALES, Piecewise, Scales, fit_cubics, narrow, narrow_ring};
 use crate::gates::rescale::Rescale;
+use crate::gates::select::Select;
 use crate::gates::tails::Tails;
 use crate::program::{Id, Kind, Op, Value};
 
@@ -42,6 +43,7 @@ pub struct Scaled {
     pub shares: [Id; 2],
     /// log2 of each scale's unit, the ring of what is selected, and the bound on it.
     shifts: Vec<u32>,
+    reach: usize,
     k_out: u32,
     bound: f64,
 }
@@ -57,19 +59,22 @@ pub fn log2_ceil(x: f64) -> u32 {
     libm::ceil(libm::log2(x.max(1.0))) as u32
 }
 
-/// Scales for a positive value up to `hi` units, of use down to `lo`; with more windows where eight scales of the usual ones
-/// do not reach from one to the other.
+/// Windows of a scale, and scales from a flag to the one that it relies on, of which the cheapest are taken.
+const WINDOWS: [usize; 4] = [16, 32, 64, 128];
+const REACH: std::ops::RangeInclusive<usize> = 1..=4;
+
+/// Scales for a positive value up to `hi` units, of use down to `lo`: those of which least is dealt.
 pub fn scales(hi: f64, lo: f64, windows_at_lo: f64) -> Scales {
     let finest = libm::log2((lo / windows_at_lo).max(1.0));
-    let of = |windows: usize| {
+    let of = |windows: usize, reach: usize| {
         let (top, stride) = (log2_ceil(hi / (windows - 1) as f64), Scales::stride(windows));
-        let n = 1 + libm::round((top as f64 - finest).max(0.0) / f64::from(stride)) as u32;
-        (top, stride, n)
+        // Of twice the width asked for at most.
+        let n = 1 + libm::ceil((f64::from(top) - finest - 1.0).max(0.0) / f64::from(stride)) as u32;
+        let n = n.min(MOST_SCALES as u32).min(1 + top / stride);
+        Scales { drop: top - stride * (n - 1), count: n as usize, windows, reach }
     };
-    let windows = if of(32).2 > 8 { 128 } else { 32 };
-    let (top, stride, n) = of(windows);
-    let n = n.clamp(1, 8).min(1 + top / stride);
-    Scales { drop: top - stride * (n - 1), count: n as usize, windows }
+    let all = WINDOWS.into_iter().flat_map(|windows| REACH.map(move |reach| of(windows, reach)));
+    all.min_by_key(Scales::cost).unwrap_or(of(WINDOWS[0], 1))
 }
 
 impl Build {
@@ -173,7 +178,7 @@ impl Build {
         // What is chosen is at most what the first window gives.
         let bound = coef[0][0].iter().map(|c| c.abs()).sum::<f64>();
         let (k_in, rho_bits, n) = (self.values[x].bits, rho.min(scales.drop), scales.count);
-        let k = narrow_ring(rho_bits).min(k_out);
+        let k = narrow_ring(rho_bits, scales.windows).min(k_out);
         let shifts = narrow(&mut coef, k);
         // More than the ring holds at a scale outside its range, where shares may be anything.
         let most = coef.iter().flatten().map(|c| c.iter().map(|c| c.abs()).sum()).fold(0.0, f64::max);
@@ -181,14 +186,14 @@ impl Build {
         let v = self.value(&format!("{name} at {n} scales"), &[rows, n], k, 0.0, most);
         let b = self.bits(&format!("{name} flags"), &[rows]);
         self.op(Kind::Piecewise(gate), &[x], &[v, b]);
-        Scaled { shares: [v, b], shifts, k_out, bound }
+        Scaled { shares: [v, b], shifts, reach: scales.reach, k_out, bound }
     }
 
     /// The value at the right scale, from what [`Self::scaled`] gave, opened.
     pub fn selected(&mut self, name: &str, opened: [Id; 2], s: Scaled) -> Id {
         let (rows, k_in) = (self.values[opened[0]].shape[0], self.values[opened[0]].bits);
         let r = self.value(name, &[rows], s.k_out, 0.0, s.bound);
-        self.op(Kind::Select(Select { rows, shifts: s.shifts, k_in, k_out: s.k_out }), &opened, &[r]);
+        self.op(Kind::Select(Select { rows, shifts: s.shifts, reach: s.reach, k_in, k_out: s.k_out }), &opened, &[r]);
         r
     }
 
