@@ -6,7 +6,7 @@
 use zeroize::Zeroize;
 
 use crate::backend::Backend;
-use crate::gates::{Deal, Masked, Take};
+use crate::gates::{Deal, Halves, Masked, Take};
 use crate::prg::Prg;
 use crate::program::{Kind, Op, Program, Value};
 use crate::ring::{check_packed, mask, pack_to, packed_len, unpack_to};
@@ -50,6 +50,20 @@ fn add_masks(v: &Value, (step, slot): (u32, u32), prg: &mut Prg, to: &mut [u64])
         vector::run(Combine { to, with: half, xor: v.xor, keep: mask(v.bits) });
     }
     Ok(())
+}
+
+/// Which values' masks are needed by halves.
+fn by_halves(p: &Program) -> Vec<bool> {
+    let mut all = vec![false; p.values.len()];
+    for op in &p.ops {
+        let inputs: &[usize] = match op.kind {
+            Kind::Rescale(_) | Kind::FlagRescale(_) | Kind::Rotate(_) => &op.inputs[..1],
+            Kind::Join(_) => &op.inputs[..2],
+            _ => &[],
+        };
+        inputs.iter().for_each(|v| all[*v] = true);
+    }
+    all
 }
 
 /// Adds packed words, of which as many are there.
@@ -157,6 +171,9 @@ pub fn deal_next(
     // Wiped when dropped, also where the sink fails.
     let mut masks_of = DealerState { positions: 0, kept: vec![Vec::new(); p.values.len()] };
     let lam = &mut masks_of.kept;
+    let by_halves = by_halves(p);
+    let mut firsts = DealerState { positions: 0, kept: vec![Vec::new(); p.values.len()] };
+    let firsts = &mut firsts.kept;
     let mut held = std::mem::take(state);
     // A share that is kept has no mask.
     let fits = |v: usize, l: &Vec<u64>| l.is_empty() || l.len() == p.values[v].len();
@@ -173,19 +190,23 @@ pub fn deal_next(
             let [a, b] = &mut prg;
             for (slot, (out, mut l)) in op.outputs.iter().zip(masks(p, op, step, a)?).enumerate() {
                 lam[*out] = l.take();
+                if by_halves[*out] {
+                    firsts[*out] = lam[*out].clone();
+                }
                 add_masks(&p.values[*out], (step, slot as u32), b, &mut lam[*out])?;
             }
         }
         let mut d = Deal::new(&mut prg, step, p.dealt_len(i));
         let l = |n: usize| lam[op.inputs[n]].as_slice();
+        let halves = |n: usize| Halves { sum: l(n), first: &firsts[op.inputs[n]] };
         match &op.kind {
-            Kind::Rescale(g) => g.deal(&mut d, l(0))?,
+            Kind::Rescale(g) => g.deal(&mut d, halves(0))?,
             Kind::Product(g) => g.deal(&mut d, l(0), l(1), sink.backend())?,
             Kind::RowMax(g) => g.deal(&mut d, l(0))?,
             Kind::And(g) => g.deal(&mut d, l(0))?,
             Kind::CountClear(g) => g.deal(&mut d, l(0))?,
             Kind::Exp(g) => g.deal(&mut d, l(0), l(1))?,
-            Kind::FlagRescale(g) => g.deal(&mut d, l(0), l(1))?,
+            Kind::FlagRescale(g) => g.deal(&mut d, halves(0), l(1))?,
             Kind::Piecewise(g) => g.deal(&mut d, l(0))?,
             Kind::Select(g) => g.deal(&mut d, l(0), l(1))?,
             Kind::Variance(g) => g.deal(&mut d, l(0))?,
@@ -193,9 +214,9 @@ pub fn deal_next(
             Kind::Broadcast(g) => g.deal(&mut d, l(0), l(1))?,
             Kind::Cosine(g) => g.deal(&mut d, l(0))?,
             Kind::Tails(g) => g.deal(&mut d, l(0))?,
-            Kind::Join(g) => g.deal(&mut d, l(0), l(1), l(2), l(3))?,
+            Kind::Join(g) => g.deal(&mut d, halves(0), halves(1), l(2), l(3))?,
             Kind::Turn(g) => g.deal(&mut d, l(0), l(1))?,
-            Kind::Rotate(g) => g.deal(&mut d, l(0))?,
+            Kind::Rotate(g) => g.deal(&mut d, halves(0))?,
             Kind::Hadamard(g) => g.deal(&mut d, l(0), l(1))?,
             Kind::Reached(g) => g.deal(&mut d, l(0))?,
             Kind::Append => {
@@ -222,6 +243,7 @@ pub fn deal_next(
         }
         for v in op.inputs.iter().filter(|v| last[**v] == i) {
             wipe(&mut lam[*v]);
+            wipe(&mut firsts[*v]);
         }
     }
     let kept = p.carried[1].iter().map(|v| std::mem::take(&mut lam[*v])).collect();

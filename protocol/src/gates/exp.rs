@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bits::rotate_bits;
 use super::grid::Grid;
-use super::{Deal, Dealt, Masked, Take, rounded};
+use super::{Deal, Dealt, Halves, Masked, Take, rounded};
 use crate::Error;
 use crate::ring::mask;
 use crate::vector::{self, Kernel};
@@ -199,7 +199,8 @@ impl Powers {
 
 /// `(1 - flag) round(x / 2^shift)` into another ring; `flag` is a masked bit per element.
 ///
-/// `1 - (c ^ r) = (1 - c) + (2c - 1) r`, so besides the rescale's `A` and `B` the dealer deals `r`, `rA` and `rB`.
+/// `1 - (c ^ r) = (1 - c) + (2c - 1) r`, so besides the rescale's carry and top bit `B` the dealer deals `r`, `rA` and `rB`, where
+/// `A` is what both evaluators' own halves make, less the carry's part: nothing is left where a value is not kept.
 #[derive(Clone, Debug)]
 pub struct FlagRescale {
     /// Elements.
@@ -217,6 +218,7 @@ impl FlagRescale {
         self.k_out.saturating_sub(self.k_in - self.shift).max(1)
     }
 
+    #[inline(always)]
     fn round(&self, v: u64) -> u64 {
         (v + (1 << self.shift >> 1)) >> self.shift
     }
@@ -224,28 +226,27 @@ impl FlagRescale {
     /// What is dealt.
     pub fn dealt(&self) -> Vec<Dealt> {
         let (k, b) = (self.k_out, self.k_bit());
-        [k, b, k, k, b].map(|k| (self.len, k)).to_vec()
+        [b, b, k, k, b].map(|k| (self.len, k)).to_vec()
+    }
+
+    /// What is added where a sum left its ring.
+    fn wrap(&self) -> u64 {
+        1u64.checked_shl(self.k_in - self.shift).unwrap_or(0)
     }
 
     /// Dealer.
-    pub fn deal(&self, d: &mut Deal, lx: &[u64], lf: &[u64]) -> Result<(), Error> {
-        let (n, k, kb) = (self.len, self.k_out, self.k_bit());
-        let (mut a, mut b, mut r) = (d.tensor(n, k)?, d.tensor(n, kb)?, d.tensor(n, k)?);
-        let (mut ra, mut rb) = (d.tensor(n, k)?, d.tensor(n, kb)?);
-        for (l, f) in lx.chunks(64).zip(lf) {
-            let n = l.len();
-            let a = a.room(d, n);
-            a.iter_mut().zip(l).for_each(|(a, l)| *a = self.round(*l));
-            let b = b.room(d, n);
-            b.iter_mut().zip(l).for_each(|(b, l)| *b = l >> (self.k_in - 1));
-            let r = r.room(d, n);
-            r.iter_mut().enumerate().for_each(|(i, r)| *r = f >> i & 1);
-            ra.room(d, n).iter_mut().zip(&*a).zip(&*r).for_each(|((t, a), r)| *t = a * r);
-            rb.room(d, n).iter_mut().zip(&*b).zip(&*r).for_each(|((t, b), r)| *t = b * r);
+    pub fn deal(&self, d: &mut Deal, lx: Halves, lf: &[u64]) -> Result<(), Error> {
+        let mut tensors = d.tensors(&self.dealt())?;
+        for (at, f) in (0..self.len).step_by(64).zip(lf) {
+            let l = lx.part(at..(at + 64).min(self.len));
+            let n = l.sum.len();
+            let mut parts = [[0; 64]; 5];
+            vector::run(Parts { g: self, l, flags: *f, parts: &mut parts });
+            for (t, part) in tensors.iter_mut().zip(&parts) {
+                t.room(d, n).copy_from_slice(&part[..n]);
+            }
         }
-        for t in [a, b, r, ra, rb] {
-            t.end(d);
-        }
+        tensors.into_iter().for_each(|t| t.end(d));
         Ok(())
     }
 
@@ -258,17 +259,39 @@ impl FlagRescale {
 
     /// Evaluator: share of the kept values.
     pub fn eval(&self, t: &mut Take, x: &Masked, flag: &Masked) -> Result<Vec<u64>, Error> {
-        let (n, k, kb) = (self.len, self.k_out, self.k_bit());
-        let (mut a, mut b, mut r) = (t.half(n, k)?, t.half(n, kb)?, t.half(n, k)?);
-        let (mut ra, mut rb) = (t.half(n, k)?, t.half(n, kb)?);
+        let mut halves = t.halves(&self.dealt())?;
         let lead = u64::from(t.leads());
-        let mut y = vec![0; n];
-        for ((m, y), flags) in x.m.chunks(64).zip(y.chunks_mut(64)).zip(&flag.m) {
-            let n = m.len();
-            let dealt = [a.next(n), b.next(n), r.next(n), ra.next(n), rb.next(n)];
-            vector::run(Keep { g: self, lead, m, flags: *flags, dealt, y });
+        let mut y = vec![0; self.len];
+        let own = x.m.chunks(64).zip(x.l.chunks(64));
+        for (((m, l), y), flags) in own.zip(y.chunks_mut(64)).zip(&flag.m) {
+            let mut dealt = halves.iter_mut().map(|h| h.next(m.len()));
+            let dealt = std::array::from_fn(|_| dealt.next().unwrap_or_default());
+            vector::run(Keep { g: self, lead, m, l, flags: *flags, dealt, y });
         }
         Ok(y)
+    }
+}
+
+/// What is dealt of up to 64 elements, whose flags' masks are one word.
+struct Parts<'a> {
+    g: &'a FlagRescale,
+    l: Halves<'a>,
+    flags: u64,
+    parts: &'a mut [[u64; 64]; 5],
+}
+
+impl Kernel for Parts<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Parts { g, l, flags, parts: [carry, top, r, ra, rb] } = self;
+        let wrap = g.wrap();
+        for (i, (l, first)) in l.sum.iter().zip(l.first).enumerate().take(64) {
+            let (c, b) = (u64::from(l < first), l >> (g.k_in - 1));
+            let second = (l.wrapping_sub(*first)) & mask(g.k_in);
+            let a = g.round(*first).wrapping_add(g.round(second)).wrapping_sub(c * wrap);
+            let bit = flags >> i & 1;
+            (carry[i], top[i], r[i], ra[i], rb[i]) = (c, b, bit, a.wrapping_mul(bit), b * bit);
+        }
     }
 }
 
@@ -277,6 +300,7 @@ struct Keep<'a> {
     g: &'a FlagRescale,
     lead: u64,
     m: &'a [u64],
+    l: &'a [u64],
     flags: u64,
     dealt: [&'a [u64]; 5],
     y: &'a mut [u64],
@@ -285,19 +309,20 @@ struct Keep<'a> {
 impl Kernel for Keep<'_> {
     #[inline(always)]
     fn run(self) {
-        let Keep { g, lead, m, flags, dealt: [a, b, r, ra, rb], y } = self;
+        let Keep { g, lead, m, l, flags, dealt: [carry, b, r, ra, rb], y } = self;
         let quarter = 1u64 << (g.k_in - 2);
-        let wrap = 1u64.checked_shl(g.k_in - g.shift).unwrap_or(0);
+        let wrap = g.wrap();
         let (keep_in, keep) = (mask(g.k_in), mask(g.k_out));
         let (half, shift, below) = (1u64 << g.shift >> 1, g.shift, quarter >> g.shift);
         let n = y.len();
-        let (m, a, b, r, ra, rb) = (&m[..n], &a[..n], &b[..n], &r[..n], &ra[..n], &rb[..n]);
+        let (m, l, carry, b, r, ra, rb) = (&m[..n], &l[..n], &carry[..n], &b[..n], &r[..n], &ra[..n], &rb[..n]);
         for i in 0..n {
             let m = m[i].wrapping_add(quarter) & keep_in;
             let uw = wrap * (1 - (m >> (g.k_in - 1)));
             let public = (m.wrapping_add(half) >> shift).wrapping_sub(below);
             let c = flags >> i & 1;
-            let kept = (public * lead).wrapping_sub(a[i]).wrapping_add(uw.wrapping_mul(b[i]));
+            let own = (l[i].wrapping_add(half) >> shift).wrapping_sub(wrap.wrapping_mul(carry[i]));
+            let kept = (public * lead).wrapping_sub(own).wrapping_add(uw.wrapping_mul(b[i]));
             let gated = r[i].wrapping_mul(public).wrapping_sub(ra[i]).wrapping_add(uw.wrapping_mul(rb[i]));
             let v = (1 - c).wrapping_mul(kept).wrapping_add((2 * c).wrapping_sub(1).wrapping_mul(gated));
             y[i] = v & keep;
@@ -348,7 +373,7 @@ mod tests {
             let e: Vec<u64> = e1.iter().zip(&e2).map(|(a, b)| a.wrapping_add(*b) & mask(43)).collect();
             let r = FlagRescale { len: e.len(), shift: 22, k_in: 43, k_out: 40 };
             let ((le, ee), (lf, ef)) = (w.mask(&e, 43), w.mask_bits(&flags));
-            let s = w.run(&r.dealt(), |d| r.deal(d, &le, &lf), |t, i| r.eval(t, &ee[i], &ef[i]));
+            let s = w.run(&r.dealt(), |d| r.deal(d, Halves { sum: &le, first: &ee[0].l }, &lf), |t, i| r.eval(t, &ee[i], &ef[i]));
             for (at, (x, y)) in x.iter().zip(add(&s, 40)).enumerate() {
                 let want = libm::exp2((signed(*x, k) - bound[at / n]) as f64 * g.heads[at / n].ulp + 19.0);
                 let err = (y as f64 - want).abs();
@@ -373,7 +398,7 @@ mod tests {
             let (x, lx, ex) = masked(&x, k_in, false);
             let (flags, lf, ef) = masked(&w.edges(64, len.div_ceil(64)), 64, true);
             let g = FlagRescale { len, shift, k_in, k_out };
-            let s = w.run(&g.dealt(), |d| g.deal(d, &lx, &lf), |t, i| g.eval(t, &ex[i], &ef[i]));
+            let s = w.run(&g.dealt(), |d| g.deal(d, Halves { sum: &lx, first: &ex[0].l }, &lf), |t, i| g.eval(t, &ex[i], &ef[i]));
             for (i, y) in add(&s, k_out).into_iter().enumerate() {
                 if flags[i / 64] >> (i % 64) & 1 == 1 {
                     prop_assert_eq!(y, 0);
@@ -382,7 +407,7 @@ mod tests {
                 let x = signed(x[i], k_in);
                 let fraction = (x - (x >> shift << shift)) as f64 / 2f64.powi(shift as i32);
                 let error = signed((y - (x >> shift)) as u64, k_out) as f64 - fraction;
-                prop_assert!(error.abs() <= 1.0, "{} ulp", error);
+                prop_assert!(error.abs() <= 1.5, "{} ulp", error);
             }
         }
     }

@@ -3,12 +3,13 @@
 //!
 //! With `U = x / 2 + s` and bits opened as `c = b ^ r`, `b = c + (1 - 2c) r`, so `y` is linear in `x`, `U`, `r x` and `r' U`.
 //! Each of `x`, `x / 2` and `s` is brought to the result's scale and ring as [`super::rescale`] does it: a public part, less
-//! what is dealt of the mask, plus a public wrap times the mask's top bit. The dealer deals the masks' parts, top bits and
-//! bits `r`, and the products of each `r` with what belongs to it. Evaluators see what they open, `x`, `s` and the two bits
+//! what either evaluator makes of its half of the mask, plus what wrapped: the halves' carry, and where the public part says so
+//! the mask's top bit. The dealer deals carries, top bits and bits `r`, and the products of each `r` with what belongs to it,
+//! the sum of both halves' parts among them. Evaluators see what they open, `x`, `s` and the two bits
 //! under masks of their own; which of the three cases a value is in decides nothing that they do.
 
 use super::rescale::{self, Scale};
-use super::{Deal, Dealt, Masked, Take, Width, scaled};
+use super::{Deal, Dealt, Halves, Masked, Take, Width, scaled};
 use crate::Error;
 use crate::ring::mask;
 use crate::vector::{self, Kernel};
@@ -32,8 +33,8 @@ pub struct Join {
     pub k_out: u32,
 }
 
-/// Dealt tensors, in this order: of both masks their part of `x` and of `U`, and their top bits; the bit `r` of "above" and
-/// its products; that of "inside" and its products.
+/// Dealt tensors, in this order: of both masks their carries and their top bits; the bit `r` of "above" and its products;
+/// that of "inside" and its products.
 const DEALT: usize = 11;
 
 impl Join {
@@ -61,7 +62,7 @@ impl Join {
     pub fn dealt(&self) -> Vec<Dealt> {
         let (k, b) = (self.k_out, rescale::bit_ring(self.wraps().concat(), self.k_out));
         let s = self.k_out.saturating_sub(self.k_series - self.drop).max(1);
-        let rings: [u32; DEALT] = [k, k, b, s, k, k, b, k, k, b, s];
+        let rings: [u32; DEALT] = [b, s, b, s, k, k, b, k, k, b, s];
         rings.map(|k| (self.len, k)).to_vec()
     }
 
@@ -83,16 +84,25 @@ impl Join {
     }
 
     /// Dealer, from the masks of `x` and `s` and of both bits.
-    pub fn deal(&self, d: &mut Deal, lx: &[u64], ls: &[u64], above: &[u64], inside: &[u64]) -> Result<(), Error> {
+    pub fn deal(&self, d: &mut Deal, lx: Halves, ls: Halves, above: &[u64], inside: &[u64]) -> Result<(), Error> {
         let mut tensors = d.tensors(&self.dealt())?;
         let (mult, widths) = (super::cycle(&self.mult), self.widths());
-        for (i, (x, s)) in lx.chunks(64).zip(ls.chunks(64)).enumerate() {
-            let n = x.len();
-            let (x, s) = (part(x), part(s));
-            let scaled = self.scaled(widths, &x, &mult[64 * i % self.mult.len()..][..64]);
+        let wraps = self.wraps().map(|w| super::cycle(&w));
+        for (i, at) in (0..self.len).step_by(64).enumerate() {
+            let n = (self.len - at).min(64);
+            let [x, s] = [lx, ls].map(|l| l.part(at..at + n));
+            let halves = |l: Halves, k: u32| {
+                let (sum, first) = (part(l.sum), part(l.first));
+                let second = std::array::from_fn(|i| sum[i].wrapping_sub(first[i]) & mask(k));
+                [sum, first, second]
+            };
+            let (x, s) = (halves(x, self.k_in), halves(s, self.k_series));
+            let c = 64 * i % self.mult.len();
+            let scaled = [&x[1], &x[2]].map(|half| self.scaled(widths, half, &mult[c..][..64]));
+            let wraps = wraps.each_ref().map(|w| &w[c..][..64]);
             let mut parts = [[0; 64]; DEALT];
             let bits = [above[i], inside[i]];
-            vector::run(Parts { g: self, x: &x, s: &s, scaled: &scaled, bits, parts: &mut parts });
+            vector::run(Parts { g: self, x: &x, s: &s, scaled: &scaled, wraps, bits, parts: &mut parts });
             for (t, part) in tensors.iter_mut().zip(&parts) {
                 t.room(d, n).copy_from_slice(&part[..n]);
             }
@@ -128,15 +138,19 @@ impl Join {
         let (mult, widths) = (super::cycle(&self.mult), self.widths());
         let lead = u64::from(t.leads());
         let mut y = vec![0; self.len];
-        for (i, ((m, s), y)) in x.m.chunks(64).zip(s.m.chunks(64)).zip(y.chunks_mut(64)).enumerate() {
+        let own = x.l.chunks(64).zip(s.l.chunks(64));
+        let each = x.m.chunks(64).zip(s.m.chunks(64)).zip(own).zip(y.chunks_mut(64)).enumerate();
+        for (i, (((m, s), (own_x, own_s)), y)) in each {
             let (n, c) = (m.len(), 64 * i % self.mult.len());
             let raised = part(m).map(|m| m.wrapping_add(quarter) & mask(self.k_in));
-            let scaled = self.scaled(widths, &raised, &mult[c..][..64]);
+            let [scaled, own] = [&raised, &part(own_x)].map(|x| self.scaled(widths, x, &mult[c..][..64]));
+            let own_s = part(own_s);
             let mut dealt = halves.iter_mut().map(|h| h.next(n));
             let dealt: [&[u64]; DEALT] = std::array::from_fn(|_| dealt.next().unwrap_or_default());
             let (quarters, wraps) = (quarters.each_ref().map(|q| &q[c..][..n]), wraps.each_ref().map(|w| &w[c..][..n]));
             let bits = [above.m[i], inside.m[i]];
-            vector::run(Joined { g: self, lead, raised: &raised, s, scaled: &scaled, quarters, wraps, bits, dealt, y });
+            let (raised, scaled, own, own_s) = (&raised, &scaled, &own, &own_s);
+            vector::run(Joined { g: self, lead, raised, s, scaled, own, own_s, quarters, wraps, bits, dealt, y });
         }
         Ok(y)
     }
@@ -154,9 +168,12 @@ fn part(x: &[u64]) -> Part {
 /// What is dealt of up to 64 elements.
 struct Parts<'a> {
     g: &'a Join,
-    x: &'a Part,
-    s: &'a Part,
-    scaled: &'a [Part; 2],
+    /// Masks, and both halves.
+    x: &'a [Part; 3],
+    s: &'a [Part; 3],
+    /// Of either half of those of `x`.
+    scaled: &'a [[Part; 2]; 2],
+    wraps: [&'a [u64]; 2],
     bits: [u64; 2],
     parts: &'a mut [Part; DEALT],
 }
@@ -164,15 +181,23 @@ struct Parts<'a> {
 impl Kernel for Parts<'_> {
     #[inline(always)]
     fn run(self) {
-        let Parts { g, x, s, scaled: [whole, half], bits: [above, inside], parts } = self;
+        let Parts { g, x: [x, x1, _], s: [s, s1, s2], scaled, wraps, bits: [above, inside], parts } = self;
+        let [[whole1, half1], [whole2, half2]] = scaled;
+        let [x_wrap, u_wrap] = wraps.map(part);
         let bit = |word: u64| std::array::from_fn::<u64, 64, _>(|i| word >> i & 1);
         let (r, q) = (bit(above), bit(inside));
+        let carry = |l: &Part, first: &Part| std::array::from_fn::<u64, 64, _>(|i| u64::from(l[i] < first[i]));
+        let (c, cs) = (carry(x, x1), carry(s, s1));
         let (b, bs) = (x.map(|x| x >> (g.k_in - 1)), s.map(|s| s >> (g.k_series - 1)));
-        let u = std::array::from_fn(|i| half[i].wrapping_add(g.dropped(s[i])));
+        let a = std::array::from_fn(|i| whole1[i].wrapping_add(whole2[i]).wrapping_sub(c[i].wrapping_mul(x_wrap[i])));
+        let u = std::array::from_fn(|i| {
+            let series = g.dropped(s1[i]).wrapping_add(g.dropped(s2[i])).wrapping_sub(cs[i] * g.series_wrap());
+            half1[i].wrapping_add(half2[i]).wrapping_sub(c[i].wrapping_mul(u_wrap[i])).wrapping_add(series)
+        });
         let times = |x: &Part, r: &Part| std::array::from_fn(|i| x[i] & r[i].wrapping_neg());
-        let products = [times(whole, &r), times(&b, &r), times(&u, &q), times(&b, &q), times(&bs, &q)];
+        let products = [times(&a, &r), times(&b, &r), times(&u, &q), times(&b, &q), times(&bs, &q)];
         let [ra, rb, qu, qb, qs] = products;
-        *parts = [*whole, u, b, bs, r, ra, rb, q, qu, qb, qs];
+        *parts = [c, cs, b, bs, r, ra, rb, q, qu, qb, qs];
     }
 }
 
@@ -183,6 +208,9 @@ struct Joined<'a> {
     raised: &'a Part,
     s: &'a [u64],
     scaled: &'a [Part; 2],
+    /// What this evaluator's halves of the masks make.
+    own: &'a [Part; 2],
+    own_s: &'a Part,
     quarters: [&'a [u64]; 2],
     wraps: [&'a [u64]; 2],
     bits: [u64; 2],
@@ -193,12 +221,13 @@ struct Joined<'a> {
 impl Kernel for Joined<'_> {
     #[inline(always)]
     fn run(self) {
-        let Joined { g, lead, raised, s, scaled: [whole, half], quarters, wraps, bits: [above, inside], dealt, y } =
-            self;
+        let Joined { g, lead, raised, s, scaled, own, own_s, quarters, wraps, bits: [above, inside], dealt, y } = self;
+        let ([whole, half], [own_whole, own_half]) = (scaled, own);
         let n = y.len().min(64);
-        let [a, u, b, bs, r, ra, rb, q, qu, qb, qs] = dealt.map(|d| &d[..n]);
+        let [c, cs, b, bs, r, ra, rb, q, qu, qb, qs] = dealt.map(|d| &d[..n]);
         let ([x_quarter, u_quarter], [x_wrap, u_wrap]) = (quarters.map(|q| &q[..n]), wraps.map(|w| &w[..n]));
         let (raised, s, whole, half) = (&raised[..n], &s[..n], &whole[..n], &half[..n]);
+        let (own_whole, own_half, own_s) = (&own_whole[..n], &own_half[..n], &own_s[..n]);
         let (keep, keep_series, series_wrap) = (mask(g.k_out), mask(g.k_series), g.series_wrap());
         let series_quarter = 1u64 << (g.k_series - 2);
         // In a place of its own, so that the loop is known not to change what it reads.
@@ -212,16 +241,19 @@ impl Kernel for Joined<'_> {
             let x = whole[i].wrapping_sub(x_quarter[i]);
             let v = half[i].wrapping_sub(u_quarter[i]);
             let v = v.wrapping_add(g.dropped(series)).wrapping_sub(series_quarter >> g.drop);
-            let share = (x * lead).wrapping_sub(a[i]).wrapping_add(wx.wrapping_mul(b[i]));
-            let share_u = (v * lead).wrapping_sub(u[i]);
+            let share = (x * lead).wrapping_sub(own_whole[i]).wrapping_add(x_wrap[i].wrapping_mul(c[i]));
+            let share = share.wrapping_add(wx.wrapping_mul(b[i]));
+            let share_u = (v * lead).wrapping_sub(own_half[i].wrapping_add(g.dropped(own_s[i])));
+            let share_u =
+                share_u.wrapping_add(u_wrap[i].wrapping_mul(c[i])).wrapping_add(series_wrap.wrapping_mul(cs[i]));
             let share_u = share_u.wrapping_add(wu.wrapping_mul(b[i])).wrapping_add(ws.wrapping_mul(bs[i]));
             let gated = r[i].wrapping_mul(x).wrapping_sub(ra[i]).wrapping_add(wx.wrapping_mul(rb[i]));
             let gated_u = q[i].wrapping_mul(v).wrapping_sub(qu[i]);
             let gated_u = gated_u.wrapping_add(wu.wrapping_mul(qb[i])).wrapping_add(ws.wrapping_mul(qs[i]));
             // Where a bit is opened as one, what its mask's bit gives counts negative.
-            let (c, d) = ((above >> i & 1).wrapping_neg(), (inside >> i & 1).wrapping_neg());
-            let above = (c & share).wrapping_add((gated ^ c).wrapping_sub(c));
-            let inside = (d & share_u).wrapping_add((gated_u ^ d).wrapping_sub(d));
+            let (above, inside) = ((above >> i & 1).wrapping_neg(), (inside >> i & 1).wrapping_neg());
+            let above = (above & share).wrapping_add((gated ^ above).wrapping_sub(above));
+            let inside = (inside & share_u).wrapping_add((gated_u ^ inside).wrapping_sub(inside));
             *joined = above.wrapping_add(inside) & keep;
         }
         y.copy_from_slice(&joined[..n]);
@@ -261,15 +293,15 @@ mod tests {
             inside.iter_mut().zip(&above).for_each(|(i, a)| *i &= !a);
             let (li, ei) = w.mask_bits(&inside);
             let g = Join { len: n, mult, shift, k_in, k_series, drop, k_out };
-            let got = w.run(&g.dealt(), |d| g.deal(d, &lx, &ls, &la, &li), |t, i| g.eval(t, &ex[i], &es[i], &ea[i], &ei[i]));
+            let got = w.run(&g.dealt(), |d| g.deal(d, Halves { sum: &lx, first: &ex[0].l }, Halves { sum: &ls, first: &es[0].l }, &la, &li), |t, i| g.eval(t, &ex[i], &es[i], &ea[i], &ei[i]));
             for (e, y) in add(&got, k_out).into_iter().enumerate() {
                 let bit = |b: &[u64]| b[e / 64] >> (e % 64) & 1 == 1;
                 let exact = i128::from(signed(x[e], k_in)) * i128::from(g.mult[e % g.mult.len()]);
                 let series = i128::from(signed(s[e], k_series));
                 // Twice the result, in units of 2^-shift and 2^-drop: integers, and what they are off by at most.
                 let (twice, units) = match (bit(&above), bit(&inside)) {
-                    (true, _) => (vec![(2 * exact, shift)], 2.0),
-                    (_, true) => (vec![(exact, shift), (2 * series, drop)], 4.0),
+                    (true, _) => (vec![(2 * exact, shift)], 3.0),
+                    (_, true) => (vec![(exact, shift), (2 * series, drop)], 5.0),
                     _ => (vec![], 0.0),
                 };
                 let floor: i128 = twice.iter().map(|(v, s)| v >> s).sum();

@@ -54,6 +54,43 @@ impl Masked {
     }
 }
 
+/// The masks of a value as the dealer knows them: the halves added mod 2^bits, and E1's alone.
+///
+/// What a gate adds up of a mask it may take of each half: either evaluator computes its own part, and what is dealt is the
+/// carry, by which the halves' sum exceeds the mask.
+#[derive(Clone, Copy)]
+pub struct Halves<'a> {
+    /// Both, added.
+    pub sum: &'a [u64],
+    /// E1's.
+    pub first: &'a [u64],
+}
+
+impl<'a> Halves<'a> {
+    /// Those of some elements.
+    fn part(&self, range: std::ops::Range<usize>) -> Halves<'a> {
+        Halves { sum: &self.sum[range.clone()], first: &self.first[range] }
+    }
+}
+
+/// Whether the halves of each mask add to more than their ring holds, and the mask's top bit.
+struct Bits<'a> {
+    l: Halves<'a>,
+    bits: u32,
+    carry: &'a mut [u64],
+    top: &'a mut [u64],
+}
+
+impl Kernel for Bits<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let halves = self.l.sum.iter().zip(self.l.first);
+        for ((carry, top), (l, first)) in self.carry.iter_mut().zip(self.top).zip(halves) {
+            (*carry, *top) = (u64::from(l < first), l >> (self.bits - 1));
+        }
+    }
+}
+
 /// One dealt tensor: element count and ring.
 pub type Dealt = (usize, u32);
 

@@ -1,11 +1,12 @@
 //! `rescale`: `y = round(c x)` for a public real `c`, per column, into another ring.
 //!
 //! With `x' = x + 2^(k-2) >= 0` and `m' = x' + l` mod 2^k, the sum wrapped iff `msb(l) = 1` and `msb(m') = 0`, because
-//! `x' < 2^(k-1)`. So `y = R(c m') - R(c 2^(k-2)) - R(c l) + wrap R(c 2^k)`, exact to 2 ulp for `|x| < 2^(k-2)`:
-//! each of the four terms is rounded once.
-//! Dealt: `R(c l)` and the bit `msb(l)`; the bit's ring is as narrow as the power of two in `R(c 2^k)` allows.
+//! `x' < 2^(k-1)`. The mask is the sum of the evaluators' halves less `2^k` where that carries. So
+//! `y = R(c m') - R(c 2^(k-2)) - R(c l_1) - R(c l_2) + (carry + wrap) R(c 2^k)`, exact to 3 ulp for `|x| < 2^(k-2)`: four terms
+//! are rounded once, the last may count twice. Either evaluator computes what is made of its own half.
+//! Dealt: the bits `carry` and `msb(l)`, in a ring as narrow as the power of two in `R(c 2^k)` allows.
 
-use super::{Deal, Dealt, Masked, Take, Width, scaled, scaled_as};
+use super::{Bits, Deal, Dealt, Halves, Masked, Take, Width, scaled, scaled_as};
 use crate::Error;
 use crate::ring::mask;
 use crate::vector::{self, Kernel};
@@ -53,21 +54,21 @@ impl Rescale {
 
     /// What is dealt.
     pub fn dealt(&self) -> Vec<Dealt> {
-        vec![(self.len(), self.k_out), (self.len(), self.k_bit())]
+        vec![(self.len(), self.k_bit()); 2]
     }
 
-    /// Dealer: `lam` is the whole input's mask.
-    pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
+    /// Dealer: of the whole input's masks.
+    pub fn deal(&self, d: &mut Deal, lam: Halves) -> Result<(), Error> {
         let n = self.mult.len();
-        let mut a = d.tensor(self.len(), self.k_out)?;
-        let mut b = d.tensor(self.len(), self.k_bit())?;
-        for row in lam.chunks_exact(self.stride) {
-            let l = &row[self.first..][..n];
-            vector::run(Scale { width: self.width(), x: l, mult: &self.mult, shift: self.shift, y: a.room(d, n) });
-            b.room(d, n).iter_mut().zip(l).for_each(|(b, l)| *b = l >> (self.k_in - 1));
+        let mut carry = d.tensor(self.len(), self.k_bit())?;
+        let mut top = d.tensor(self.len(), self.k_bit())?;
+        for row in 0..self.rows {
+            let at = row * self.stride + self.first;
+            let l = lam.part(at..at + n);
+            vector::run(Bits { l, bits: self.k_in, carry: carry.room(d, n), top: top.room(d, n) });
         }
-        a.end(d);
-        b.end(d);
+        carry.end(d);
+        top.end(d);
         Ok(())
     }
 
@@ -89,18 +90,20 @@ impl Rescale {
 
     /// Evaluator: share of the rescaled columns.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
-        let mut a = t.half(self.len(), self.k_out)?;
-        let mut b = t.half(self.len(), self.k_bit())?;
+        let mut carry = t.half(self.len(), self.k_bit())?;
+        let mut top = t.half(self.len(), self.k_bit())?;
         let n = self.mult.len();
         let wrap: Vec<u64> = (0..n).map(|c| self.wrap(c)).collect();
         let quarter = scaled_quarter(self);
         let mut y = vec![0; self.len()];
-        for (row, y) in x.m.chunks_exact(self.stride).zip(y.chunks_exact_mut(n)) {
-            let m = &row[self.first..][..n];
+        let rows = x.m.chunks_exact(self.stride).zip(x.l.chunks_exact(self.stride));
+        for ((m, l), y) in rows.zip(y.chunks_exact_mut(n)) {
+            let [m, l] = [m, l].map(|row| &row[self.first..][..n]);
             if t.leads() {
                 vector::run(Public { g: self, width: self.width(), m, constant: &quarter, y });
             }
-            vector::run(Private { g: self, m, a: a.next(n), b: b.next(n), wrap: &wrap, y });
+            vector::run(Own { g: self, width: self.width(), l, y });
+            vector::run(Wraps { g: self, m, carry: carry.next(n), top: top.next(n), wrap: &wrap, y });
         }
         Ok(y)
     }
@@ -175,24 +178,45 @@ impl Kernel for Public<'_> {
     }
 }
 
-/// Adds the dealt part of a row.
-struct Private<'a> {
+/// Takes off what an evaluator's own half makes.
+struct Own<'a> {
+    g: &'a Rescale,
+    width: Width,
+    l: &'a [u64],
+    y: &'a mut [u64],
+}
+
+impl Kernel for Own<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Own { g, width, l, y } = self;
+        let (each, shift) = (y.iter_mut().zip(l).zip(&g.mult), g.shift);
+        match width {
+            Width::One => each.for_each(|((y, l), mu)| *y = y.wrapping_sub(scaled_as(Width::One, *l, *mu, shift))),
+            Width::Two => each.for_each(|((y, l), mu)| *y = y.wrapping_sub(scaled_as(Width::Two, *l, *mu, shift))),
+            Width::Wide => each.for_each(|((y, l), mu)| *y = y.wrapping_sub(scaled_as(Width::Wide, *l, *mu, shift))),
+        }
+    }
+}
+
+/// Adds what sums that left their ring are short of.
+struct Wraps<'a> {
     g: &'a Rescale,
     m: &'a [u64],
-    a: &'a [u64],
-    b: &'a [u64],
+    carry: &'a [u64],
+    top: &'a [u64],
     wrap: &'a [u64],
     y: &'a mut [u64],
 }
 
-impl Kernel for Private<'_> {
+impl Kernel for Wraps<'_> {
     #[inline(always)]
     fn run(self) {
         let (top, quarter, keep) = (self.g.k_in - 1, 1u64 << (self.g.k_in - 2), mask(self.g.k_out));
-        let dealt = self.a.iter().zip(self.b).zip(self.wrap);
-        for ((y, m), ((a, b), wrap)) in self.y.iter_mut().zip(self.m).zip(dealt) {
+        let dealt = self.carry.iter().zip(self.top).zip(self.wrap);
+        for ((y, m), ((c, b), wrap)) in self.y.iter_mut().zip(self.m).zip(dealt) {
             let u = !(m.wrapping_add(quarter) >> top) & 1;
-            *y = y.wrapping_add((u * b).wrapping_mul(*wrap)).wrapping_sub(*a) & keep;
+            *y = y.wrapping_add((u * b).wrapping_add(*c).wrapping_mul(*wrap)) & keep;
         }
     }
 }
@@ -207,7 +231,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
         #[test]
-        fn within_two_ulp_up_to_the_range_edge_in_every_ring(
+        fn within_three_ulp_up_to_the_range_edge_in_every_ring(
             (rows, cols, first) in (1usize..4, 1usize..4, 0usize..3),
             (k_in, k_out, shift) in (4u32..=63, 3u32..=64, 0u32..=100),
             mult in prop::collection::vec(-(1i64 << 27)..=1 << 27, 3),
@@ -225,14 +249,14 @@ mod tests {
             let (x, lam, e) = masked(&x, k_in, false);
             let bias: Vec<i64> = bias[..cols].iter().map(|b| i64::from(*b)).collect();
             let g = Rescale { rows, stride, first, mult: mult[..cols].to_vec(), shift, k_in, k_out, bias };
-            let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
+            let s = w.run(&g.dealt(), |d| g.deal(d, Halves { sum: &lam, first: &e[0].l }), |t, i| g.eval(t, &e[i]));
             for (at, y) in add(&s, k_out).into_iter().enumerate() {
                 let (row, c) = (at / cols, at % cols);
                 let exact = i128::from(signed(x[row * stride + first + c], k_in)) * i128::from(mult[c]);
                 let floor = (exact >> shift) + i128::from(g.bias[c]);
                 let fraction = (exact - (exact >> shift << shift)) as f64 / 2f64.powi(shift as i32);
                 let error = signed((y as u64).wrapping_sub(floor as u64), k_out) as f64 - fraction;
-                prop_assert!(error.abs() <= 2.0, "{} ulp at {}", error, at);
+                prop_assert!(error.abs() <= 3.0, "{} ulp at {}", error, at);
             }
         }
     }

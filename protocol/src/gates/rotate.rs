@@ -1,12 +1,13 @@
 //! `rotate`: rotary positions inside a rescale: each pair `(x0, x1)` of a head to `(c x0 - s x1, s x0 + c x1)`.
 //!
-//! The turn of a row's position is public, so this is [`super::rescale`] with two inputs: for a pair, the dealer deals the
-//! rounded combinations of both masks, one element an output, and `msb(l)` of each input, which serves both outputs. Exact
-//! to 3 ulp for `|x| < 2^(k-2)`. Layout: value `i` of a head turns with value `i + dim / 2` (Su et al., 2021).
+//! The turn of a row's position is public, so this is [`super::rescale`] with two inputs: either evaluator combines its own
+//! halves of a pair's masks, and the dealer deals their carry and `msb(l)` of each input, which serve both outputs. Exact
+//! to 5 ulp for `|x| < 2^(k-2)`. Layout: value `i` of a head turns with value `i + dim / 2` (Su et al., 2021).
 
-use super::{Deal, Dealt, Masked, Take, scaled};
+use super::{Bits, Deal, Dealt, Halves, Masked, Take, scaled};
 use crate::Error;
 use crate::ring::mask;
+use crate::vector;
 
 /// Rotates `heads x dim` columns, from column `first`, of a `rows x stride` masked tensor.
 #[derive(Clone, Debug)]
@@ -58,7 +59,7 @@ impl Rotate {
 
     /// What is dealt.
     pub fn dealt(&self) -> Vec<Dealt> {
-        vec![(self.out_len(), self.k_out), (self.out_len(), self.k_bit())]
+        vec![(self.out_len(), self.k_bit()); 2]
     }
 
     /// Calls `f` for every pair with its turn, the input index and the output index of its first value.
@@ -81,26 +82,26 @@ impl Rotate {
         }
     }
 
-    /// Dealer: `lam` is the whole input's mask.
-    pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
-        let (half, shift) = (self.dim / 2, self.shift());
-        let (mut a, mut b) = (vec![0; self.out_len()], vec![0; self.out_len()]);
-        self.pairs(|t, at, out| {
-            let (l0, l1) = (lam[at], lam[at + half]);
-            a[out] = scaled(l0, t.cos[0], shift).wrapping_sub(scaled(l1, t.sin[1], shift));
-            a[out + half] = scaled(l0, t.sin[0], shift).wrapping_add(scaled(l1, t.cos[1], shift));
-            b[out] = l0 >> (self.k_in - 1);
-            b[out + half] = l1 >> (self.k_in - 1);
-        });
-        d.share(self.k_out, a)?;
-        d.share(self.k_bit(), b)
+    /// Dealer: of the whole input's masks.
+    pub fn deal(&self, d: &mut Deal, lam: Halves) -> Result<(), Error> {
+        let n = self.scale.len();
+        let mut carry = d.tensor(self.out_len(), self.k_bit())?;
+        let mut top = d.tensor(self.out_len(), self.k_bit())?;
+        for row in 0..self.rows {
+            let at = row * self.stride + self.first;
+            let l = lam.part(at..at + n);
+            vector::run(Bits { l, bits: self.k_in, carry: carry.room(d, n), top: top.room(d, n) });
+        }
+        carry.end(d);
+        top.end(d);
+        Ok(())
     }
 
     /// Evaluator: share of the rotated columns.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
-        let a = t.next(self.out_len(), self.k_out)?;
-        let b = t.next(self.out_len(), self.k_bit())?;
-        let (half, shift, leads) = (self.dim / 2, self.shift(), t.leads());
+        let carry = t.next(self.out_len(), self.k_bit())?;
+        let top = t.next(self.out_len(), self.k_bit())?;
+        let (half, shift, lead) = (self.dim / 2, self.shift(), u64::from(t.leads()));
         let (mk_in, mk, quarter) = (mask(self.k_in), mask(self.k_out), 1u64 << (self.k_in - 2));
         let wrap = |mult: i64| {
             let p = (mult as i128) << self.k_in;
@@ -108,19 +109,17 @@ impl Rotate {
         };
         let mut y = vec![0; self.out_len()];
         self.pairs(|t, at, out| {
-            let [m0, m1] = [at, at + half].map(|at| x.m[at].wrapping_add(quarter) & mk_in);
-            let w0 = (1 - (m0 >> (self.k_in - 1))) * b[out];
-            let w1 = (1 - (m1 >> (self.k_in - 1))) * b[out + half];
-            let (wc, ws) = (t.cos.map(wrap), t.sin.map(wrap));
-            let mut y0 = w0.wrapping_mul(wc[0]).wrapping_sub(w1.wrapping_mul(ws[1])).wrapping_sub(a[out]);
-            let mut y1 = w0.wrapping_mul(ws[0]).wrapping_add(w1.wrapping_mul(wc[1])).wrapping_sub(a[out + half]);
-            if leads {
-                let s = |v: u64, mult: i64| scaled(v, mult, shift).wrapping_sub(scaled(quarter, mult, shift));
-                y0 = y0.wrapping_add(s(m0, t.cos[0])).wrapping_sub(s(m1, t.sin[1]));
-                y1 = y1.wrapping_add(s(m0, t.sin[0])).wrapping_add(s(m1, t.cos[1]));
-            }
-            y[out] = y0 & mk;
-            y[out + half] = y1 & mk;
+            // A share of each input times each of its multipliers.
+            let scaled = |at: usize, out: usize, mult: i64| {
+                let m = x.m[at].wrapping_add(quarter) & mk_in;
+                let wraps = (1 - (m >> (self.k_in - 1))).wrapping_mul(top[out]).wrapping_add(carry[out]);
+                let public = scaled(m, mult, shift).wrapping_sub(scaled(quarter, mult, shift));
+                (public * lead).wrapping_sub(scaled(x.l[at], mult, shift)).wrapping_add(wraps.wrapping_mul(wrap(mult)))
+            };
+            let first = |mult: i64| scaled(at, out, mult);
+            let second = |mult: i64| scaled(at + half, out + half, mult);
+            y[out] = first(t.cos[0]).wrapping_sub(second(t.sin[1])) & mk;
+            y[out + half] = first(t.sin[0]).wrapping_add(second(t.cos[1])) & mk;
         });
         Ok(y)
     }
@@ -145,7 +144,7 @@ mod tests {
     use crate::ring::signed;
 
     #[test]
-    fn within_three_ulp_up_to_the_range_edge() {
+    fn within_five_ulp_up_to_the_range_edge() {
         let mut w = World::new();
         for (k_in, k_out, scale) in [(32, 28, 0.01), (54, 28, 1e-9), (30, 40, 3.0)] {
             let (rows, dim) = (5, 4);
@@ -165,11 +164,11 @@ mod tests {
             x[2..8].copy_from_slice(&[edge, -edge, 0, 1, -edge, -edge]);
             let words: Vec<u64> = x.iter().map(|v| *v as u64 & mask(k_in)).collect();
             let (lam, e) = w.mask(&words, k_in);
-            let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
+            let s = w.run(&g.dealt(), |d| g.deal(d, Halves { sum: &lam, first: &e[0].l }), |t, i| g.eval(t, &e[i]));
             let want = g.plain(&x.iter().map(|v| *v as f64).collect::<Vec<_>>());
             for (got, want) in add(&s, k_out).into_iter().zip(want) {
                 let difference = signed((got - want.round() as i64) as u64 & mask(k_out), k_out);
-                assert!(difference.abs() <= 4, "{k_in} -> {k_out}: {got} for {want}");
+                assert!(difference.abs() <= 5, "{k_in} -> {k_out}: {got} for {want}");
             }
         }
     }

@@ -134,7 +134,7 @@ impl Build {
         let k_in = self.values[x].bits;
         let bias = bias.iter().map(|b| libm::round(*b) as i64).collect();
         let rows = self.values[x].len() / stride;
-        let out = self.value(name, &[rows, mult.len()], k_out, ulp, bound + 2.0);
+        let out = self.value(name, &[rows, mult.len()], k_out, ulp, bound + 3.0);
         self.op(Kind::Rescale(Rescale { rows, stride, first, mult, shift, k_in, k_out, bias }), &[x], &[out]);
         out
     }
@@ -214,7 +214,7 @@ impl Build {
         self.op(Kind::Tails(tails), &[h], &[above, inside]);
         let [s, above, inside] = self.open([s, above, inside]);
         let (mult, shift) = fixed(scale);
-        let g = self.value(name, &shape, k, pow2(-f), bound * pow2(f) + 4.0);
+        let g = self.value(name, &shape, k, pow2(-f), bound * pow2(f) + 5.0);
         let join = Join { len, mult, shift, k_in, k_series, drop: (f_series as i32 - f) as u32, k_out: k };
         self.op(Kind::Join(join), &[h, s, above, inside], &[g]);
         g
