@@ -156,6 +156,17 @@ fn units(rows: &[&[f32]], bounds: &[f64], f: i32, k: u32) -> Vec<f64> {
         .collect()
 }
 
+/// How many bits the units of a layer's rows may differ by where they are [`aligned`].
+const SPREAD: i32 = 3;
+
+/// Units, from the finest on, that `scale` takes to powers of two: the bits that a rescale deals are then in a ring as much
+/// narrower than its result's as its input's is wider than what is rounded away.
+fn aligned(finest: &[f64], scale: &[f64]) -> Vec<f64> {
+    let exponents = finest.iter().zip(scale).map(|(u, s)| libm::ceil(libm::log2(u * s)) as i32);
+    let top = exponents.clone().fold(i32::MIN, i32::max);
+    exponents.zip(scale).map(|(e, s)| pow2(e.max(top - SPREAD)) / s).collect()
+}
+
 fn rows(d: &Dense) -> Vec<&[f32]> {
     d.weight.chunks_exact(d.inp).collect()
 }
@@ -291,9 +302,6 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
     let mut bias = wide(&l.query.bias);
     bias.extend(key_shift);
     bias.extend(wide(&l.value.bias));
-    let unit = units(&all, &bounds, F, 32);
-    let qkv = quantise(&format!("{name} query/key/value"), &slices(&wide_rows(&all)), &bias, unit, F, &bounds)?;
-
     // Scores, head by head.
     let (mut plan, mut score_units) = (Vec::new(), Vec::new());
     let mut qk_scale = vec![0.0; 2 * d];
@@ -320,6 +328,13 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
         value_norm.push(libm::sqrt(eigenvalue_bound(&vh.gram(), 6)) * root + norm(&cv[h * dim..][..dim]));
     }
 
+    // Scaled by powers of two.
+    let finest = units(&all, &bounds, F, 32);
+    let values = vec![1.0; d];
+    let parts = [&qk_scale[..d], &qk_scale[d..], &values].into_iter().zip(finest.chunks_exact(d));
+    let unit = parts.flat_map(|(scale, finest)| aligned(finest, scale)).collect();
+    let qkv = quantise(&format!("{name} query/key/value"), &slices(&wide_rows(&all)), &bias, unit, F, &bounds)?;
+
     // Attention output: per head a convex combination of value rows.
     let out_rows = rows(&l.attention_output);
     let out_bounds: Vec<f64> = out_rows
@@ -334,6 +349,7 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
     let f_attention = F_LARGEST + depth(&plan, K_SCORE) + F_RECIP;
     let finest = units(&out_rows, &out_bounds, f_attention, WIDEST - 1);
     let unit: Vec<f64> = finest.iter().zip(&out_rows).map(|(u, r)| u.max(largest(r) / WEIGHT)).collect();
+    let unit = aligned(&unit, &vec![1.0; d]);
     let k_attention = ring_of(&out_bounds, &unit, f_attention).max(ring_of(&[max(&value_bounds)], &[1.0], f_attention));
     let attention_out = quantise(
         &format!("{name} attention output"),
@@ -371,7 +387,7 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
         .zip(&l.output.bias)
         .map(|(r, b)| norm(&wide(r)) * gelu_norm * SLACK + (*b as f64).abs())
         .collect();
-    let unit = units(&down_rows, &down_bounds, F_GELU, 32);
+    let unit = aligned(&units(&down_rows, &down_bounds, F_GELU, 32), &vec![1.0; d]);
     let down = quantise(
         &format!("{name} output"),
         &slices(&wide_rows(&down_rows).iter().map(|r| permuted(r, &order)).collect::<Vec<_>>()),
