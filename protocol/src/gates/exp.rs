@@ -17,7 +17,7 @@ use crate::vector::{self, Kernel};
 
 /// Windows of the dealt powers, and log2 of the maximum levels' steps in each.
 const WINDOWS: usize = 4;
-pub const WINDOW_STEPS: u32 = 2;
+const WINDOW_STEPS: u32 = 2;
 /// Steps below the bound from which on every exponential is zero.
 pub const VANISHED: u32 = (WINDOWS as u32) << WINDOW_STEPS;
 
@@ -28,6 +28,13 @@ pub struct Head {
     pub level_bits: u32,
     /// Powers of two per unit of the score's ring.
     pub ulp: f64,
+}
+
+impl Head {
+    /// Powers of two that a window is worth, rounded up; `k` is the scores' ring.
+    pub fn window(&self, k: u32) -> u32 {
+        libm::ceil(self.ulp * libm::exp2(f64::from(k - self.level_bits + WINDOW_STEPS))) as u32
+    }
 }
 
 /// Scores and a level count for each (head, row) to `2^(score - bound)` at scale `2^(f_pub + f_deal)`, and flags.
@@ -68,9 +75,15 @@ impl Exp {
         let n = self.grid.len();
         let of = |h: &Head| {
             let (words, bits) = Self::flags(*h);
-            [(n * WINDOWS, self.k_out), (n * words, bits)]
+            [(n * WINDOWS, self.k_out - self.spared(h)), (n * words, bits)]
         };
         self.heads.iter().flat_map(of).collect()
+    }
+
+    /// Bits that this head's powers are dealt without: those by which its windows, and so the factors that multiply what was
+    /// rounded, are narrower than the widest.
+    fn spared(&self, h: &Head) -> u32 {
+        self.heads.iter().fold(0, |m, h| m.max(h.window(self.k))) - h.window(self.k)
     }
 
     fn window_bits(&self, h: Head) -> u32 {
@@ -91,19 +104,19 @@ impl Exp {
     pub fn deal(&self, d: &mut Deal, ls: &[u64], ll: &[u64]) -> Result<(), Error> {
         let n = self.grid.len();
         for (i, &h) in self.heads.iter().enumerate() {
-            let wb = self.window_bits(h);
+            let (wb, spared) = (self.window_bits(h), self.spared(&h));
             // Twice, so that every rotation is a slice.
             let hi: [f64; 2 * WINDOWS] = std::array::from_fn(|i| {
                 let i = i % WINDOWS;
                 let e = if i == 0 { 0.0 } else { (i as f64 - WINDOWS as f64) * 2f64.powi(wb as i32) * h.ulp };
-                libm::exp2(e + self.f_deal as f64)
+                libm::exp2(e + f64::from(self.f_deal) - f64::from(spared))
             });
             let low = Powers::new(wb, -h.ulp, 0, n);
             // Flags by window of the whole ring: set for all but the exp table's.
             let (words, bits) = Self::flags(h);
             let mut pattern = vec![0u64; words];
             (1..=words * bits as usize - WINDOWS).for_each(|i| pattern[i / 64] |= 1 << (i % 64));
-            let mut tables = d.tensor(n * WINDOWS, self.k_out)?;
+            let mut tables = d.tensor(n * WINDOWS, self.k_out - spared)?;
             let mut flags = d.some_bits(n * words, bits)?;
             for (row, l) in self.grid.split(&ls[i * n..][..n]) {
                 let offset = self.offset(0, ll[i * self.grid.rows + row], h);
@@ -146,9 +159,9 @@ impl Exp {
         let mut flags = vec![0u64; self.flag_len()];
         let mut at = 0;
         for (i, &h) in self.heads.iter().enumerate() {
-            let wb = self.window_bits(h);
+            let (wb, spared) = (self.window_bits(h), self.spared(&h));
             let (words, bits) = Self::flags(h);
-            let mut tables = t.half(n * WINDOWS, self.k_out)?;
+            let mut tables = t.half(n * WINDOWS, self.k_out - spared)?;
             let mut dealt_flags = t.half(n * words, bits)?;
             let low = Powers::new(wb, h.ulp, self.f_pub, n);
             let mut e = 0;
@@ -158,7 +171,7 @@ impl Exp {
                     let m = m.wrapping_add(offset) & mask(self.k);
                     let window = (m >> wb) as usize;
                     let entry = tables.pick(e, WINDOWS, window % WINDOWS);
-                    out[at] = entry.wrapping_mul(rounded(low.of(m))) & mask(self.k_out);
+                    out[at] = (entry << spared).wrapping_mul(rounded(low.of(m))) & mask(self.k_out);
                     let bit = dealt_flags.pick(e, words, window / 64) >> (window % 64) & 1;
                     flags[at / 64] |= bit << (at % 64);
                     (at, e) = (at + 1, e + 1);

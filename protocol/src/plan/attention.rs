@@ -5,7 +5,7 @@ use super::build::{Build, log2_ceil, scales};
 use super::{SLACK, pow2};
 use crate::gates::bits::{And, CountClear};
 use crate::gates::broadcast::Broadcast;
-use crate::gates::exp::{Exp, FlagRescale, Head, WINDOW_STEPS};
+use crate::gates::exp::{Exp, FlagRescale, Head};
 use crate::gates::grid::Grid;
 use crate::gates::pad::PadKeys;
 use crate::gates::product::{HeadProduct, Side};
@@ -13,8 +13,6 @@ use crate::gates::reached::Reached;
 use crate::gates::rowmax::RowMax;
 use crate::program::{Id, Kind};
 
-/// Bits of the public factor of exponentials.
-const F_PUB: i32 = 8;
 /// Most powers of two that a step of the row maximum is worth; the least is half of it, so that what is not kept of a row
 /// is below `2^-18` of its largest exponential.
 pub const STEP: f64 = 4.0;
@@ -37,6 +35,8 @@ pub struct Attend<'a> {
     pub k_av: u32,
     /// Scale of exponentials, of which a row's largest is at least `2^-`[`depth`].
     pub f_exp: i32,
+    /// Fraction bits of the public factor of exponentials, which is at least one.
+    pub f_pub: i32,
     /// The finest window of the row sums' reciprocal, in bits below one.
     pub f_sum: i32,
     /// Scales of the weighted values and of the reciprocal; the result's is their sum.
@@ -44,6 +44,8 @@ pub struct Attend<'a> {
     pub f_recip: i32,
     /// Ring of the result.
     pub k_out: u32,
+    /// Fewest windows of a scale of the reciprocal.
+    pub windows: usize,
     /// Spend dealt bytes a row to save a round.
     pub few_rows: bool,
 }
@@ -117,10 +119,10 @@ impl Build {
         // Exponentials below the bound, zeroed where the windows alias.
         // A dealt factor is rounded to a unit and multiplied by a public one of up to a window's width: to some units of the
         // kept exponential.
-        let window = libm::ceil(largest_step(a.heads, a.k) * pow2(WINDOW_STEPS as i32)) as i32;
-        let (f_exp, f) = (a.f_exp, a.f_exp + window + 5);
+        let window = a.heads.iter().fold(0, |m, h| m.max(h.window(a.k))) as i32;
+        let (f_exp, f) = (a.f_exp, a.f_exp + window + a.f_pub - 3);
         let k = f as u32 + 2;
-        let exp = Exp { grid: a.grid, heads: a.heads.to_vec(), k: a.k, k_out: k, f_pub: F_PUB, f_deal: f - F_PUB };
+        let exp = Exp { grid: a.grid, heads: a.heads.to_vec(), k: a.k, k_out: k, f_pub: a.f_pub, f_deal: f - a.f_pub };
         // Scores lie at least a step below the bound; where the windows alias the flag is set and nothing is kept.
         let largest = pow2(f) * (1.0 - 1e-6);
         let e = self.value("exponentials", &scores, k, pow2(-f), largest);
@@ -133,7 +135,7 @@ impl Build {
 
         // Row sums and unnormalised outputs; the reciprocal's rounds run beside the outputs' own.
         let one = pow2(f_exp);
-        let windows = scales(keys as f64 * SLACK * one, pow2(f_exp - a.f_sum), 1.0);
+        let windows = scales(keys as f64 * SLACK * one, pow2(f_exp - a.f_sum), 1.0, a.windows);
         let k_sum = windows.ring();
         let sum = self.value("row sums", &[heads, rows], k_sum, pow2(-f_exp), keys as f64 * (one + 2.0));
         self.op(Kind::RowSum(a.grid), &[kept], &[sum]);

@@ -268,10 +268,12 @@ impl Emit<'_> {
             k_av: b.k_av,
             k: K_SCORE,
             f_exp: F_LARGEST + depth,
+            f_pub: 8,
             f_sum: depth + 3,
             f_out: F_OUT,
             f_recip: F_RECIP,
             k_out: b.output.k,
+            windows: 32,
             few_rows: self.rows <= FEW_ROWS,
         };
         let a = self.b.attend(s, v, &attend);

@@ -94,11 +94,13 @@ impl Emit<'_> {
             k_av,
             k: K_SCORE,
             f_exp,
+            f_pub: 6,
             f_sum: depth + 1,
             // As fine as the exponentials.
             f_out: f_exp,
             f_recip: F_RECIP,
             k_out: b.k_attention,
+            windows: 16,
             few_rows: false,
         };
         let a = self.b.attend(s, v, &attend);
@@ -127,7 +129,7 @@ impl Emit<'_> {
 
 fn norm_scales(n: &NormPlan, d: usize) -> Scales {
     let unit = (d * d) as f64 * pow2(2 * F);
-    scales(d as f64 * n.input * n.input * pow2(2 * F), 0.03 * unit, 3.0)
+    scales(d as f64 * n.input * n.input * pow2(2 * F), 0.03 * unit, 3.0, 32)
 }
 
 /// See [`Planner::program`].
