@@ -31,7 +31,7 @@ use crate::model::{BertModel, Dense, Norm, Pooling};
 use crate::program::{Linear, Program};
 use crate::query::LENGTHS;
 use activation::{Activation, Curve, Curves, half_ring, half_rings};
-use attention::{STEP, depth};
+use attention::{STEP, depth, levels_cost};
 pub use decoder::{DecoderPlanner, Keep};
 pub use kept::{Progress, Shelf};
 pub(crate) use linalg::dot;
@@ -278,6 +278,21 @@ fn permuted<T: Clone>(v: &[T], order: &[usize]) -> Vec<T> {
     order.iter().map(|i| v[*i].clone()).collect()
 }
 
+/// Most powers of two that a step of a layer's row maxima is worth, of which that is taken of which least is dealt; the
+/// least is half of the middle one.
+const STEPS: [f64; 4] = [STEP - 0.5, STEP, STEP + 1.0, STEP + 2.0];
+
+/// Scales of scores of these bounds, if some have steps of at most so much.
+fn score_heads(bounds: &[f64], most: f64) -> Option<Vec<Head>> {
+    let head = |bound: &f64| {
+        let step = |b: u32| 2.0 * bound / ((1u64 << b) as f64 - RESERVED);
+        let level_bits = (6..=11).find(|b| step(*b) <= most)?;
+        let ulp = step(level_bits).max(STEP / 2.0) * pow2(level_bits as i32 - K_SCORE as i32);
+        Some(Head { level_bits, ulp })
+    };
+    bounds.iter().map(head).collect()
+}
+
 fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Result<Block, Error> {
     let (gain, beta) = (wide(&before.weight), wide(&before.bias));
     let d = gain.len();
@@ -303,25 +318,24 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
     bias.extend(key_shift);
     bias.extend(wide(&l.value.bias));
     // Scores, head by head.
-    let (mut plan, mut score_units) = (Vec::new(), Vec::new());
+    let per_log2 = std::f64::consts::LOG2_E / libm::sqrt(dim as f64);
+    let bound = |h: usize| {
+        let (qh, kh) = (q.slice(h * dim, dim), k.slice(h * dim, dim));
+        let sigma = libm::sqrt(eigenvalue_bound(&qh.gram().times(&kh.gram()), 7));
+        (sigma * d as f64 + root * norm(&kh.transpose_times(&cq[h * dim..][..dim]))) * per_log2 * SLACK
+    };
+    let score_bounds: Vec<f64> = (0..heads).map(bound).collect();
+    let plan = STEPS.into_iter().filter_map(|step| score_heads(&score_bounds, step));
+    let plan = plan.min_by(|a, b| levels_cost(a, K_SCORE).total_cmp(&levels_cost(b, K_SCORE))).ok_or_else(|| {
+        refuse(&format!("{name} scores"), format!("proven range {:.0} is too wide", max(&score_bounds)))
+    })?;
+    let score_units: Vec<f64> = score_bounds.iter().zip(&plan).map(|(b, h)| b / h.ulp).collect();
     let mut qk_scale = vec![0.0; 2 * d];
     let mut value_norm = Vec::new();
     for h in 0..heads {
         let (qh, kh, vh) = (q.slice(h * dim, dim), k.slice(h * dim, dim), v.slice(h * dim, dim));
-        let (gq, gk) = (qh.gram(), kh.gram());
-        let sigma = libm::sqrt(eigenvalue_bound(&gq.times(&gk), 7));
-        let per_log2 = std::f64::consts::LOG2_E / libm::sqrt(dim as f64);
-        let bound = (sigma * d as f64 + root * norm(&kh.transpose_times(&cq[h * dim..][..dim]))) * per_log2 * SLACK;
-        let level_bits = (6..=11).find(|b| 2.0 * bound / ((1u64 << b) as f64 - RESERVED) <= STEP);
-        let level_bits = level_bits.ok_or_else(|| {
-            refuse(&format!("{name} scores of head {h}"), format!("proven range {bound:.0} is too wide"))
-        })?;
-        let used = (1u64 << level_bits) as f64 - RESERVED;
-        let ulp = 2.0 * bound.max(STEP / 4.0 * used) / (pow2(K_SCORE as i32) * (used / (1u64 << level_bits) as f64));
-        score_units.push(bound / ulp);
-        plan.push(Head { level_bits, ulp });
         let (nq, nk) = (norm(&qh.data), norm(&kh.data));
-        let a = per_log2 / ulp;
+        let a = per_log2 / plan[h].ulp;
         let aq = libm::sqrt(a * nk / nq);
         qk_scale[h * dim..][..dim].fill(aq);
         qk_scale[d + h * dim..][..dim].fill(a / aq);

@@ -65,6 +65,13 @@ pub fn depth(heads: &[Head], k: u32) -> i32 {
     libm::ceil(BELOW * largest_step(heads, k)) as i32
 }
 
+/// About how many bytes are dealt of a score for what its head's levels and the layer's steps decide: one-hots, tests and
+/// zero flags of every level; powers, in rings that windows widen; and what depth widens or lengthens, in rows of 128.
+pub fn levels_cost(heads: &[Head], k: u32) -> f64 {
+    let of = |h: &Head| 0.245 * pow2(h.level_bits as i32) + 0.5 * f64::from(h.window(k));
+    heads.iter().map(of).sum::<f64>() / heads.len() as f64 + 1.65 * f64::from(depth(heads, k))
+}
+
 /// Of each head.
 pub fn level_bits(heads: &[Head]) -> Vec<u32> {
     heads.iter().map(|h| h.level_bits).collect()
