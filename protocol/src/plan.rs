@@ -36,7 +36,7 @@ pub use decoder::{DecoderPlanner, Keep};
 pub use kept::{Progress, Shelf};
 pub(crate) use linalg::dot;
 use linalg::{Matrix, eigenvalue_bound, norm};
-use rows::{WEIGHT, WIDEST, ring_of};
+use rows::{WEIGHT, WIDEST, aligned, ring_of};
 
 /// Room for the rounding of weights and fixed point in every bound.
 const SLACK: f64 = 1.02;
@@ -154,17 +154,6 @@ fn units(rows: &[&[f32]], bounds: &[f64], f: i32, k: u32) -> Vec<f64> {
         .zip(bounds)
         .map(|(r, b)| (b * SLACK * pow2(f - k as i32 + 2)).max(largest(r) / 32766.0).max(1e-30))
         .collect()
-}
-
-/// How many bits the units of a layer's rows may differ by where they are [`aligned`].
-const SPREAD: i32 = 3;
-
-/// Units, from the finest on, that `scale` takes to powers of two: the bits that a rescale deals are then in a ring as much
-/// narrower than its result's as its input's is wider than what is rounded away.
-fn aligned(finest: &[f64], scale: &[f64]) -> Vec<f64> {
-    let exponents = finest.iter().zip(scale).map(|(u, s)| libm::ceil(libm::log2(u * s)) as i32);
-    let top = exponents.clone().fold(i32::MIN, i32::max);
-    exponents.zip(scale).map(|(e, s)| pow2(e.max(top - SPREAD)) / s).collect()
 }
 
 fn rows(d: &Dense) -> Vec<&[f32]> {

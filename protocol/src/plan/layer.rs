@@ -276,15 +276,24 @@ impl Bounded<'_> {
         let mut attention_norm = PreNorm::new(c, before, x.smallest);
         // What is read of the normalised rows.
         let Limited { rows, facts, bounds } = &self.qkv;
+        let (keys_at, values_at) = (c.heads * c.head_dim, (c.heads + c.kv_heads) * c.head_dim);
         let (read, head_norm) = match &self.l.query_key_norm {
             None => (0..rows.len, None),
             Some(norms) => {
                 let op = format!("{name} query/key");
                 let n = HeadNorm::new(&op, c, rows, norms, before, x.smallest, x.keep)?;
-                ((c.heads + c.kv_heads) * c.head_dim..rows.len, Some(n))
+                (values_at..rows.len, Some(n))
             }
         };
-        let units = finest(&facts[read.clone()]);
+        // What a rotation reads is scaled by sines.
+        let mut units = if c.rope.is_none() && head_norm.is_none() {
+            let queries = rows.units(&facts[..keys_at], &self.q_scale);
+            [queries, rows.units(&facts[keys_at..values_at], &self.k_scale)].concat()
+        } else {
+            finest(&facts[read.start..values_at])
+        };
+        let values = &facts[values_at..];
+        units.extend(rows.units(values, &vec![1.0; values.len()]));
         let limits = &bounds[read.clone()];
         attention_norm.spare(&format!("{name} attention norm"), ring_of(limits, &units, 0))?;
         let qkv = quantise(&format!("{name} query/key/value"), rows, read, &units, limits, attention_norm.f, x.keep)?;
@@ -292,7 +301,8 @@ impl Bounded<'_> {
 
         let Limited { rows, facts, bounds } = &self.output;
         let op = format!("{name} attention output");
-        let output = quantise(&op, rows, 0..rows.len, &finest(facts), bounds, F_OUT + F_RECIP, x.keep)?;
+        let units = rows.units(facts, &vec![1.0; rows.len]);
+        let output = quantise(&op, rows, 0..rows.len, &units, bounds, F_OUT + F_RECIP, x.keep)?;
 
         let mut mlp_norm = PreNorm::new(c, between, x.smallest);
         let f_exp = F_LARGEST + depth(&self.heads, K_SCORE);
@@ -368,7 +378,7 @@ impl Feed<'_> {
         let Limited { rows, facts, bounds } = &self.down;
         // As many bits as the ring has room for, the nonlinearity's before those of what multiplies it: a series adds up
         // roundings of half as many.
-        let mut units = finest(facts);
+        let mut units = rows.units(facts, &vec![1.0; rows.len]);
         let op = format!("{name} down");
         let mut room = WIDEST as i32 - ring_of(bounds, &units, 0) as i32;
         if times.is_some() {

@@ -140,6 +140,12 @@ impl<'a> Rows<'a> {
         (0..self.len).map(fact).collect()
     }
 
+    /// Units for rows of these facts, [`aligned`] by `scale` where weights have the bits to spare.
+    pub fn units(&self, facts: &[Fact], scale: &[f64]) -> Vec<f64> {
+        let finest = finest(facts);
+        if self.limit == NARROW { finest } else { aligned(&finest, scale) }
+    }
+
     /// Rows `at .. at + n`.
     pub fn matrix(&self, at: usize, n: usize) -> Matrix {
         Matrix { rows: n, cols: self.cols, data: (at..at + n).flat_map(|j| self.row(j)).collect() }
@@ -173,6 +179,17 @@ pub fn weights_in_blocks(c: &Config) -> usize {
 
 fn largest(row: &[f64]) -> f64 {
     row.iter().fold(1e-30, |m, w| m.max(w.abs()))
+}
+
+/// Bits that the units of a layer's rows may differ by where they are [`aligned`].
+const SPREAD: i32 = 5;
+
+/// Units, from the finest on, that `scale` takes to powers of two: the bits that a rescale deals are then in a ring as much
+/// narrower than its result's as its input's is wider than what is rounded away.
+pub fn aligned(finest: &[f64], scale: &[f64]) -> Vec<f64> {
+    let exponents = finest.iter().zip(scale).map(|(u, s)| libm::ceil(libm::log2(u * s)) as i32);
+    let top = exponents.clone().fold(i32::MIN, i32::max);
+    exponents.zip(scale).map(|(e, s)| pow2(e.max(top - SPREAD)) / s).collect()
 }
 
 /// Units of the finest weights.
