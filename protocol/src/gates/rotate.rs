@@ -32,6 +32,9 @@ pub struct Rotate {
     pub k_out: u32,
 }
 
+/// Bits of the largest multiplier: few, for the power of two in what wraps.
+const BITS: i32 = 20;
+
 /// Multipliers of one pair: of its first value in both outputs, and of its second.
 struct Turn {
     cos: [i64; 2],
@@ -41,7 +44,7 @@ struct Turn {
 impl Rotate {
     fn shift(&self) -> u32 {
         let top = self.scale.iter().fold(1e-30f64, |m, s| m.max(s.abs()));
-        (26 - libm::ceil(libm::log2(top)) as i32).clamp(0, 100) as u32
+        (BITS - libm::ceil(libm::log2(top)) as i32).clamp(0, 100) as u32
     }
 
     fn heads(&self) -> usize {
