@@ -20,8 +20,9 @@ use crate::gates::pad;
 use crate::model::Norm;
 use crate::model::decoder::{Activation, Config, DecoderLayer, Mlp};
 
-/// Most scales of the nonlinearity and of what multiplies it, and the fewest that are of use.
-const F_ACTIVATED: (i32, i32) = (24, 12);
+/// Most scales of the nonlinearity, a sixteenth of what its pieces are off by, and of what multiplies it, and the fewest that
+/// are of use.
+const F_ACTIVATED: (i32, i32) = (16, 12);
 const F_UP: (i32, i32) = (13, 6);
 /// Bits of what multiplies the nonlinearity that are worth as many of the last layer's weights.
 const F_UP_WORTH: i32 = 10;
