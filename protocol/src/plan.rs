@@ -306,6 +306,7 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
     let mut bias = wide(&l.query.bias);
     bias.extend(key_shift);
     bias.extend(wide(&l.value.bias));
+
     // Scores, head by head.
     let per_log2 = std::f64::consts::LOG2_E / libm::sqrt(dim as f64);
     let bound = |h: usize| {

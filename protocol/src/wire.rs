@@ -6,7 +6,7 @@
 use crate::Error;
 
 /// Version of the format and of the protocol behind it.
-pub const VERSION: u8 = 5;
+pub const VERSION: u8 = 6;
 /// Bytes of a frame before its body.
 pub const HEADER: usize = 6;
 /// Bound on frames that carry no tensor.

@@ -206,7 +206,8 @@ impl Kernel for Conjunction<'_> {
 /// Number of *clear* bits of each row, as an additive share: bit injection and sum in one.
 ///
 /// With `z = c ^ l` for the opened `c`: `z = c + (1 - 2c) l`, so the sum is linear in the dealt bits of `l`. A row's count is
-/// right modulo the number of its bits, rounded up to a power of two, which is all that levels of a maximum need.
+/// right modulo the number of its bits, rounded up to a power of two, which is all that levels of a maximum need; what shares
+/// add up to above is made of dealt halves alone, and is opened under a mask as wide.
 #[derive(Clone, Debug)]
 pub struct CountClear {
     /// Rows of `words` words.
