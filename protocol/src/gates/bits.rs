@@ -230,8 +230,7 @@ impl CountClear {
     /// Dealer.
     pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
         let mut words = lam.iter();
-        for s in &self.segments {
-            let mut t = d.tensor(s.rows * s.words * 64, self.ring(s))?;
+        for (s, mut t) in self.segments.iter().zip(d.tensors(&self.dealt())?) {
             for w in words.by_ref().take(s.rows * s.words) {
                 t.room(d, 64).iter_mut().enumerate().for_each(|(j, b)| *b = w >> j & 1);
             }
@@ -255,8 +254,7 @@ impl CountClear {
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
         let mut words = x.m.iter();
         let mut out = Vec::new();
-        for s in &self.segments {
-            let mut rho = t.half(s.rows * s.words * 64, self.ring(s))?;
+        for (s, mut rho) in self.segments.iter().zip(t.halves(&self.dealt())?) {
             for _ in 0..s.rows {
                 let mut y = 0u64;
                 for m in words.by_ref().take(s.words) {

@@ -37,6 +37,11 @@ impl Head {
     }
 }
 
+/// Powers of two that the widest window of some heads is worth.
+pub fn widest(heads: &[Head], k: u32) -> u32 {
+    heads.iter().fold(0, |m, h| m.max(h.window(k)))
+}
+
 /// Scores and a level count for each (head, row) to `2^(score - bound)` at scale `2^(f_pub + f_deal)`, and flags.
 #[derive(Clone, Debug)]
 pub struct Exp {
@@ -83,7 +88,7 @@ impl Exp {
     /// Bits that this head's powers are dealt without: those by which its windows, and so the factors that multiply what was
     /// rounded, are narrower than the widest.
     fn spared(&self, h: &Head) -> u32 {
-        self.heads.iter().fold(0, |m, h| m.max(h.window(self.k))) - h.window(self.k)
+        widest(&self.heads, self.k) - h.window(self.k)
     }
 
     fn window_bits(&self, h: Head) -> u32 {
@@ -326,15 +331,15 @@ impl Kernel for Keep<'_> {
         let quarter = 1u64 << (g.k_in - 2);
         let wrap = g.wrap();
         let (keep_in, keep) = (mask(g.k_in), mask(g.k_out));
-        let (half, shift, below) = (1u64 << g.shift >> 1, g.shift, quarter >> g.shift);
+        let below = quarter >> g.shift;
         let n = y.len();
         let (m, l, carry, b, r, ra, rb) = (&m[..n], &l[..n], &carry[..n], &b[..n], &r[..n], &ra[..n], &rb[..n]);
         for i in 0..n {
             let m = m[i].wrapping_add(quarter) & keep_in;
             let uw = wrap * (1 - (m >> (g.k_in - 1)));
-            let public = (m.wrapping_add(half) >> shift).wrapping_sub(below);
+            let public = g.round(m).wrapping_sub(below);
             let c = flags >> i & 1;
-            let own = (l[i].wrapping_add(half) >> shift).wrapping_sub(wrap.wrapping_mul(carry[i]));
+            let own = g.round(l[i]).wrapping_sub(wrap.wrapping_mul(carry[i]));
             let kept = (public * lead).wrapping_sub(own).wrapping_add(uw.wrapping_mul(b[i]));
             let gated = r[i].wrapping_mul(public).wrapping_sub(ra[i]).wrapping_add(uw.wrapping_mul(rb[i]));
             let v = (1 - c).wrapping_mul(kept).wrapping_add((2 * c).wrapping_sub(1).wrapping_mul(gated));
@@ -380,7 +385,7 @@ mod tests {
             }
             let ((x, ls, es), (_, ll, el)) = (masked(&x, k, false), masked(&levels, 12, false));
             // As fine as the planner makes it, and half as much.
-            let shift = heads.iter().fold(0, |m, h| m.max(h.window(k))) + 6;
+            let shift = widest(&heads, k) + 6;
             let k_out = 19 + shift + 2;
             let g = Exp { grid: Grid::square(tokens), heads, k, k_out, f_pub: 8, f_deal: 11 + shift as i32 };
             let s = w.run(&g.dealt(), |d| g.deal(d, &ls, &ll), |t, i| g.eval(t, &es[i], &el[i]));

@@ -67,6 +67,26 @@ pub struct Halves<'a> {
 }
 
 impl<'a> Halves<'a> {
+    /// Deals carries and top bits, in a ring of `ring` bits, of columns `first .. first + n` of `rows x stride` masks of `bits`
+    /// bits.
+    fn deal_bits(
+        self,
+        d: &mut Deal,
+        (rows, stride): (usize, usize),
+        (first, n): (usize, usize),
+        (bits, ring): (u32, u32),
+    ) -> Result<(), Error> {
+        let (mut carry, mut top) = (d.tensor(rows * n, ring)?, d.tensor(rows * n, ring)?);
+        for row in 0..rows {
+            let at = row * stride + first;
+            let l = self.part(at..at + n);
+            vector::run(Bits { l, bits, carry: carry.room(d, n), top: top.room(d, n) });
+        }
+        carry.end(d);
+        top.end(d);
+        Ok(())
+    }
+
     /// Those of some elements.
     fn part(&self, range: std::ops::Range<usize>) -> Halves<'a> {
         Halves { sum: &self.sum[range.clone()], first: &self.first[range] }

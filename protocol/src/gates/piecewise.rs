@@ -133,7 +133,7 @@ pub fn narrow(coef: &mut [Vec<Cubic>], k: u32) -> Vec<u32> {
 /// multiplied by a position, and over the windows in which a scale is used a function falls by twice the factor between
 /// scales.
 pub fn narrow_ring(rho_bits: u32, windows: usize) -> u32 {
-    rho_bits + 13 + Scales::stride(windows).min(5)
+    rho_bits + 13 + Scales::stride(windows)
 }
 
 impl Piecewise {

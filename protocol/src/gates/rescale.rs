@@ -6,7 +6,7 @@
 //! are rounded once, the last may count twice. Either evaluator computes what is made of its own half.
 //! Dealt: the bits `carry` and `msb(l)`, in a ring as narrow as the power of two in `R(c 2^k)` allows.
 
-use super::{Bits, Deal, Dealt, Halves, Masked, Take, Width, scaled, scaled_as};
+use super::{Deal, Dealt, Halves, Masked, Take, Width, scaled, scaled_as};
 use crate::Error;
 use crate::ring::mask;
 use crate::vector::{self, Kernel};
@@ -59,17 +59,8 @@ impl Rescale {
 
     /// Dealer: of the whole input's masks.
     pub fn deal(&self, d: &mut Deal, lam: Halves) -> Result<(), Error> {
-        let n = self.mult.len();
-        let mut carry = d.tensor(self.len(), self.k_bit())?;
-        let mut top = d.tensor(self.len(), self.k_bit())?;
-        for row in 0..self.rows {
-            let at = row * self.stride + self.first;
-            let l = lam.part(at..at + n);
-            vector::run(Bits { l, bits: self.k_in, carry: carry.room(d, n), top: top.room(d, n) });
-        }
-        carry.end(d);
-        top.end(d);
-        Ok(())
+        let columns = (self.first, self.mult.len());
+        lam.deal_bits(d, (self.rows, self.stride), columns, (self.k_in, self.k_bit()))
     }
 
     fn width(&self) -> Width {

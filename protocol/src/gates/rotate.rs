@@ -4,10 +4,10 @@
 //! halves of a pair's masks, and the dealer deals their carry and `msb(l)` of each input, which serve both outputs. Exact
 //! to 5 ulp for `|x| < 2^(k-2)`. Layout: value `i` of a head turns with value `i + dim / 2` (Su et al., 2021).
 
-use super::{Bits, Deal, Dealt, Halves, Masked, Take, scaled};
+use super::rescale;
+use super::{Deal, Dealt, Halves, Masked, Take, scaled};
 use crate::Error;
 use crate::ring::mask;
-use crate::vector;
 
 /// Rotates `heads x dim` columns, from column `first`, of a `rows x stride` masked tensor.
 #[derive(Clone, Debug)]
@@ -87,37 +87,28 @@ impl Rotate {
 
     /// Dealer: of the whole input's masks.
     pub fn deal(&self, d: &mut Deal, lam: Halves) -> Result<(), Error> {
-        let n = self.scale.len();
-        let mut carry = d.tensor(self.out_len(), self.k_bit())?;
-        let mut top = d.tensor(self.out_len(), self.k_bit())?;
-        for row in 0..self.rows {
-            let at = row * self.stride + self.first;
-            let l = lam.part(at..at + n);
-            vector::run(Bits { l, bits: self.k_in, carry: carry.room(d, n), top: top.room(d, n) });
-        }
-        carry.end(d);
-        top.end(d);
-        Ok(())
+        let columns = (self.first, self.scale.len());
+        lam.deal_bits(d, (self.rows, self.stride), columns, (self.k_in, self.k_bit()))
     }
 
     /// Evaluator: share of the rotated columns.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
         let carry = t.next(self.out_len(), self.k_bit())?;
         let top = t.next(self.out_len(), self.k_bit())?;
-        let (half, shift, lead) = (self.dim / 2, self.shift(), u64::from(t.leads()));
+        let (half, shift, leads) = (self.dim / 2, self.shift(), t.leads());
         let (mk_in, mk, quarter) = (mask(self.k_in), mask(self.k_out), 1u64 << (self.k_in - 2));
-        let wrap = |mult: i64| {
-            let p = (mult as i128) << self.k_in;
-            if shift == 0 { p as u64 } else { ((p + (1i128 << (shift - 1))) >> shift) as u64 }
-        };
         let mut y = vec![0; self.out_len()];
         self.pairs(|t, at, out| {
             // A share of each input times each of its multipliers.
             let scaled = |at: usize, out: usize, mult: i64| {
                 let m = x.m[at].wrapping_add(quarter) & mk_in;
                 let wraps = (1 - (m >> (self.k_in - 1))).wrapping_mul(top[out]).wrapping_add(carry[out]);
-                let public = scaled(m, mult, shift).wrapping_sub(scaled(quarter, mult, shift));
-                (public * lead).wrapping_sub(scaled(x.l[at], mult, shift)).wrapping_add(wraps.wrapping_mul(wrap(mult)))
+                let wrapped = wraps.wrapping_mul(rescale::wrap(mult, shift, self.k_in, self.k_out));
+                let own = wrapped.wrapping_sub(scaled(x.l[at], mult, shift));
+                if !leads {
+                    return own;
+                }
+                own.wrapping_add(scaled(m, mult, shift)).wrapping_sub(scaled(quarter, mult, shift))
             };
             let first = |mult: i64| scaled(at, out, mult);
             let second = |mult: i64| scaled(at + half, out + half, mult);

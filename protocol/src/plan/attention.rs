@@ -5,7 +5,7 @@ use super::build::{Build, log2_ceil, scales};
 use super::{SLACK, pow2};
 use crate::gates::bits::{And, CountClear};
 use crate::gates::broadcast::Broadcast;
-use crate::gates::exp::{Exp, FlagRescale, Head};
+use crate::gates::exp::{Exp, FlagRescale, Head, widest};
 use crate::gates::grid::Grid;
 use crate::gates::pad::PadKeys;
 use crate::gates::product::{HeadProduct, Side};
@@ -126,7 +126,7 @@ impl Build {
         // Exponentials below the bound, zeroed where the windows alias.
         // A dealt factor is rounded to a unit and multiplied by a public one of up to a window's width: to some units of the
         // kept exponential.
-        let window = a.heads.iter().fold(0, |m, h| m.max(h.window(a.k))) as i32;
+        let window = widest(a.heads, a.k) as i32;
         let (f_exp, f) = (a.f_exp, a.f_exp + window + a.f_pub - 3);
         let k = f as u32 + 2;
         let exp = Exp { grid: a.grid, heads: a.heads.to_vec(), k: a.k, k_out: k, f_pub: a.f_pub, f_deal: f - a.f_pub };
