@@ -21,6 +21,7 @@ use crate::gates::piecewise::Piecewise;
 use crate::gates::product::HeadProduct;
 use crate::gates::reached::Reached;
 use crate::gates::rescale::Rescale;
+use crate::gates::residual::Residual;
 use crate::gates::rotate::Rotate;
 use crate::gates::rowmax::RowMax;
 use crate::gates::select::Select;
@@ -120,6 +121,8 @@ pub enum Kind {
     PadKeys(PadKeys),
     /// See [`Rescale`].
     Rescale(Rescale),
+    /// See [`Residual`].
+    Residual(Residual),
     /// See [`HeadProduct`].
     Product(HeadProduct),
     /// See [`RowMax`].
@@ -169,6 +172,7 @@ impl Kind {
             Kind::Reached(_) => "reached",
             Kind::PadKeys(_) => "pad-keys",
             Kind::Rescale(_) => "rescale",
+            Kind::Residual(_) => "residual",
             Kind::Product(_) => "product",
             Kind::RowMax(_) => "row-max",
             Kind::And(_) => "and",
@@ -190,6 +194,7 @@ impl Kind {
     pub fn dealt(&self) -> Vec<Dealt> {
         match self {
             Kind::Rescale(g) => g.dealt(),
+            Kind::Residual(g) => g.dealt(),
             Kind::Product(g) => g.dealt(),
             Kind::RowMax(g) => g.dealt(),
             Kind::And(g) => g.dealt(),
@@ -325,6 +330,7 @@ impl Program {
             // The Debug form of a gate spells out every parameter, floats to the last bit.
             let text = match &op.kind {
                 Kind::Rescale(g) => format!("{g:?}"),
+                Kind::Residual(g) => format!("{g:?}"),
                 Kind::Product(g) => format!("{g:?}"),
                 Kind::RowMax(g) => format!("{g:?}"),
                 Kind::And(g) => format!("{g:?}"),

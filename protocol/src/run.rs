@@ -58,7 +58,7 @@ fn by_halves(p: &Program) -> Vec<bool> {
     for op in &p.ops {
         let inputs: &[usize] = match op.kind {
             Kind::Rescale(_) | Kind::FlagRescale(_) | Kind::Rotate(_) => &op.inputs[..1],
-            Kind::Join(_) => &op.inputs[..2],
+            Kind::Join(_) | Kind::Residual(_) => &op.inputs[..2],
             _ => &[],
         };
         inputs.iter().for_each(|v| all[*v] = true);
@@ -201,6 +201,7 @@ pub fn deal_next(
         let halves = |n: usize| Halves { sum: l(n), first: &firsts[op.inputs[n]] };
         match &op.kind {
             Kind::Rescale(g) => g.deal(&mut d, halves(0))?,
+            Kind::Residual(g) => g.deal(&mut d, halves(0), halves(1))?,
             Kind::Product(g) => g.deal(&mut d, l(0), l(1), sink.backend())?,
             Kind::RowMax(g) => g.deal(&mut d, l(0))?,
             Kind::And(g) => g.deal(&mut d, l(0))?,
@@ -437,6 +438,7 @@ fn gate(
     let two = |(a, b): (Vec<u64>, Vec<u64>)| Ok(vec![a, b]);
     match &op.kind {
         Kind::Rescale(g) => one(g.eval(t, m(0))?),
+        Kind::Residual(g) => two(g.eval(t, m(0), m(1))?),
         Kind::Product(g) => one(g.eval(t, m(0), m(1), backend)?),
         Kind::RowMax(g) => one(g.eval(t, m(0))?),
         Kind::And(g) => one(g.eval(t, m(0))?),

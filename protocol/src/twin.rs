@@ -74,11 +74,13 @@ fn operation(op: &Op, values: &[Plain]) -> Result<Vec<Plain>, Error> {
     let b = |n: usize| values[op.inputs[n]].bits();
     let real = |v: Vec<f64>| vec![Plain::Real(v)];
     let bits = |v: Vec<u64>| vec![Plain::Bits(v)];
+    let two = |(v, w): (Vec<f64>, Vec<f64>)| vec![Plain::Real(v), Plain::Real(w)];
     let both = |(v, b): (Vec<f64>, Vec<u64>)| vec![Plain::Real(v), Plain::Bits(b)];
     Ok(match &op.kind {
         Kind::Input => Vec::new(),
         Kind::Open => op.inputs.iter().map(|v| values[*v].clone()).collect(),
         Kind::Rescale(g) => real(g.plain(x(0)?)),
+        Kind::Residual(g) => two(g.plain(x(0)?, x(1)?)),
         Kind::Product(g) => real(g.plain(x(0)?, x(1)?)),
         Kind::PadKeys(g) => real(g.plain(x(0)?, x(1)?)),
         Kind::RowMax(g) => bits(g.plain(x(0)?)),

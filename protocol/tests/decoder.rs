@@ -225,7 +225,12 @@ fn every_family_agrees_with_transformers_in_prefill_and_in_steps() {
             assert_eq!(top(got), top(want), "{name} steps");
         }
         assert!(worst(&prefill) <= 0.01 && worst(&decoded) <= 0.01, "{name}");
-        assert!(rounds <= 23 * layers + 4, "{name}");
+        let most = match name {
+            "gpt2" => 20 * layers + 4,
+            "qwen3" => 22 * layers + 3,
+            _ => 21 * layers + 4,
+        };
+        assert_eq!(rounds, most, "{name}");
 
         // A prompt at once, padded, and the same tokens one by one.
         let [got, _] = &private(&model, &planner, &want.tokens, n)[0];

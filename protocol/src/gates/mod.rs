@@ -24,6 +24,7 @@ pub mod piecewise;
 pub mod product;
 pub mod reached;
 pub mod rescale;
+pub mod residual;
 pub mod rotate;
 pub mod rowmax;
 pub mod select;

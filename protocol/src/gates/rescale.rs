@@ -38,7 +38,7 @@ impl Rescale {
     }
 
     /// Bits of the ring in which `msb(l)` is dealt.
-    fn k_bit(&self) -> u32 {
+    pub(super) fn k_bit(&self) -> u32 {
         bit_ring((0..self.mult.len()).map(|c| self.wrap(c)), self.k_out)
     }
 
@@ -84,19 +84,54 @@ impl Rescale {
         let mut carry = t.half(self.len(), self.k_bit())?;
         let mut top = t.half(self.len(), self.k_bit())?;
         let n = self.mult.len();
-        let wrap: Vec<u64> = (0..n).map(|c| self.wrap(c)).collect();
-        let quarter = scaled_quarter(self);
+        let terms = Terms::new(self);
         let mut y = vec![0; self.len()];
         let rows = x.m.chunks_exact(self.stride).zip(x.l.chunks_exact(self.stride));
         for ((m, l), y) in rows.zip(y.chunks_exact_mut(n)) {
             let [m, l] = [m, l].map(|row| &row[self.first..][..n]);
             if t.leads() {
-                vector::run(Public { g: self, width: self.width(), m, constant: &quarter, y });
+                terms.public(m, y);
             }
-            vector::run(Own { g: self, width: self.width(), l, y });
-            vector::run(Wraps { g: self, m, carry: carry.next(n), top: top.next(n), wrap: &wrap, y });
+            terms.own(l, y);
+            terms.wraps(m, carry.next(n), top.next(n), y);
         }
         Ok(y)
+    }
+}
+
+/// The terms of a row's rescaled columns, see the module's first lines.
+pub(super) struct Terms<'a> {
+    g: &'a Rescale,
+    width: Width,
+    /// Of each column, what a wrap adds.
+    pub wrap: Vec<u64>,
+    constant: Vec<u64>,
+}
+
+impl<'a> Terms<'a> {
+    pub fn new(g: &'a Rescale) -> Self {
+        let wrap = (0..g.mult.len()).map(|c| g.wrap(c)).collect();
+        Terms { g, width: g.width(), wrap, constant: scaled_quarter(g) }
+    }
+
+    /// `y = R(c m') - R(c 2^(k-2))`, and the bias.
+    pub fn public(&self, m: &[u64], y: &mut [u64]) {
+        vector::run(Public { g: self.g, width: self.width, m, constant: &self.constant, y });
+    }
+
+    /// Takes `R(c l)` off.
+    pub fn own(&self, l: &[u64], y: &mut [u64]) {
+        vector::run(Own { g: self.g, width: self.width, l, y });
+    }
+
+    /// What the wrap adds where the mask's top bit is set.
+    pub fn wrapped(&self, m: &[u64], y: &mut [u64]) {
+        vector::run(Wrapped { k_in: self.g.k_in, m, wrap: &self.wrap, y });
+    }
+
+    /// Adds `(carry + wrap) R(c 2^k)`.
+    pub fn wraps(&self, m: &[u64], carry: &[u64], top: &[u64], y: &mut [u64]) {
+        vector::run(Wraps { g: self.g, m, carry, top, wrap: &self.wrap, y });
     }
 }
 
@@ -186,6 +221,24 @@ impl Kernel for Own<'_> {
             Width::One => each.for_each(|((y, l), mu)| *y = y.wrapping_sub(scaled_as(Width::One, *l, *mu, shift))),
             Width::Two => each.for_each(|((y, l), mu)| *y = y.wrapping_sub(scaled_as(Width::Two, *l, *mu, shift))),
             Width::Wide => each.for_each(|((y, l), mu)| *y = y.wrapping_sub(scaled_as(Width::Wide, *l, *mu, shift))),
+        }
+    }
+}
+
+/// See [`Terms::wrapped`].
+struct Wrapped<'a> {
+    k_in: u32,
+    m: &'a [u64],
+    wrap: &'a [u64],
+    y: &'a mut [u64],
+}
+
+impl Kernel for Wrapped<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let (top, quarter) = (self.k_in - 1, 1u64 << (self.k_in - 2));
+        for (y, (m, wrap)) in self.y.iter_mut().zip(self.m.iter().zip(self.wrap)) {
+            *y = (!(m.wrapping_add(quarter) >> top) & 1).wrapping_mul(*wrap);
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::gates::cosine::Cosine;
 use crate::gates::join::Join;
 use crate::gates::piecewise::{MOST_SCALES, Piecewise, Scales, fit_cubics, narrow, narrow_ring};
 use crate::gates::rescale::Rescale;
+use crate::gates::residual::Residual;
 use crate::gates::select::Select;
 use crate::gates::tails::Tails;
 use crate::program::{Id, Kind, Op, Value};
@@ -139,6 +140,28 @@ impl Build {
         let out = self.value(name, &[rows, mult.len()], k_out, ulp, bound + 3.0);
         self.op(Kind::Rescale(Rescale { rows, stride, first, mult, shift, k_in, k_out, bias }), &[x], &[out]);
         out
+    }
+
+    /// Masked accumulators times their `scale`, up to `bound`, on the masked residual `x`; and the sums of its rows' squares in
+    /// units of `2^(2 shift)`, for `squares` of that shift, their ring and their bound.
+    pub fn residual(
+        &mut self,
+        name: &str,
+        acc: Id,
+        x: Id,
+        scale: &[f64],
+        bound: f64,
+        (shift, k_squares, largest): (u32, u32, f64),
+    ) -> [Id; 2] {
+        let before = self.values[x].clone();
+        let (mult, drop) = fixed(scale);
+        let (rows, stride, k_in) = (before.shape[0], mult.len(), self.values[acc].bits);
+        let scale = Rescale { rows, stride, first: 0, mult, shift: drop, k_in, k_out: before.bits, bias: Vec::new() };
+        let sum = before.bound + bound + 3.0;
+        let after = self.value(&format!("residual after {name}"), &before.shape, before.bits, before.ulp, sum);
+        let square = self.value(&format!("residual after {name}, squares"), &[rows], k_squares, 0.0, largest);
+        self.op(Kind::Residual(Residual { scale, shift, k_squares }), &[acc, x], &[after, square]);
+        [after, square]
     }
 
     /// `f` of a masked positive scalar per row: two rounds; the last opening is the caller's.

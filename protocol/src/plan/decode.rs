@@ -1,11 +1,12 @@
 //! A decoder as a list of operations, for some new rows after some past ones: prefill and single steps alike.
 //!
-//! 23 rounds a block with a gated MLP, 22 without, and 4 at the end: a linear layer reads the product of the residual and
+//! 22 rounds a block with a gated MLP, 21 without, and 4 more: a linear layer reads the product of the residual and
 //! its norm's inverse root directly, in a ring wide enough for both scales, so neither normalised rows nor attention's
-//! outputs nor the MLP's products are opened for a rescale of their own. Programs of few rows spend dealt bytes to count
-//! the maximum's levels in one round less.
+//! outputs nor the MLP's products are opened for a rescale of their own; and the sum of squares that a norm begins with is
+//! taken before the residual is opened ([`crate::gates::residual`]), all but the first. Programs of few rows spend dealt
+//! bytes to count the maximum's levels in one round less.
 //!
-//! Heads with norms of their own take no round more. Such a norm undoes any factor of its input, that of the row's own
+//! Heads with norms of their own take one round more, since theirs begin with an opening. Such a norm undoes any factor of its input, that of the row's own
 //! norm included, so queries and keys are taken of the residual itself: `W x` is a linear map of a share, opened beside
 //! `x` under masks of its own, and the heads' sums of squares, inverse roots and products run beside the row's. What the
 //! evaluators see more is `W x`, uniform under a fresh mask; the dealer needs no weights. The norm's epsilon is left out,
@@ -51,6 +52,13 @@ const F_SERIES: i32 = 20;
 const F_TURN: i32 = 20;
 const F_TURN_LEAST: i32 = 12;
 
+/// A share of the residual, and one of its rows' sums of squares, but for what a program starts with.
+#[derive(Clone, Copy)]
+struct Residual {
+    x: Id,
+    square: Option<Id>,
+}
+
 struct Emit<'a> {
     p: &'a DecoderPlanner,
     past: usize,
@@ -59,10 +67,14 @@ struct Emit<'a> {
 }
 
 impl Emit<'_> {
+    /// Ring of the residual's sums of squares.
+    fn k_squares(&self, n: &PreNorm) -> u32 {
+        if n.shift == 0 { self.p.k } else { K_SQUARES }
+    }
+
     /// Sum of squares of the masked residual's rows.
     fn square(&mut self, name: &str, x: Id, n: &PreNorm) -> Id {
-        let (rows, d) = (self.rows, self.p.config.hidden);
-        let k = if n.shift == 0 { self.p.k } else { K_SQUARES };
+        let (rows, d, k) = (self.rows, self.p.config.hidden, self.k_squares(n));
         let v = self.b.value(&format!("{name} square"), &[rows], k, 0.0, n.largest());
         if n.shift == 0 {
             self.b.op(Kind::Variance(Variance { rows, cols: d, centre: false, k }), &[x], &[v]);
@@ -71,6 +83,17 @@ impl Emit<'_> {
             self.b.op(Kind::Squares(Squares { rows, dim: d, shift, k_in, k_out: k }), &[x], &[v]);
         }
         v
+    }
+
+    /// The residual, and the sum of squares of its rows, masked: one round, but for the first of all two.
+    fn opened(&mut self, name: &str, r: Residual, n: &PreNorm) -> [Id; 2] {
+        if let Some(square) = r.square {
+            return self.b.open([r.x, square]);
+        }
+        let [x] = self.b.open([r.x]);
+        let v = self.square(name, x, n);
+        let [v] = self.b.open([v]);
+        [x, v]
     }
 
     /// The inverse root of a masked sum of squares at every scale.
@@ -93,25 +116,24 @@ impl Emit<'_> {
         y
     }
 
-    /// `x / rms(x)` of a share, as a share at `2^-n.f`; four rounds, the last of which opens the inverse root.
-    fn normalised(&mut self, name: &str, x: Id, n: &PreNorm) -> Id {
-        let [x] = self.b.open([x]);
-        let v = self.square(name, x, n);
-        let [v] = self.b.open([v]);
+    /// `x / rms(x)` as a share at `2^-n.f`, and the masked residual; three rounds, the last of which opens the inverse root, but
+    /// for the first of all four.
+    fn normalised(&mut self, name: &str, r: Residual, n: &PreNorm) -> [Id; 2] {
+        let [x, v] = self.opened(name, r, n);
         let r = self.root(name, v, n);
         let opened = self.b.open(r.shares);
         let r = self.b.selected(&format!("{name} inverse root"), opened, r);
         let [r] = self.b.open([r]);
-        self.times_root(name, x, r, n)
+        [self.times_root(name, x, r, n), x]
     }
 
-    /// [`Self::normalised`], and beside it the heads of queries and keys, each normalised: shares, before gains.
-    fn normalised_heads(&mut self, name: &str, x: Id, n: &PreNorm, h: &HeadNorm) -> [Id; 2] {
+    /// [`Self::normalised`] in four rounds, and beside it the heads of queries and keys, each normalised: a share, before gains.
+    fn normalised_heads(&mut self, name: &str, r: Residual, n: &PreNorm, h: &HeadNorm) -> ([Id; 2], Id) {
         let (rows, dim, heads) = (self.rows, self.p.config.head_dim, h.shift.len() / self.p.config.head_dim);
         let width = heads * dim;
-        let acc = self.linear("head accumulators", x, &h.wide);
-        let [x, acc] = self.b.open([x, acc]);
-        let v = self.square(name, x, n);
+        let acc = self.linear("head accumulators", r.x, &h.wide);
+        let [x, acc] = self.b.open([r.x, acc]);
+        let v = r.square.unwrap_or_else(|| self.square(name, x, n));
         let w = self.b.value("head squares", &[rows, heads], K_SQUARES, 0.0, LARGEST);
         let squares = Squares { rows, dim, shift: h.shift.clone(), k_in: h.wide.k, k_out: K_SQUARES };
         self.b.op(Kind::Squares(squares), &[acc], &[w]);
@@ -130,7 +152,16 @@ impl Emit<'_> {
         let z = self.b.value("normalised heads", &[rows, width], h.wide.k, 0.0, h.bound(dim));
         let broadcast = Broadcast { rows: rows * heads, cols: dim, dim, centre: false, k: h.wide.k };
         self.b.op(Kind::Broadcast(broadcast), &[acc, s], &[z]);
-        [y, z]
+        ([y, x], z)
+    }
+
+    /// A value's last row of `cols` elements.
+    fn last(&mut self, x: Id, cols: usize) -> Id {
+        let Value { name, shape, bits, ulp, bound, .. } = self.b.values[x].clone();
+        let shape: Vec<usize> = [1].into_iter().chain(shape.into_iter().skip(1)).collect();
+        let last = self.b.value(&format!("{name}, last row"), &shape, bits, ulp, bound);
+        self.b.op(Kind::Last { cols }, &[x], &[last]);
+        last
     }
 
     fn linear(&mut self, name: &str, x: Id, w: &Wide) -> Id {
@@ -209,24 +240,24 @@ impl Emit<'_> {
         2.0 * largest * bound
     }
 
-    /// Attention's part of the residual; `cache` is past keys and values, and becomes all.
-    fn attention(&mut self, x: Id, keep: Option<Id>, b: &BlockPlan, cache: &mut Option<[Id; 2]>) -> Id {
+    /// The residual after attention; `cache` is past keys and values, and becomes all.
+    fn attention(&mut self, r: Residual, keep: Option<Id>, b: &BlockPlan, cache: &mut Option<[Id; 2]>) -> Residual {
         let c = &self.p.config;
         let (dim, heads, kv_heads) = (c.head_dim, c.heads, c.kv_heads);
         let grid = Grid::causal(self.past, self.rows);
         // Queries and keys, masked, with the unit of each column, and the accumulators that hold the values.
-        let (from, unit, acc) = match &b.head_norm {
+        let (x, from, unit, acc) = match &b.head_norm {
             None => {
-                let y = self.normalised("attention norm", x, &b.attention_norm);
+                let [y, x] = self.normalised("attention norm", r, &b.attention_norm);
                 let acc = self.linear("query, key, value accumulators", y, &b.qkv);
                 let [acc] = self.b.open([acc]);
-                (acc, b.qkv.layer.ulp.clone(), acc)
+                (x, acc, b.qkv.layer.ulp.clone(), acc)
             }
             Some(n) => {
-                let [y, h] = self.normalised_heads("attention norm", x, &b.attention_norm, n);
+                let ([y, x], h) = self.normalised_heads("attention norm", r, &b.attention_norm, n);
                 let acc = self.linear("value accumulators", y, &b.qkv);
                 let [h, acc] = self.b.open([h, acc]);
-                (h, n.unit(), acc)
+                (x, h, n.unit(), acc)
             }
         };
         let k_at = heads * dim;
@@ -277,21 +308,23 @@ impl Emit<'_> {
             few_rows: self.rows <= FEW_ROWS,
         };
         let a = self.b.attend(s, v, &attend);
-        self.back_to_residual("attention output", a, &b.output)
+        self.onto("attention output", a, &b.output, x, &b.mlp_norm)
     }
 
-    /// A linear layer's output at the residual's scale.
-    fn back_to_residual(&mut self, name: &str, x: Id, w: &Wide) -> Id {
-        let acc = self.linear(&format!("{name} accumulators"), x, w);
+    /// The masked residual `x` and a linear layer's output at its scale, for a norm to read.
+    fn onto(&mut self, name: &str, y: Id, w: &Wide, x: Id, n: &PreNorm) -> Residual {
+        let acc = self.linear(&format!("{name} accumulators"), y, w);
         let [acc] = self.b.open([acc]);
-        let s: Vec<f64> = w.layer.ulp.iter().map(|u| u * pow2(F_RESIDUAL)).collect();
-        let bound = w.layer.bound * pow2(F_RESIDUAL);
-        self.b.rescale(name, acc, 0, self.p.config.hidden, &s, &[], self.p.k, pow2(-F_RESIDUAL), bound)
+        let scale: Vec<f64> = w.layer.ulp.iter().map(|u| u * pow2(F_RESIDUAL)).collect();
+        let squares = (n.shift, self.k_squares(n), n.largest());
+        let [x, square] = self.b.residual(name, acc, x, &scale, w.layer.bound * pow2(F_RESIDUAL), squares);
+        Residual { x, square: Some(square) }
     }
 
-    fn mlp(&mut self, x: Id, n: &PreNorm, m: &MlpPlan) -> Id {
+    /// The residual after the MLP, for the norm `next`.
+    fn mlp(&mut self, r: Residual, n: &PreNorm, m: &MlpPlan, next: &PreNorm) -> Residual {
         let (rows, width) = (self.rows, m.act.layer.ulp.len());
-        let y = self.normalised("MLP norm", x, n);
+        let [y, x] = self.normalised("MLP norm", r, n);
         let h = self.linear("nonlinearity's input", y, &m.act);
         let (h, times) = match &m.times {
             None => (self.b.open([h])[0], None),
@@ -315,7 +348,7 @@ impl Emit<'_> {
             g = self.b.value("gated", &[rows, width], k, pow2(-m.f_activated - m.f_up), bound);
             self.b.op(Kind::Hadamard(Hadamard { len: rows * width, k }), &[a, u], &[g]);
         }
-        self.back_to_residual("MLP output", g, &m.down)
+        self.onto("MLP output", g, &m.down, x, next)
     }
 }
 
@@ -371,23 +404,20 @@ pub fn program(p: &DecoderPlanner, marked: bool, past: usize, rows: usize, every
         let moved = e.moved(turn, f, &keys);
         caches.iter_mut().flatten().zip(moved).for_each(|(c, k)| c[0] = k);
     }
-    let mut x = input;
-    for (i, (b, cache)) in p.blocks.iter().zip(&mut caches).enumerate() {
+    let mut x = Residual { x: input, square: None };
+    let later = p.blocks.iter().skip(1).map(|b| &b.attention_norm).chain([&p.last_norm]);
+    for (i, ((b, next), cache)) in p.blocks.iter().zip(later).zip(&mut caches).enumerate() {
         e.b.layer = format!("layer {i}: ");
-        let a = e.attention(x, keep, b, cache);
-        x = e.b.add("residual", x, a);
-        let m = e.mlp(x, &b.mlp_norm, &b.mlp);
-        x = e.b.add("residual", x, m);
+        x = e.attention(x, keep, b, cache);
+        x = e.mlp(x, &b.mlp_norm, &b.mlp, next);
         carried[1].extend(cache.iter().flatten());
     }
     e.b.layer = String::new();
     if !every && rows > 1 {
-        let v = e.b.values[x].clone();
-        let last = e.b.value("last row", &[1, c.hidden], v.bits, v.ulp, v.bound);
-        e.b.op(Kind::Last { cols: c.hidden }, &[x], &[last]);
-        (x, e.rows) = (last, 1);
+        x = Residual { x: e.last(x.x, c.hidden), square: x.square.map(|v| e.last(v, 1)) };
+        e.rows = 1;
     }
-    let y = e.normalised("final norm", x, &p.last_norm);
+    let [y, _] = e.normalised("final norm", x, &p.last_norm);
     let logits = e.linear("logits", y, &p.head);
     e.b.values[logits].ulp = p.head.layer.ulp[0];
     let program = Program {

@@ -21,6 +21,7 @@ pub fn prove(p: &Program) -> Result<(), Error> {
             Kind::Rotate(g) => pow2(g.k_in - 2),
             Kind::FlagRescale(g) => pow2(g.k_in - 2),
             Kind::Squares(g) => pow2(g.k_in - 2),
+            Kind::Residual(g) => pow2(g.scale.k_in - 2),
             Kind::Piecewise(g) if g.k_in < g.scales.ring() => 0.0,
             Kind::Piecewise(g) => g.scales.largest().min(pow2(g.k_in - 1)),
             // Four levels of headroom at each end, of the finest head; the planner chooses each head's unit to leave them.
@@ -31,11 +32,17 @@ pub fn prove(p: &Program) -> Result<(), Error> {
             Kind::Join(g) => pow2(g.k_in - 2),
             _ => continue,
         };
-        let v = &p.values[op.inputs[0]];
-        if !(v.bound > 0.0 && v.bound <= largest * (1.0 + 1e-9)) {
-            let reason =
-                format!("{} reads {}, proven up to {:.3e} units, {largest:.3e} fit", op.kind.name(), v.name, v.bound);
-            return Err(refuse(&p.values[op.outputs[0]].name, reason));
+        let beside = match &op.kind {
+            Kind::Residual(g) => Some((op.inputs[1], pow2(g.scale.k_out - 2))),
+            _ => None,
+        };
+        for (v, largest) in [(op.inputs[0], largest)].into_iter().chain(beside) {
+            let v = &p.values[v];
+            if !(v.bound > 0.0 && v.bound <= largest * (1.0 + 1e-9)) {
+                let (op_name, name, bound) = (op.kind.name(), &v.name, v.bound);
+                let reason = format!("{op_name} reads {name}, proven up to {bound:.3e} units, {largest:.3e} fit");
+                return Err(refuse(&p.values[op.outputs[0]].name, reason));
+            }
         }
     }
     let out = &p.values[p.output];
