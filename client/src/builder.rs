@@ -1,8 +1,7 @@
 //! How a client is made: which parties, which model, and how patient and how parallel it is.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
@@ -11,6 +10,7 @@ use tacet_protocol::plan::{DecoderPlanner, Keep, Planner, Progress, Shelf};
 use tokenizers::Tokenizer;
 use zeroize::Zeroizing;
 
+use crate::programs::Programs;
 use crate::target::Target;
 use crate::{Client, ClientError, Generator, Parties};
 
@@ -147,7 +147,7 @@ impl ClientBuilder {
             model: Arc::new(model),
             planner,
             tokenizer,
-            programs: Mutex::new(HashMap::new()),
+            programs: Programs::default(),
             deadline: self.deadline,
             concurrency: self.concurrency,
             retry_busy: self.retry_busy,

@@ -24,14 +24,14 @@ mod examine;
 pub mod generate;
 mod phases;
 mod private;
+mod programs;
 pub mod serve;
 mod session;
 mod shares;
 mod slots;
 mod target;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
@@ -49,6 +49,7 @@ pub use error::ClientError;
 pub use examine::{Examined, Verdict};
 pub use phases::Phases;
 pub use private::{Generator, Sequence, Spent};
+use programs::Programs;
 pub use shares::Glimpse;
 pub use tacet_protocol::plan::Progress;
 use target::Target;
@@ -99,7 +100,7 @@ pub struct Client {
     model: Arc<BertModel>,
     planner: Planner,
     tokenizer: Tokenizer,
-    programs: Mutex<HashMap<usize, Arc<Program>>>,
+    programs: Programs,
     deadline: Duration,
     concurrency: usize,
     retry_busy: bool,
@@ -154,16 +155,7 @@ impl Client {
     /// A length the model does not take.
     pub fn program(&self, tokens: usize) -> Result<Arc<Program>, ClientError> {
         let tokens = padded(tokens).unwrap_or(tokens);
-        let mut cache = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(p) = cache.get(&tokens) {
-            return Ok(Arc::clone(p));
-        }
-        if cache.len() >= 64 {
-            cache.clear();
-        }
-        let p = Arc::new(self.planner.program(tokens)?);
-        cache.insert(tokens, Arc::clone(&p));
-        Ok(p)
+        Ok(self.programs.get(tokens, || self.planner.program(tokens))?)
     }
 
     /// Embeds texts, several sessions at once, results in order.

@@ -25,6 +25,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::error::{Rank, Report};
 use crate::generate::{Boxed, Decoder, Positions};
 use crate::phases::{Phases, added, seconds};
+use crate::programs::Programs;
 use crate::serve::OpenDecoder;
 use crate::slots::{Part, Slots};
 use crate::target::{Target, silent};
@@ -40,6 +41,8 @@ pub(crate) struct Lane {
     pub token: Zeroizing<String>,
     pub model: Embedding,
     pub planner: DecoderPlanner,
+    /// Those that a sequence begins with, by rows.
+    prompts: Programs,
     pub deadline: Duration,
     spent: Mutex<Spent>,
 }
@@ -103,7 +106,17 @@ impl Generator {
         token: Zeroizing<String>,
         deadline: Duration,
     ) -> Generator {
-        Generator { lane: Arc::new(Lane { targets, token, model, planner, deadline, spent: Mutex::default() }) }
+        Generator {
+            lane: Arc::new(Lane {
+                targets,
+                token,
+                model,
+                planner,
+                prompts: Programs::default(),
+                deadline,
+                spent: Mutex::default(),
+            }),
+        }
     }
 
     /// What this client holds of the model in use: its shape, and the tables that tokens are embedded with.
@@ -214,7 +227,8 @@ impl Sequence {
     async fn attempt(&mut self, mut slots: Slots, first: Part) -> Result<Vec<f32>, Report> {
         let lane = Arc::clone(&self.lane);
         let own = |e: ClientError| Report::new(Rank::Refusal, e);
-        let p = lane.planner.program(true, 0, first.rows, false).map_err(|e| own(e.into()))?;
+        let make = || lane.planner.program(true, 0, first.rows, false);
+        let p = lane.prompts.get(first.rows, make).map_err(|e| own(e.into()))?;
         let session = random().map_err(own)?;
         let sealed = lane.sealed(&p, session, p.digest(), &self.tokens[..first.tokens], 0, 0).map_err(own)?;
         let open = lane.targets.iter().zip(sealed).map(|(t, input)| {
