@@ -190,6 +190,15 @@ impl Kind {
         }
     }
 
+    /// How many of the first values read are needed with their masks by halves, see [`crate::gates::Halves`].
+    pub(crate) fn by_halves(&self) -> usize {
+        match self {
+            Kind::Rescale(_) | Kind::FlagRescale(_) | Kind::Rotate(_) => 1,
+            Kind::Join(_) | Kind::Residual(_) => 2,
+            _ => 0,
+        }
+    }
+
     /// Tensors dealt for the operation.
     pub fn dealt(&self) -> Vec<Dealt> {
         match self {

@@ -52,18 +52,19 @@ fn add_masks(v: &Value, (step, slot): (u32, u32), prg: &mut Prg, to: &mut [u64])
     Ok(())
 }
 
-/// Which values' masks are needed by halves.
-fn by_halves(p: &Program) -> Vec<bool> {
+/// Which values' masks are needed by halves. None that another program left, of which a dealer keeps the sums.
+fn by_halves(p: &Program) -> Result<Vec<bool>, Error> {
     let mut all = vec![false; p.values.len()];
     for op in &p.ops {
-        let inputs: &[usize] = match op.kind {
-            Kind::Rescale(_) | Kind::FlagRescale(_) | Kind::Rotate(_) => &op.inputs[..1],
-            Kind::Join(_) | Kind::Residual(_) => &op.inputs[..2],
-            _ => &[],
-        };
-        inputs.iter().for_each(|v| all[*v] = true);
+        op.inputs[..op.kind.by_halves()].iter().for_each(|v| all[*v] = true);
     }
-    all
+    match p.carried[0].iter().find(|v| all[**v]) {
+        None => Ok(all),
+        Some(v) => {
+            let reason = "a value of the program before is read by halves of its mask".into();
+            Err(Error::Plan { op: p.values[*v].name.clone(), reason })
+        }
+    }
 }
 
 /// Adds packed words, of which as many are there.
@@ -171,7 +172,7 @@ pub fn deal_next(
     // Wiped when dropped, also where the sink fails.
     let mut masks_of = DealerState { positions: 0, kept: vec![Vec::new(); p.values.len()] };
     let lam = &mut masks_of.kept;
-    let by_halves = by_halves(p);
+    let by_halves = by_halves(p)?;
     let mut firsts = DealerState { positions: 0, kept: vec![Vec::new(); p.values.len()] };
     let firsts = &mut firsts.kept;
     let mut held = std::mem::take(state);
