@@ -1,41 +1,37 @@
 //! CPU time of every kind of operation, at the dealer and at an evaluator, in one process without a network:
-//! `cargo bench -p tacet-protocol --bench interpreters -- --model DIR --tokens 128`.
+//! `cargo bench -p tacet-party --bench interpreters -- --model DIR --tokens 128`.
 //!
-//! The time is what the thread ran, so that it is meaningful while others share the machine (Linux only).
+//! The time is what the thread had of a processor, so that it is meaningful while others share the machine.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
+use tacet_party::clock::processor;
 use tacet_protocol::model::BertModel;
 use tacet_protocol::plan::Planner;
 use tacet_protocol::prg::{Prg, SessionKey};
 use tacet_protocol::program::Program;
 use tacet_protocol::{DealerSink, Error, EvaluatorIo, Role, run};
 
-/// Nanoseconds that this thread has run.
-fn ran() -> u64 {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    text.split_whitespace().next().and_then(|v| v.parse().ok()).unwrap_or(0)
-}
-
 /// Attributes time to operations by when they ask for something.
 struct Clock<'a> {
     program: &'a Program,
-    since: u64,
+    since: Duration,
     step: usize,
-    spent: BTreeMap<&'static str, u64>,
+    spent: BTreeMap<&'static str, Duration>,
 }
 
 impl<'a> Clock<'a> {
     fn new(program: &'a Program) -> Self {
-        Clock { program, since: ran(), step: 0, spent: BTreeMap::new() }
+        Clock { program, since: processor(), step: 0, spent: BTreeMap::new() }
     }
 
     /// Ends what ran since the last call; it belonged to `step`.
     fn end(&mut self, step: usize) {
-        let now = ran();
+        let now = processor();
         *self.spent.entry(self.program.ops[step].kind.name()).or_default() += now - self.since;
-        self.since = ran();
+        self.since = now;
         self.step = step;
     }
 }
@@ -72,18 +68,17 @@ impl EvaluatorIo for Io<'_> {
         self.clock.step = step as usize;
         let gone = |_| Error::Transport("gone".into());
         self.to.send(out).map_err(gone)?;
-        let got = self.from.recv().map_err(|_| Error::Transport("gone".into()));
-        self.clock.since = ran();
-        got
+        self.from.recv().map_err(|_| Error::Transport("gone".into()))
     }
 }
 
-fn show(who: &str, spent: &BTreeMap<&'static str, u64>) {
+fn show(who: &str, spent: &BTreeMap<&'static str, Duration>) {
     let mut all: Vec<_> = spent.iter().collect();
-    all.sort_by_key(|(_, ns)| std::cmp::Reverse(**ns));
-    println!("{who}: {:.0} ms", spent.values().sum::<u64>() as f64 / 1e6);
-    for (name, ns) in all.into_iter().filter(|(_, ns)| **ns > 500_000) {
-        println!("  {name:16} {:7.1} ms", *ns as f64 / 1e6);
+    all.sort_by_key(|(_, time)| std::cmp::Reverse(**time));
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    println!("{who}: {:.0} ms", ms(spent.values().sum()));
+    for (name, time) in all.into_iter().filter(|(_, time)| ms(**time) > 0.5) {
+        println!("  {name:16} {:7.1} ms", ms(*time));
     }
 }
 
