@@ -1,8 +1,8 @@
-//! Row-wise functions of wide dynamic range (reciprocal, inverse square root): cubics over windows at several scales.
+//! Row-wise functions of wide dynamic range (reciprocal, inverse square root): quartics over windows at several scales.
 //!
 //! At scale `s` the window is `h = 2^drop`; `x = i h + r` with `i = m_hi - l_hi` and `r = m_lo - l_lo` in `(-h, h)`: a
-//! borrow only means that a window's cubic is used a little past it. `c0 + c1 r + c2 r^2 + c3 r^3` is a cubic in the
-//! public `m_lo` whose four coefficients depend on the window and `l_lo`, so the dealer deals four elements a window.
+//! borrow only means that a window's quartic is used a little past it. `c0 + c1 r + ... + c4 r^4` is a quartic in the
+//! public `m_lo` whose five coefficients depend on the window and `l_lo`, so the dealer deals five elements a window.
 //! Windows alias, every 16 for example, so a value is right only while `x < 15 h`, and is used while `x < 12 h`: windows of the
 //! next scale are four times as wide, and a flag says whether `x` lies in the first three of them. Flags are read off dealt
 //! bits, one for each of some windows of that scale, and alias too, but only past what a flag some scales wider excludes:
@@ -76,12 +76,12 @@ impl Scales {
     }
 }
 
-/// Coefficients of a window's cubic.
-const TERMS: usize = 4;
-/// A window's cubic, lowest coefficient first.
-pub type Cubic = [f64; TERMS];
+/// Coefficients of a window's quartic.
+const TERMS: usize = 5;
+/// A window's quartic, lowest coefficient first.
+pub type Quartic = [f64; TERMS];
 
-/// Cubics of one scalar per row.
+/// Quartics of one scalar per row.
 #[derive(Clone, Debug)]
 pub struct Piecewise {
     /// Rows.
@@ -91,45 +91,47 @@ pub struct Piecewise {
     /// Scales and windows.
     pub scales: Scales,
     /// Per scale and window, in units of the scale's output and of the window.
-    pub coef: Vec<Vec<Cubic>>,
+    pub coef: Vec<Vec<Quartic>>,
     /// Bits of the position in a window that are used.
     pub rho_bits: u32,
     /// Ring of the values at every scale.
     pub k_out: u32,
 }
 
-/// Cubics through `f` at the four Chebyshev points of a window and its neighbours' halves (input in units, output in units
+/// Quartics through `f` at the five Chebyshev points of a window and its neighbours' halves (input in units, output in units
 /// of the result).
-pub fn fit_cubics(f: impl Fn(f64) -> f64, scales: Scales) -> Vec<Vec<Cubic>> {
-    let (a, b) = (libm::cos(std::f64::consts::PI / 8.0), libm::sin(std::f64::consts::PI / 8.0));
+pub fn fit(f: impl Fn(f64) -> f64, scales: Scales) -> Vec<Vec<Quartic>> {
+    let points = [1.0, 3.0].map(|i| libm::cos(i * std::f64::consts::PI / 10.0));
+    let [a2, b2] = points.map(|r| r * r);
     let window = |s: usize, i: usize| {
         let h = 2f64.powi(scales.drop_of(s) as i32);
         let at = |r: f64| f((i as f64 + r).max(0.0) * h);
-        // Even and odd parts at either point.
-        let [e, g] = [a, b].map(|r| (at(r) + at(-r)) / 2.0);
-        let [o, q] = [a, b].map(|r| (at(r) - at(-r)) / (2.0 * r));
-        let (c2, c3) = ((e - g) / (a * a - b * b), (o - q) / (a * a - b * b));
-        [g - c2 * b * b, q - c3 * b * b, c2, c3]
+        let middle = at(0.0);
+        // Even and odd parts at either point, less what the lowest coefficients make of them.
+        let [e, g] = points.map(|r| ((at(r) + at(-r)) / 2.0 - middle) / (r * r));
+        let [o, q] = points.map(|r| (at(r) - at(-r)) / (2.0 * r));
+        let (c4, c3) = ((e - g) / (a2 - b2), (o - q) / (a2 - b2));
+        [middle, q - c3 * b2, g - c4 * b2, c3, c4]
     };
     (0..scales.count).map(|s| (0..scales.windows).map(|i| window(s, i)).collect()).collect()
 }
 
 /// Gives every scale the unit that leaves what it is picked for just below a quarter of a ring of `k` bits, roundings
 /// included; returns log2 of the units.
-pub fn narrow(coef: &mut [Vec<Cubic>], k: u32) -> Vec<u32> {
+pub fn narrow(coef: &mut [Vec<Quartic>], k: u32) -> Vec<i32> {
     let quarter = libm::exp2(f64::from(k - 2)) * (1.0 - 1e-3);
-    let unit = |(s, windows): (usize, &mut Vec<Cubic>)| {
+    let unit = |(s, windows): (usize, &mut Vec<Quartic>)| {
         // Below its third window, a scale but the finest is not picked.
         let used = &windows[if s == 0 { 0 } else { FINER as usize }..];
         let largest = used.iter().map(|c| c.iter().map(|c| c.abs()).sum()).fold(0.0, f64::max);
-        let shift = libm::ceil(libm::log2(largest / quarter)).max(0.0);
+        let shift = libm::ceil(libm::log2(largest / quarter)).max(2.0 - f64::from(k));
         windows.iter_mut().flatten().for_each(|c| *c *= libm::exp2(-shift));
-        shift as u32
+        shift as i32
     };
     coef.iter_mut().enumerate().map(unit).collect()
 }
 
-/// Bits of a ring in which cubics of positions of so many bits lose a few parts in 2^12 to roundings: a coefficient's is
+/// Bits of a ring in which quartics of positions of so many bits lose a few parts in 2^12 to roundings: a coefficient's is
 /// multiplied by a position, and over the windows in which a scale is used a function falls by twice the factor between
 /// scales.
 pub fn narrow_ring(rho_bits: u32, windows: usize) -> u32 {
@@ -162,7 +164,7 @@ impl Piecewise {
         let windows = self.scales.windows;
         let unit = 2f64.powi(-(self.rho_bits as i32));
         // Per scale and coefficient, twice, so that every rotation is a slice.
-        let twice = |c: &Vec<Cubic>, i: usize| (0..2 * windows).map(|j| c[j % windows][i]).collect::<Vec<_>>();
+        let twice = |c: &Vec<Quartic>, i: usize| (0..2 * windows).map(|j| c[j % windows][i]).collect::<Vec<_>>();
         let of = |c| std::array::from_fn(|i| twice(c, i));
         let coef: Vec<[Vec<f64>; TERMS]> = self.coef.iter().map(of).collect();
         let mut tables = d.tensor(self.tables(), self.k_out)?;
@@ -178,7 +180,7 @@ impl Piecewise {
                 let coef = coef.each_ref().map(|c| &c[at..at + windows]);
                 let low = self.low(l, s) as f64 * unit;
                 let out = tables.room(d, windows * TERMS).as_chunks_mut().0;
-                vector::run(Cubics { coef, low, unit, out });
+                vector::run(Quartics { coef, low, unit, out });
                 if let Some((pattern, bits, to)) = flags.get_mut(s) {
                     let by = (l >> self.scales.drop_of(s + 1) & mask(self.scales.flag_bits(s))) as usize;
                     rotate_bits(pattern, by, *bits, to.room(d, pattern.len()));
@@ -222,7 +224,8 @@ impl Piecewise {
                 tables.at(((r * count + s) * windows + window) * TERMS, &mut a);
                 let p = self.low(m, s);
                 // Powers keep as many bits as the position, so that no rounded coefficient is multiplied by more.
-                let powers = [p, (p * p) >> self.rho_bits, (p * p * p) >> (2 * self.rho_bits)];
+                let square = (p * p) >> self.rho_bits;
+                let powers = [p, square, (square * p) >> self.rho_bits, (square * square) >> self.rho_bits];
                 let terms = a[1..].iter().zip(powers);
                 out.push(terms.fold(a[0], |sum, (a, p)| sum.wrapping_add(a.wrapping_mul(p))) & mask(self.k_out));
                 if let Some(flag) = dealt.get_mut(s) {
@@ -237,23 +240,27 @@ impl Piecewise {
 }
 
 /// The dealt coefficients of every window of one row and scale.
-struct Cubics<'a> {
+struct Quartics<'a> {
     coef: [&'a [f64]; TERMS],
     low: f64,
     unit: f64,
     out: &'a mut [[u64; TERMS]],
 }
 
-impl Kernel for Cubics<'_> {
+impl Kernel for Quartics<'_> {
     #[inline(always)]
     fn run(self) {
-        let Cubics { coef: [c0, c1, c2, c3], low, unit, out } = self;
-        for (out, ((c0, c1), (c2, c3))) in out.iter_mut().zip(c0.iter().zip(c1).zip(c2.iter().zip(c3))) {
-            // The cubic about the mask's own place in its window.
-            let (b2, b1) = (c2 - 3.0 * c3 * low, c1 - (2.0 * c2 - 3.0 * c3 * low) * low);
-            let b0 = c0 - (c1 - (c2 - c3 * low) * low) * low;
-            let a = [b0, b1 * unit, b2 * unit, c3 * unit];
-            *out = a.map(|a| a.round() as i64 as u64);
+        let Quartics { coef: [c0, c1, c2, c3, c4], low, unit, out } = self;
+        for (i, out) in out.iter_mut().enumerate() {
+            let mut c = [c0[i], c1[i], c2[i], c3[i], c4[i]];
+            // The quartic about the mask's own place in its window.
+            for first in 0..TERMS - 1 {
+                for j in (first..TERMS - 1).rev() {
+                    c[j] -= c[j + 1] * low;
+                }
+            }
+            let [b0, b1, b2, b3, b4] = c;
+            *out = [b0, b1 * unit, b2 * unit, b3 * unit, b4 * unit].map(|a| a.round() as i64 as u64);
         }
     }
 }
@@ -294,7 +301,7 @@ mod tests {
         let (x, lam, e) = masked(&x, c.k_in, false);
         let (rows, k_out) = (x.len(), c.k_out);
         let f = |v: f64| f(v.max(2f64.powi(c.scales.drop as i32 - 1)));
-        let mut coef = fit_cubics(f, c.scales);
+        let mut coef = fit(f, c.scales);
         let k = narrow_ring(c.rho_bits, c.scales.windows);
         let shifts = narrow(&mut coef, k);
         let p = Piecewise { rows, k_in: c.k_in, scales: c.scales, coef, rho_bits: c.rho_bits, k_out: k };

@@ -8,7 +8,8 @@
 //! `F_s` is a function of a few opened flags and their masks, so the dealer deals, for every possible opening of these, `F_s`
 //! and its products with what the masks of both values contribute. As in [`super::rescale`], a value `v` above `-q = -2^(k_in - 2)`
 //! and below `q` is `m' - q - l + 2^k_in u b` for `m' = v + q + l mod 2^k_in`, with the public `u = 1 - msb(m')` and the
-//! mask's `b = msb(l)`; values out of that range cancel with themselves. Evaluators see the opened values and flags, each
+//! mask's `b = msb(l)`; values out of that range cancel with themselves. Where a scale's unit is finer than the result's, what is
+//! made of `m'` and of `l` is rounded, each once wherever it stands, so that the result is within a unit. Evaluators see the opened values and flags, each
 //! under a mask of its own, and read the dealt tables at places that only these decide.
 
 use super::{Deal, Dealt, Masked, Take};
@@ -20,8 +21,8 @@ use crate::ring::mask;
 pub struct Select {
     /// Rows.
     pub rows: usize,
-    /// Per scale, log2 of its unit in units of the result; below `k_out`.
-    pub shifts: Vec<u32>,
+    /// Per scale, log2 of its unit in units of the result; above `-k_in` and below `k_out`.
+    pub shifts: Vec<i32>,
     /// How many scales wider the flag is that one relies on, at least one.
     pub reach: usize,
     /// Ring of the values at every scale; the picked one is below a quarter of it.
@@ -48,8 +49,8 @@ impl Select {
     fn table(&self, s: usize) -> Table {
         let flags = (self.scales() - 1 - s).div_ceil(self.reach) as u32;
         let next = self.shifts.get(s + 1);
-        let zeros = next.map_or(self.shifts[s], |n| self.shifts[s].min(*n));
-        let wrap = |shift: &u32| self.k_out.saturating_sub(self.k_in + shift);
+        let zeros = next.map_or(self.shifts[s], |n| self.shifts[s].min(*n)).max(0) as u32;
+        let wrap = |shift: &i32| self.k_out.saturating_sub(self.wrap(*shift));
         let whole = self.k_out - zeros;
         Table { flags, zeros, rings: [whole, wrap(&self.shifts[s]), next.map_or(0, wrap), whole] }
     }
@@ -70,9 +71,14 @@ impl Select {
         bits.fold(0, |all, (i, s)| all | (flags >> s & 1) << i) as usize
     }
 
+    /// log2 of what a wrapped value adds.
+    fn wrap(&self, shift: i32) -> u32 {
+        self.k_in.saturating_add_signed(shift)
+    }
+
     /// Values at the unit of the result, those of scale `s` less those of the next.
     fn stepped(&self, s: usize, v: &[u64]) -> u64 {
-        let at = |s: usize| v.get(s).map_or(0, |v| v << self.shifts[s]);
+        let at = |s: usize| v.get(s).map_or(0, |v| scaled(*v, self.shifts[s]));
         at(s).wrapping_sub(at(s + 1))
     }
 
@@ -131,16 +137,22 @@ impl Select {
                 y = y.wrapping_add(one.wrapping_mul(self.stepped(s, &public)));
                 y = y.wrapping_sub(masks << table.zeros);
                 if table.rings[1] > 0 {
-                    y = y.wrapping_add((wrapped[s] * top) << (self.k_in + self.shifts[s]));
+                    y = y.wrapping_add((wrapped[s] * top) << self.wrap(self.shifts[s]));
                 }
                 if table.rings[2] > 0 {
-                    y = y.wrapping_sub((wrapped[s + 1] * next) << (self.k_in + self.shifts[s + 1]));
+                    y = y.wrapping_sub((wrapped[s + 1] * next) << self.wrap(self.shifts[s + 1]));
                 }
             }
             y & mask(self.k_out)
         };
         Ok(v.m.chunks_exact(self.scales()).enumerate().map(row).collect())
     }
+}
+
+/// `round(2^shift v)` of a word with a sign.
+fn scaled(v: u64, shift: i32) -> u64 {
+    let drop = shift.min(0).unsigned_abs();
+    ((v as i64).wrapping_add(1 << drop >> 1) >> drop << shift.max(0)) as u64
 }
 
 #[cfg(test)]
@@ -160,7 +172,8 @@ mod tests {
             let mut w = World::seeded(seed);
             let scales = shifts.len();
             let picked = (picked * scales as f64) as usize;
-            let shifts: Vec<u32> = shifts.iter().map(|s| (s * f64::from(k_out)) as u32).collect();
+            let shift = |s: &f64| (s * f64::from(k_out + k_in - 2)) as i32 - (k_in - 2) as i32;
+            let shifts: Vec<i32> = shifts.iter().map(shift).collect();
             let mut v = w.edges(k_in, rows * scales);
             for (i, [v, ..]) in v.iter_mut().enumerate() {
                 // What is not picked may be anything.
@@ -183,8 +196,9 @@ mod tests {
             let plain = g.plain(&values, &flags);
             for (row, got) in add(&s, k_out).into_iter().enumerate() {
                 let v = crate::ring::signed(v[row * scales + picked], k_in);
-                let want = (v as u64) << g.shifts[picked];
-                prop_assert_eq!(got, crate::ring::signed(want & mask(k_out), k_out));
+                let want = scaled(v as u64, g.shifts[picked]);
+                let off = crate::ring::signed((got as u64).wrapping_sub(want) & mask(k_out), k_out);
+                prop_assert!(off.abs() <= i64::from(g.shifts[picked] < 0), "off by {}", off);
                 prop_assert_eq!(plain[row], v as f64 * libm::exp2(f64::from(g.shifts[picked])));
             }
         }

@@ -6,7 +6,7 @@ use super::activation::Curves;
 use super::{Layer, pow2};
 use crate::gates::cosine::Cosine;
 use crate::gates::join::Join;
-use crate::gates::piecewise::{MOST_SCALES, Piecewise, Scales, fit_cubics, narrow, narrow_ring};
+use crate::gates::piecewise::{MOST_SCALES, Piecewise, Scales, fit, narrow, narrow_ring};
 use crate::gates::rescale::Rescale;
 use crate::gates::residual::Residual;
 use crate::gates::select::Select;
@@ -43,7 +43,7 @@ pub struct Scaled {
     /// Values and flags, to be opened.
     pub shares: [Id; 2],
     /// log2 of each scale's unit, the ring of what is selected, and the bound on it.
-    shifts: Vec<u32>,
+    shifts: Vec<i32>,
     reach: usize,
     k_out: u32,
     bound: f64,
@@ -199,7 +199,7 @@ impl Build {
         f: impl Fn(f64) -> f64,
     ) -> Scaled {
         let rows = self.values[x].len();
-        let mut coef = fit_cubics(f, scales);
+        let mut coef = fit(f, scales);
         // What is chosen is at most what the first window gives.
         let bound = coef[0][0].iter().map(|c| c.abs()).sum::<f64>();
         let (k_in, rho_bits, n) = (self.values[x].bits, rho.min(scales.drop), scales.count);
