@@ -46,6 +46,8 @@ pub struct Attend<'a> {
     pub k_out: u32,
     /// Fewest windows of a scale of the reciprocal.
     pub windows: usize,
+    /// Bits of a position in one.
+    pub rho: u32,
     /// Spend dealt bytes a row to save a round.
     pub few_rows: bool,
 }
@@ -156,7 +158,7 @@ impl Build {
         let floor = pow2(windows.drop as i32 - 1);
         let f_recip = a.f_recip;
         let f = move |v: f64| pow2(f_recip) * one / v.max(floor);
-        let (r, o) = self.row_function("reciprocal", sum, windows, a.k_out, 7, f, Some(o));
+        let (r, o) = self.row_function("reciprocal", sum, windows, a.k_out, a.rho, f, Some(o));
         let o = o.unwrap_or(r);
         let to_out = vec![pow2(a.f_out - f_exp - a.f_value); width];
         let bound = summed * pow2(a.f_out);

@@ -25,7 +25,7 @@
 
 use super::attention::{Attend, depth, level_bits};
 use super::build::{Activated, Build, Scaled};
-use super::decoder::{DecoderPlanner, F_LARGEST, F_OUT, F_RECIP, F_VALUE, K_SCORE, hidden_levels};
+use super::decoder::{DecoderPlanner, F_LARGEST, F_RECIP, K_SCORE, RHO, hidden_levels};
 use super::layer::{BlockPlan, MlpPlan};
 use super::norm::{F_RESIDUAL, HeadNorm, K_SQUARES, LARGEST, PreNorm};
 use super::prove::prove;
@@ -46,8 +46,10 @@ use crate::program::{Id, Kind, Outcome, Program, Value};
 const FEW_ROWS: usize = 4;
 /// Ring of the bits that mark rows.
 const K_KEEP: u32 = 32;
-/// Fewest bits of the nonlinearity's even part.
+/// Fewest bits of the nonlinearity's even part, and of one whose result is multiplied. Its roundings are about `2^(-f / 2)`,
+/// since both factors of a harmonic have half of the bits.
 const F_SERIES: i32 = 20;
+const F_SERIES_GATED: i32 = 22;
 /// Most fraction bits of the cosines and sines by which past keys move, and the fewest that keep them as they are.
 const F_TURN: i32 = 20;
 const F_TURN_LEAST: i32 = 12;
@@ -104,7 +106,7 @@ impl Emit<'_> {
         // In units of the residual: x times this is x / rms(x) at 2^-f.
         let one = pow2(n.f - n.shift as i32) * libm::sqrt(c.hidden as f64);
         let f = move |v: f64| one / libm::sqrt(v.max(floor) + eps);
-        self.b.scaled(&format!("{name} inverse root"), v, scales, n.k, 7, f)
+        self.b.scaled(&format!("{name} inverse root"), v, scales, n.k, RHO, f)
     }
 
     /// The masked residual times the masked inverse root, as a share at `2^-n.f`.
@@ -143,7 +145,7 @@ impl Emit<'_> {
         // Of scaled heads; the product with a head is scaled back by its columns' gains.
         let (floor, one) = (pow2(scales.drop as i32 - 1), pow2(h.f) * libm::sqrt(dim as f64));
         let f = move |v: f64| one / libm::sqrt(v.max(floor));
-        let s = self.b.scaled("heads' inverse root", w, scales, h.wide.k, 7, f);
+        let s = self.b.scaled("heads' inverse root", w, scales, h.wide.k, RHO, f);
         let [row, flags, head, head_flags] = self.b.open([r.shares[0], r.shares[1], s.shares[0], s.shares[1]]);
         let r = self.b.selected(&format!("{name} inverse root"), [row, flags], r);
         let s = self.b.selected("heads' inverse root", [head, head_flags], s);
@@ -266,9 +268,9 @@ impl Emit<'_> {
         let k = self.heads("key", from, k_at, scaled(k_at, &b.k_scale));
         let stride = b.qkv.layer.ulp.len();
         let v_at = stride - kv_heads * dim;
-        let sv: Vec<f64> = b.qkv.layer.ulp[v_at..].iter().map(|u| u * pow2(F_VALUE)).collect();
-        let bound = b.value_bound * pow2(F_VALUE);
-        let v = self.b.rescale("value", acc, v_at, stride, &sv, &[], b.k_av, pow2(-F_VALUE), bound);
+        let sv: Vec<f64> = b.qkv.layer.ulp[v_at..].iter().map(|u| u * pow2(b.f_value)).collect();
+        let bound = b.value_bound * pow2(b.f_value);
+        let v = self.b.rescale("value", acc, v_at, stride, &sv, &[], b.k_av, pow2(-b.f_value), bound);
         let [q, k, v] = self.b.open([q, k, v]);
         let k = self.append("keys", cache.map(|c| c[0]), k);
         let v = self.append("values", cache.map(|c| c[1]), v);
@@ -295,16 +297,17 @@ impl Emit<'_> {
             kv_heads,
             dim,
             value_bound: b.value_bound,
-            f_value: F_VALUE,
+            f_value: b.f_value,
             k_av: b.k_av,
             k: K_SCORE,
             f_exp: F_LARGEST + depth,
-            f_pub: 8,
+            f_pub: 12,
             f_sum: depth + 3,
-            f_out: F_OUT,
+            f_out: b.f_out,
             f_recip: F_RECIP,
             k_out: b.output.k,
-            windows: 32,
+            windows: 16,
+            rho: RHO,
             few_rows: self.rows <= FEW_ROWS,
         };
         let a = self.b.attend(s, v, &attend);
@@ -339,7 +342,8 @@ impl Emit<'_> {
         };
         let k = m.down.k;
         let scale: Vec<f64> = m.act.layer.ulp.iter().map(|u| u * pow2(m.f_activated)).collect();
-        let (f, f_series) = (m.f_activated, m.f_activated.max(F_SERIES) as u32);
+        let least = if m.times.is_some() { F_SERIES_GATED } else { F_SERIES };
+        let (f, f_series) = (m.f_activated, m.f_activated.max(least) as u32);
         let act = Activated { h, curves: &m.curves, scale: &scale, f, f_series, k, bound: m.act.layer.bound };
         let mut g = self.b.activated("activated", act);
         if let Some((u, up)) = times {
@@ -383,8 +387,8 @@ pub fn program(p: &DecoderPlanner, marked: bool, past: usize, rows: usize, every
             e.b.layer = format!("layer {i}: ");
             let bound = e.key_bound(b);
             let k = e.b.value("past keys", &[past, width], K_SCORE, 0.0, bound);
-            let bound = b.value_bound * pow2(F_VALUE);
-            let v = e.b.value("past values", &[past, width], b.k_av, pow2(-F_VALUE), bound);
+            let bound = b.value_bound * pow2(b.f_value);
+            let v = e.b.value("past values", &[past, width], b.k_av, pow2(-b.f_value), bound);
             carried[0].extend([k, v]);
             *cache = Some([k, v]);
         }

@@ -30,11 +30,13 @@ use crate::program::Program;
 /// Ring of scores: wide, since proven ranges are far wider than what real texts use.
 pub const K_SCORE: u32 = 36;
 /// Bits of a row's largest exponential, as small as it may be.
-pub const F_LARGEST: i32 = 11;
-/// Scales of values, of the weighted values and of the reciprocal of attention.
-pub const F_VALUE: i32 = 14;
-pub const F_OUT: i32 = 16;
-pub const F_RECIP: i32 = 19;
+pub const F_LARGEST: i32 = 13;
+/// Scales of attention's reciprocal, and most and fewest of the weighted values: those are sums of exponentials times values,
+/// and a row whose largest exponential is `2^-12` has as many bits less of them, whereas its reciprocal has as many more.
+pub const F_RECIP: i32 = 14;
+pub const F_OUT: (i32, i32) = (24, 18);
+/// Bits of a position in a window that functions of a row's scalar use.
+pub const RHO: u32 = 10;
 
 /// Whether a planner keeps the quantised weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -101,6 +101,7 @@ impl Emit<'_> {
             f_recip: F_RECIP,
             k_out: b.k_attention,
             windows: 16,
+            rho: 7,
             few_rows: false,
         };
         let a = self.b.attend(s, v, &attend);

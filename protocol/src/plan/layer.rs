@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::activation::{Activation as Pieces, Curves, half_ring};
 use super::attention::{STEP, attention_ring, depth};
-use super::decoder::{F_LARGEST, F_OUT, F_RECIP, F_VALUE, K_SCORE, hidden_levels};
+use super::build::log2_ceil;
+use super::decoder::{F_LARGEST, F_OUT, F_RECIP, K_SCORE, hidden_levels};
 use super::linalg::{Matrix, dot, eigenvalue_bound, norm};
 use super::norm::{HeadNorm, PreNorm};
 use super::rows::{Fact, Rows, WIDEST, Wide, finest, quantise, ring_of};
@@ -24,6 +25,11 @@ use crate::model::decoder::{Activation, Config, DecoderLayer, Mlp};
 /// are of use.
 const F_ACTIVATED: (i32, i32) = (16, 12);
 const F_UP: (i32, i32) = (13, 6);
+/// Bits of the largest value that attention averages, point included, and most and fewest fraction bits of it.
+const VALUE: u32 = 22;
+const F_VALUE: (i32, i32) = (18, 14);
+/// The fewest where the ring has no more room.
+const F_VALUE_LEAST: i32 = 12;
 /// Bits of what multiplies the nonlinearity that are worth as many of the last layer's weights.
 const F_UP_WORTH: i32 = 10;
 /// Most multiply-accumulates for which spectral norms are bounded closely (minutes); above, by the Frobenius norm.
@@ -59,7 +65,10 @@ pub struct BlockPlan {
     /// Bound of each head's scores in units, before padding.
     pub score_units: Vec<f64>,
     pub value_bound: f64,
+    pub f_value: i32,
     pub k_av: u32,
+    /// Scale of the weighted values.
+    pub f_out: i32,
     pub output: Wide,
     pub mlp_norm: PreNorm,
     pub mlp: MlpPlan,
@@ -303,11 +312,19 @@ impl Bounded<'_> {
         let Limited { rows, facts, bounds } = &self.output;
         let op = format!("{name} attention output");
         let units = rows.units(facts, &vec![1.0; rows.len]);
-        let output = quantise(&op, rows, 0..rows.len, &units, bounds, F_OUT + F_RECIP, x.keep)?;
+        let room = WIDEST as i32 - ring_of(bounds, &units, 0) as i32;
+        let f_out = (room - F_RECIP).clamp(F_OUT.1, F_OUT.0);
+        let output = quantise(&op, rows, 0..rows.len, &units, bounds, f_out + F_RECIP, x.keep)?;
 
         let mut mlp_norm = PreNorm::new(c, between, x.smallest);
         let f_exp = F_LARGEST + depth(&self.heads, K_SCORE);
-        let k_av = attention_ring(x.longest, self.value_bound, f_exp + F_VALUE);
+        let room = WIDEST as i32 - attention_ring(x.longest, self.value_bound, f_exp) as i32;
+        let f_value = (VALUE as i32 - log2_ceil(self.value_bound) as i32).clamp(F_VALUE.1, F_VALUE.0).min(room);
+        if f_value < F_VALUE_LEAST {
+            let reason = format!("values proven up to {:.0} leave {f_value} bits for their scale", self.value_bound);
+            return Err(refuse(&format!("{name} attention"), reason));
+        }
+        let k_av = attention_ring(x.longest, self.value_bound, f_exp + f_value);
         let mlp = self.mlp.plan(name, x, &mut mlp_norm)?;
         mlp_norm.k = mlp.act.k.max(mlp.times.as_ref().map_or(0, |w| w.k));
         Ok(BlockPlan {
@@ -319,7 +336,9 @@ impl Bounded<'_> {
             heads: self.heads,
             score_units: self.score_units,
             value_bound: self.value_bound,
+            f_value,
             k_av,
+            f_out,
             output,
             mlp_norm,
             mlp,

@@ -73,7 +73,7 @@ impl PreNorm {
 
     /// Scales of the inverse root.
     pub fn scales(&self, c: &Config) -> Scales {
-        scales(self.largest(), self.smallest * self.unit(c), 6.0, 32)
+        scales(self.largest(), self.smallest * self.unit(c), 6.0, 16)
     }
 
     /// Bits of the residual's ring that this norm needs.
@@ -161,7 +161,7 @@ impl HeadNorm {
 
     /// Scales of the inverse root of a sum of squares.
     pub fn scales(&self) -> Scales {
-        scales(LARGEST, self.smallest, 6.0, 32)
+        scales(LARGEST, self.smallest, 6.0, 16)
     }
 
     /// What a unit of every column of the normalised heads is worth, gain included.
