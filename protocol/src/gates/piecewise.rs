@@ -1,8 +1,8 @@
-//! Row-wise functions of wide dynamic range (reciprocal, inverse square root): quartics over windows at several scales.
+//! Row-wise functions of wide dynamic range (reciprocal, inverse square root): cubics or quartics over windows at several scales.
 //!
 //! At scale `s` the window is `h = 2^drop`; `x = i h + r` with `i = m_hi - l_hi` and `r = m_lo - l_lo` in `(-h, h)`: a
-//! borrow only means that a window's quartic is used a little past it. `c0 + c1 r + ... + c4 r^4` is a quartic in the
-//! public `m_lo` whose five coefficients depend on the window and `l_lo`, so the dealer deals five elements a window.
+//! borrow only means that a window's polynomial is used a little past it. `c0 + c1 r + c2 r^2 + ...` is a polynomial in the
+//! public `m_lo` whose coefficients depend on the window and `l_lo`, so the dealer deals four or five elements a window.
 //! Windows alias, every 16 for example, so a value is right only while `x < 15 h`, and is used while `x < 12 h`: windows of the
 //! next scale are four times as wide, and a flag says whether `x` lies in the first three of them. Flags are read off dealt
 //! bits, one for each of some windows of that scale, and alias too, but only past what a flag some scales wider excludes:
@@ -29,6 +29,8 @@ pub struct Scales {
     pub windows: usize,
     /// How many scales wider the flag is that one relies on, at least one.
     pub reach: usize,
+    /// Degree of a window's polynomial: three or four.
+    pub degree: usize,
 }
 
 /// Windows of the next scale in which a scale is still used: fewer than a quarter of its own.
@@ -72,16 +74,16 @@ impl Scales {
     pub fn cost(&self) -> usize {
         let flags = (0..self.count - 1).map(|s| 1 << self.flag_bits(s));
         let cases = (0..self.count).map(|s| 1 << (self.count - 1 - s).div_ceil(self.reach));
-        self.count * self.windows * TERMS * 24 + flags.sum::<usize>() + 150 * cases.sum::<usize>()
+        self.count * self.windows * (self.degree + 1) * 24 + flags.sum::<usize>() + 150 * cases.sum::<usize>()
     }
 }
 
-/// Coefficients of a window's quartic.
+/// Most coefficients of a window's polynomial.
 const TERMS: usize = 5;
-/// A window's quartic, lowest coefficient first.
-pub type Quartic = [f64; TERMS];
+/// A window's polynomial, lowest coefficient first.
+pub type Polynomial = [f64; TERMS];
 
-/// Quartics of one scalar per row.
+/// Polynomials of one scalar per row.
 #[derive(Clone, Debug)]
 pub struct Piecewise {
     /// Rows.
@@ -91,36 +93,44 @@ pub struct Piecewise {
     /// Scales and windows.
     pub scales: Scales,
     /// Per scale and window, in units of the scale's output and of the window.
-    pub coef: Vec<Vec<Quartic>>,
+    pub coef: Vec<Vec<Polynomial>>,
     /// Bits of the position in a window that are used.
     pub rho_bits: u32,
     /// Ring of the values at every scale.
     pub k_out: u32,
 }
 
-/// Quartics through `f` at the five Chebyshev points of a window and its neighbours' halves (input in units, output in units
-/// of the result).
-pub fn fit(f: impl Fn(f64) -> f64, scales: Scales) -> Vec<Vec<Quartic>> {
-    let points = [1.0, 3.0].map(|i| libm::cos(i * std::f64::consts::PI / 10.0));
+/// Polynomials through `f` at the Chebyshev points of a window and its neighbours' halves, one more than their degree (input
+/// in units, output in units of the result).
+pub fn fit(f: impl Fn(f64) -> f64, scales: Scales) -> Vec<Vec<Polynomial>> {
+    let points = 2.0 * (scales.degree + 1) as f64;
+    let points = [1.0, 3.0].map(|i| libm::cos(i * std::f64::consts::PI / points));
     let [a2, b2] = points.map(|r| r * r);
     let window = |s: usize, i: usize| {
         let h = 2f64.powi(scales.drop_of(s) as i32);
         let at = |r: f64| f((i as f64 + r).max(0.0) * h);
-        let middle = at(0.0);
-        // Even and odd parts at either point, less what the lowest coefficients make of them.
-        let [e, g] = points.map(|r| ((at(r) + at(-r)) / 2.0 - middle) / (r * r));
+        // Even and odd parts at either point.
+        let [e, g] = points.map(|r| (at(r) + at(-r)) / 2.0);
         let [o, q] = points.map(|r| (at(r) - at(-r)) / (2.0 * r));
-        let (c4, c3) = ((e - g) / (a2 - b2), (o - q) / (a2 - b2));
-        [middle, q - c3 * b2, g - c4 * b2, c3, c4]
+        let c3 = (o - q) / (a2 - b2);
+        let c1 = q - c3 * b2;
+        if scales.degree == 3 {
+            let c2 = (e - g) / (a2 - b2);
+            return [g - c2 * b2, c1, c2, c3, 0.0];
+        }
+        let middle = at(0.0);
+        let [e, g] = [(e - middle) / a2, (g - middle) / b2];
+        let c4 = (e - g) / (a2 - b2);
+        [middle, c1, g - c4 * b2, c3, c4]
     };
     (0..scales.count).map(|s| (0..scales.windows).map(|i| window(s, i)).collect()).collect()
 }
 
 /// Gives every scale the unit that leaves what it is picked for just below a quarter of a ring of `k` bits, roundings
 /// included; returns log2 of the units.
-pub fn narrow(coef: &mut [Vec<Quartic>], k: u32) -> Vec<i32> {
+pub fn narrow(coef: &mut [Vec<Polynomial>], k: u32) -> Vec<i32> {
     let quarter = libm::exp2(f64::from(k - 2)) * (1.0 - 1e-3);
-    let unit = |(s, windows): (usize, &mut Vec<Quartic>)| {
+    let unit = |(s, windows): (usize, &mut Vec<Polynomial>)| {
         // Below its third window, a scale but the finest is not picked.
         let used = &windows[if s == 0 { 0 } else { FINER as usize }..];
         let largest = used.iter().map(|c| c.iter().map(|c| c.abs()).sum()).fold(0.0, f64::max);
@@ -131,7 +141,7 @@ pub fn narrow(coef: &mut [Vec<Quartic>], k: u32) -> Vec<i32> {
     coef.iter_mut().enumerate().map(unit).collect()
 }
 
-/// Bits of a ring in which quartics of positions of so many bits lose a few parts in 2^12 to roundings: a coefficient's is
+/// Bits of a ring in which polynomials of positions of so many bits lose a few parts in 2^12 to roundings: a coefficient's is
 /// multiplied by a position, and over the windows in which a scale is used a function falls by twice the factor between
 /// scales.
 pub fn narrow_ring(rho_bits: u32, windows: usize) -> u32 {
@@ -139,8 +149,12 @@ pub fn narrow_ring(rho_bits: u32, windows: usize) -> u32 {
 }
 
 impl Piecewise {
+    fn terms(&self) -> usize {
+        self.scales.degree + 1
+    }
+
     fn tables(&self) -> usize {
-        self.rows * self.scales.count * self.scales.windows * TERMS
+        self.rows * self.scales.count * self.scales.windows * self.terms()
     }
 
     /// The flags of every scale but the widest.
@@ -164,7 +178,7 @@ impl Piecewise {
         let windows = self.scales.windows;
         let unit = 2f64.powi(-(self.rho_bits as i32));
         // Per scale and coefficient, twice, so that every rotation is a slice.
-        let twice = |c: &Vec<Quartic>, i: usize| (0..2 * windows).map(|j| c[j % windows][i]).collect::<Vec<_>>();
+        let twice = |c: &Vec<Polynomial>, i: usize| (0..2 * windows).map(|j| c[j % windows][i]).collect::<Vec<_>>();
         let of = |c| std::array::from_fn(|i| twice(c, i));
         let coef: Vec<[Vec<f64>; TERMS]> = self.coef.iter().map(of).collect();
         let mut tables = d.tensor(self.tables(), self.k_out)?;
@@ -179,8 +193,11 @@ impl Piecewise {
                 let at = windows - (l >> self.scales.drop_of(s)) as usize % windows;
                 let coef = coef.each_ref().map(|c| &c[at..at + windows]);
                 let low = self.low(l, s) as f64 * unit;
-                let out = tables.room(d, windows * TERMS).as_chunks_mut().0;
-                vector::run(Quartics { coef, low, unit, out });
+                let out = tables.room(d, windows * self.terms());
+                match self.scales.degree {
+                    3 => vector::run(Shifted::<4> { coef, low, unit, out: out.as_chunks_mut().0 }),
+                    _ => vector::run(Shifted::<TERMS> { coef, low, unit, out: out.as_chunks_mut().0 }),
+                }
                 if let Some((pattern, bits, to)) = flags.get_mut(s) {
                     let by = (l >> self.scales.drop_of(s + 1) & mask(self.scales.flag_bits(s))) as usize;
                     rotate_bits(pattern, by, *bits, to.room(d, pattern.len()));
@@ -221,7 +238,7 @@ impl Piecewise {
             for s in 0..count {
                 let window = (m >> self.scales.drop_of(s)) as usize % windows;
                 let mut a = [0u64; TERMS];
-                tables.at(((r * count + s) * windows + window) * TERMS, &mut a);
+                tables.at(((r * count + s) * windows + window) * self.terms(), &mut a[..self.terms()]);
                 let p = self.low(m, s);
                 // Powers keep as many bits as the position, so that no rounded coefficient is multiplied by more.
                 let square = (p * p) >> self.rho_bits;
@@ -240,27 +257,27 @@ impl Piecewise {
 }
 
 /// The dealt coefficients of every window of one row and scale.
-struct Quartics<'a> {
+struct Shifted<'a, const N: usize> {
     coef: [&'a [f64]; TERMS],
     low: f64,
     unit: f64,
-    out: &'a mut [[u64; TERMS]],
+    out: &'a mut [[u64; N]],
 }
 
-impl Kernel for Quartics<'_> {
+impl<const N: usize> Kernel for Shifted<'_, N> {
     #[inline(always)]
     fn run(self) {
-        let Quartics { coef: [c0, c1, c2, c3, c4], low, unit, out } = self;
+        let Shifted { coef, low, unit, out } = self;
         for (i, out) in out.iter_mut().enumerate() {
-            let mut c = [c0[i], c1[i], c2[i], c3[i], c4[i]];
-            // The quartic about the mask's own place in its window.
-            for first in 0..TERMS - 1 {
-                for j in (first..TERMS - 1).rev() {
+            let mut c: [f64; N] = std::array::from_fn(|j| coef[j][i]);
+            // The polynomial about the mask's own place in its window.
+            for first in 0..N - 1 {
+                for j in (first..N - 1).rev() {
                     c[j] -= c[j + 1] * low;
                 }
             }
-            let [b0, b1, b2, b3, b4] = c;
-            *out = [b0, b1 * unit, b2 * unit, b3 * unit, b4 * unit].map(|a| a.round() as i64 as u64);
+            c[1..].iter_mut().for_each(|c| *c *= unit);
+            *out = c.map(|a| a.round() as i64 as u64);
         }
     }
 }
@@ -324,10 +341,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn inverse_square_root_over_five_decades(places in places(), reach in 1usize..=4, seed in any::<u64>()) {
+        fn inverse_square_root_over_five_decades(places in places(), reach in 1usize..=4, degree in 3usize..=4, seed in any::<u64>()) {
             let f = |v: f64| 2f64.powi(50) / v.sqrt();
             let range = 3 << 31..30 << 46;
-            let scales = Scales { drop: 31, count: 6, windows: 32, reach };
+            let scales = Scales { drop: 31, count: 6, windows: 32, reach, degree };
             check(f, &Case { k_in: 58, scales, rho_bits: 7, k_out: 58, range, tolerance: 0.004 }, &places, seed);
         }
 
@@ -335,12 +352,12 @@ mod tests {
         fn inverse_square_root_over_eleven_decades(
             places in places(),
             (windows, count) in prop_oneof![Just((16, 20)), Just((64, 10)), Just((128, 8))],
-            reach in 1usize..=4,
+            (reach, degree) in (1usize..=4, 3usize..=4),
             seed in any::<u64>(),
         ) {
             let f = |v: f64| 2f64.powi(58) / v.sqrt();
             let range = 3 << 18..14 << 56;
-            let scales = Scales { drop: 18, count, windows, reach };
+            let scales = Scales { drop: 18, count, windows, reach, degree };
             check(f, &Case { k_in: 62, scales, rho_bits: 7, k_out: 62, range, tolerance: 0.004 }, &places, seed);
         }
 
@@ -348,12 +365,12 @@ mod tests {
         fn reciprocal_over_the_softmax_range(
             places in places(),
             (windows, count) in prop_oneof![Just((16, 7)), Just((32, 5))],
-            reach in 1usize..=4,
+            (reach, degree) in (1usize..=4, 3usize..=4),
             seed in any::<u64>(),
         ) {
             let f = |v: f64| 2f64.powi(44) / v;
             let range = 3 << 7..14 << 19;
-            let scales = Scales { drop: 7, count, windows, reach };
+            let scales = Scales { drop: 7, count, windows, reach, degree };
             check(f, &Case { k_in: 25, scales, rho_bits: 7, k_out: 51, range, tolerance: 0.012 }, &places, seed);
         }
     }

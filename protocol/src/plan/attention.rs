@@ -46,7 +46,8 @@ pub struct Attend<'a> {
     pub k_out: u32,
     /// Fewest windows of a scale of the reciprocal.
     pub windows: usize,
-    /// Bits of a position in one.
+    /// Degree of the polynomial in one, and bits of a position.
+    pub degree: usize,
     pub rho: u32,
     /// Spend dealt bytes a row to save a round.
     pub few_rows: bool,
@@ -144,7 +145,7 @@ impl Build {
 
         // Row sums and unnormalised outputs; the reciprocal's rounds run beside the outputs' own.
         let one = pow2(f_exp);
-        let windows = scales(keys as f64 * SLACK * one, pow2(f_exp - a.f_sum), 1.0, a.windows);
+        let windows = scales(keys as f64 * SLACK * one, pow2(f_exp - a.f_sum), 1.0, a.windows, a.degree);
         let k_sum = windows.ring();
         let sum = self.value("row sums", &[heads, rows], k_sum, pow2(-f_exp), keys as f64 * (one + 2.0));
         self.op(Kind::RowSum(a.grid), &[kept], &[sum]);

@@ -64,16 +64,16 @@ pub fn log2_ceil(x: f64) -> u32 {
 const WINDOWS: [usize; 4] = [16, 32, 64, 128];
 const REACH: std::ops::RangeInclusive<usize> = 1..=4;
 
-/// Scales of at least so many windows for a positive value up to `hi` units, of use down to `lo`: those of which least is dealt.
+/// Scales of at least so many windows, and of polynomials of this degree, for a positive value up to `hi` units, of use down to `lo`: those of which least is dealt.
 /// More windows are nearer to the function, and positions in them matter less.
-pub fn scales(hi: f64, lo: f64, windows_at_lo: f64, least: usize) -> Scales {
+pub fn scales(hi: f64, lo: f64, windows_at_lo: f64, least: usize, degree: usize) -> Scales {
     let finest = libm::log2((lo / windows_at_lo).max(1.0));
     let of = |windows: usize, reach: usize| {
         let (top, stride) = (log2_ceil(hi / (windows - 1) as f64), Scales::stride(windows));
         // Of twice the width asked for at most.
         let n = 1 + libm::ceil((f64::from(top) - finest - 1.0).max(0.0) / f64::from(stride)) as u32;
         let n = n.min(MOST_SCALES as u32).min(1 + top / stride);
-        Scales { drop: top - stride * (n - 1), count: n as usize, windows, reach }
+        Scales { drop: top - stride * (n - 1), count: n as usize, windows, reach, degree }
     };
     let windows = WINDOWS.into_iter().filter(|n| *n >= least);
     let all = windows.flat_map(|windows| REACH.map(move |reach| of(windows, reach)));

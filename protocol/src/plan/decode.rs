@@ -25,7 +25,7 @@
 
 use super::attention::{Attend, depth, level_bits};
 use super::build::{Activated, Build, Scaled};
-use super::decoder::{DecoderPlanner, F_LARGEST, F_RECIP, K_SCORE, RHO, hidden_levels};
+use super::decoder::{DEGREE, DecoderPlanner, F_LARGEST, F_RECIP, K_SCORE, RHO, hidden_levels};
 use super::layer::{BlockPlan, MlpPlan};
 use super::norm::{F_RESIDUAL, HeadNorm, K_SQUARES, LARGEST, PreNorm};
 use super::prove::prove;
@@ -307,6 +307,7 @@ impl Emit<'_> {
             f_recip: F_RECIP,
             k_out: b.output.k,
             windows: 16,
+            degree: DEGREE,
             rho: RHO,
             few_rows: self.rows <= FEW_ROWS,
         };

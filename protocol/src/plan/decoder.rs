@@ -35,7 +35,8 @@ pub const F_LARGEST: i32 = 13;
 /// and a row whose largest exponential is `2^-12` has as many bits less of them, whereas its reciprocal has as many more.
 pub const F_RECIP: i32 = 14;
 pub const F_OUT: (i32, i32) = (24, 18);
-/// Bits of a position in a window that functions of a row's scalar use.
+/// Degree of the polynomials that functions of a row's scalar are made of, and bits of a position in a window.
+pub const DEGREE: usize = 4;
 pub const RHO: u32 = 10;
 
 /// Whether a planner keeps the quantised weights.

@@ -101,6 +101,7 @@ impl Emit<'_> {
             f_recip: F_RECIP,
             k_out: b.k_attention,
             windows: 16,
+            degree: 3,
             rho: 7,
             few_rows: false,
         };
@@ -130,7 +131,7 @@ impl Emit<'_> {
 
 fn norm_scales(n: &NormPlan, d: usize) -> Scales {
     let unit = (d * d) as f64 * pow2(2 * F);
-    scales(d as f64 * n.input * n.input * pow2(2 * F), 0.03 * unit, 3.0, 32)
+    scales(d as f64 * n.input * n.input * pow2(2 * F), 0.03 * unit, 3.0, 32, 3)
 }
 
 /// See [`Planner::program`].

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::build::scales;
+use super::decoder::DEGREE;
 use super::linalg::{eigenvalue_bound, norm};
 use super::rows::{Rows, WEIGHT, WIDEST, Wide, quantise};
 use super::{SLACK, pow2, refuse};
@@ -73,7 +74,7 @@ impl PreNorm {
 
     /// Scales of the inverse root.
     pub fn scales(&self, c: &Config) -> Scales {
-        scales(self.largest(), self.smallest * self.unit(c), 6.0, 16)
+        scales(self.largest(), self.smallest * self.unit(c), 6.0, 16, DEGREE)
     }
 
     /// Bits of the residual's ring that this norm needs.
@@ -161,7 +162,7 @@ impl HeadNorm {
 
     /// Scales of the inverse root of a sum of squares.
     pub fn scales(&self) -> Scales {
-        scales(LARGEST, self.smallest, 6.0, 16)
+        scales(LARGEST, self.smallest, 6.0, 16, DEGREE)
     }
 
     /// What a unit of every column of the normalised heads is worth, gain included.
