@@ -17,8 +17,8 @@ use tacet_protocol::prg::{Prg, SessionKey};
 /// Rows, inputs and outputs: a projection of 128 tokens, and of one.
 const SHAPES: [(usize, usize, usize); 2] = [(128, 768, 3072), (1, 768, 3072)];
 
-/// Bits of weights with their sign; those of most decoders have thirteen.
-const WEIGHTS: [(&str, u32); 3] = [("i8", 8), ("i13", 13), ("i16", 16)];
+/// Weights by the bits that they have with their sign; those of most decoders have thirteen.
+const WEIGHTS: [(&str, u32); 4] = [("ternary", 2), ("i8", 8), ("i13", 13), ("i16", 16)];
 
 /// Words that are the same in every run.
 struct Words(Prg, u32);
@@ -31,9 +31,13 @@ impl Words {
         v
     }
 
+    /// Of two bits, -1, 0 and 1 times one magnitude.
     fn weights(&mut self, out: usize, inp: usize, bits: u32) -> Weights {
         let signed = |v: &u64| (*v as i64 - (1 << (bits - 1))) as i16;
-        let w: Vec<i16> = self.next(out * inp, bits).iter().map(signed).collect();
+        let mut w: Vec<i16> = self.next(out * inp, bits).iter().map(signed).collect();
+        if bits == 2 {
+            w.iter_mut().for_each(|w| *w = (*w).max(-1) * 1000);
+        }
         Weights::new(out, inp, &w)
     }
 }

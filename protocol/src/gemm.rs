@@ -1,20 +1,28 @@
 //! Matrix products in Z_2^bits: shares times public 16-bit weights, and masked values times masked values.
 //!
 //! [`linear`] splits the ring words into signed limbs ([`limbs`]) and multiplies limbs by weights, sixteen bits by sixteen
-//! into wrapping 32, which is what processors do fastest. [`matmul`] and [`matmul_bt`] multiply whole words ([`words`]).
+//! into wrapping 32, which is what processors do fastest; of weights that are -1, 0 and 1 times a magnitude it looks sums of
+//! three up instead ([`ternary`]). [`matmul`] and [`matmul_bt`] multiply whole words ([`words`]).
 //!
 //! Work is done in tiles of `MR` rows by `NR` columns over operands packed for them. The tile kernels are plain loops
 //! here; `simd` and `neon` compile or write them for the vector units found at run time ([`level`]).
 
 pub(crate) mod gram;
+mod input;
 mod level;
 mod limbs;
 #[allow(unsafe_code)]
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod plain;
+#[allow(unsafe_code)]
+#[cfg(target_arch = "x86_64")]
+mod planes;
 #[allow(unsafe_code)]
 #[cfg(target_arch = "x86_64")]
 mod simd;
+mod tables;
+mod ternary;
 #[cfg(test)]
 mod tests;
 mod threads;
@@ -24,9 +32,11 @@ mod words;
 use std::ops::Range;
 
 use crate::ring::mask;
+use input::Input;
 #[doc(hidden)]
 pub use level::Level;
 use limbs::Limbs;
+use plain::Plain;
 pub use threads::Threads;
 pub use weights::Weights;
 pub(crate) use weights::{Packed, Packing};
@@ -57,18 +67,15 @@ pub fn linear_on(level: Level, x: &[u64], rows: usize, w: &Weights, bits: u32, o
     if rows == 0 || w.cols_in() == 0 || w.rows_out() == 0 {
         return out.fill(0);
     }
-    let limbs = Limbs::new(bits, w.largest);
-    let mut a = vec![0; rows * limbs.count() * w.cols_in().next_multiple_of(2)];
-    level.split(x, w.cols_in(), &limbs, &mut a);
-    outputs(level, &limbs, &a, w, 0..w.panels(), bits, out);
+    Input::new(level, x, w, bits, false).outputs(0..rows, 0..w.panels(), out);
 }
 
 /// Outputs of some panels, row-major, of rows split into limbs.
-fn outputs(level: Level, limbs: &Limbs, a: &[i16], w: &Weights, panels: Range<usize>, bits: u32, out: &mut [u64]) {
+fn outputs(level: Level, limbs: &Limbs, a: &[i16], w: &Plain, panels: Range<usize>, bits: u32, out: &mut [u64]) {
     out.fill(0);
-    let stride = w.cols_in().next_multiple_of(2);
+    let stride = w.cols_in.next_multiple_of(2);
     let row_len = limbs.count() * stride;
-    let columns = (panels.end * NR).min(w.rows_out()) - panels.start * NR;
+    let columns = (panels.end * NR).min(w.rows_out) - panels.start * NR;
     let rows_per_tile = MR / limbs.count();
     // One tile reads weights once, in their order; more find their panel in the cache again.
     let block = if a.len() <= rows_per_tile * row_len { stride } else { KC };

@@ -1,13 +1,18 @@
 //! Which kernels to run: those for the vector units that this processor has.
 
+use std::ops::Range;
+
 use super::limbs::{self, Limbs};
 #[cfg(target_arch = "aarch64")]
 use super::neon;
+use super::plain::Panel;
+#[cfg(target_arch = "x86_64")]
+use super::planes;
 #[cfg(target_arch = "x86_64")]
 use super::simd;
-use super::weights::Panel;
+use super::ternary::Ternary;
 use super::words;
-use super::{LimbTile, MR, NR};
+use super::{LimbTile, MR, NR, tables};
 
 /// Which kernels to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +99,20 @@ impl Level {
             Level::Avx512(cpu) => cpu.combine(limbs, sums, out),
             #[cfg(target_arch = "aarch64")]
             Level::Neon(cpu) => cpu.combine(limbs, sums, out),
+        }
+    }
+
+    /// `x W^T` for the outputs of some panels, row-major; `x` may have bits above the ring.
+    pub(super) fn ternary(self, x: &[u64], t: &Ternary, panels: Range<usize>, bits: u32, out: &mut [u64]) {
+        match self {
+            Level::Scalar => tables::outputs(x, t, panels, bits, out),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(cpu) => cpu.ternary(x, t, panels, bits, out),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(cpu) => planes::outputs(cpu, x, t, panels, bits, out),
+            // Its vectors are of every processor that this is compiled for.
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(_) => tables::outputs(x, t, panels, bits, out),
         }
     }
 

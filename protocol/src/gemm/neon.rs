@@ -8,7 +8,7 @@ use std::arch::aarch64::*;
 use std::arch::is_aarch64_feature_detected;
 
 use super::limbs::{self, Limbs};
-use super::weights::Panel;
+use super::plain::Panel;
 use super::words::word_tile;
 use super::{LimbTile, MR, NR};
 

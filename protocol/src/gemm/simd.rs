@@ -5,11 +5,13 @@
 //! each through a reference to an array of exactly that size.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::limbs::{self, Limbs};
-use super::weights::Panel;
+use super::plain::Panel;
+use super::ternary::Ternary;
 use super::words::word_tile;
-use super::{LimbTile, MR, NR};
+use super::{LimbTile, MR, NR, tables};
 
 /// Rows that the AVX2 kernel keeps in registers.
 const ROWS2: usize = 6;
@@ -58,6 +60,15 @@ impl Avx2 {
         }
         // SAFETY: `self` proves the features.
         unsafe { run(limbs, sums, out) }
+    }
+
+    pub(super) fn ternary(self, x: &[u64], t: &Ternary, panels: Range<usize>, bits: u32, out: &mut [u64]) {
+        #[target_feature(enable = "avx2")]
+        fn run(x: &[u64], t: &Ternary, panels: Range<usize>, bits: u32, out: &mut [u64]) {
+            tables::outputs(x, t, panels, bits, out);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { run(x, t, panels, bits, out) }
     }
 
     pub(super) fn word32_tile(self, a: &[u32], k: usize, rows: usize, panel: &[u32], tile: &mut [[u32; NR]; MR]) {
@@ -137,7 +148,7 @@ impl Avx512 {
 
 /// Asks for the weights that come after the next few: a page's end stops the processor from doing so by itself.
 #[inline(always)]
-fn prefetch<W>(weights: &[W; 2 * NR]) {
+pub(super) fn prefetch<W, const N: usize>(weights: &[W; N]) {
     for line in (0..size_of_val(weights)).step_by(64) {
         // SAFETY: a prefetch of any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T0>((&raw const *weights).cast::<i8>().wrapping_add(AHEAD + line)) }

@@ -26,11 +26,13 @@ fn linear_reference(x: &[u64], rows: usize, out: usize, inp: usize, w: &[i16], b
 
 fn check_linear(x: &[u64], rows: usize, out: usize, inp: usize, w: &[i16], bits: u32) {
     let expected = linear_reference(x, rows, out, inp, w, bits);
-    let weights = Weights::new(out, inp, w);
-    for level in Level::all() {
-        let mut got = vec![1; rows * out];
-        linear_on(level, x, rows, &weights, bits, &mut got);
-        assert!(got == expected, "{level:?}: {rows} x {inp} -> {out}, {bits} bits, {}", weights.largest);
+    for weights in Weights::of_every_kind(out, inp, w) {
+        for level in Level::all() {
+            let mut got = vec![1; rows * out];
+            linear_on(level, x, rows, &weights, bits, &mut got);
+            let what = || format!("{level:?}, {} bits a weight: {rows} x {inp} -> {out}, {bits} bits", weights.bits());
+            assert!(got == expected, "{}", what());
+        }
     }
 }
 
@@ -104,6 +106,40 @@ fn every_tile_height_and_model_shapes() {
     check_linear(&x, 9, 384, 3000, &w, 64);
 }
 
+/// Weights of one magnitude in each row, up to `most` in all.
+fn ternary(out: usize, inp: usize, most: u16, next: &mut impl FnMut() -> u64) -> Vec<i16> {
+    let mut w = Vec::with_capacity(out * inp);
+    for _ in 0..out {
+        let scale = (next() % (u64::from(most) + 1)) as i16;
+        w.extend((0..inp).map(|_| (next() % 3) as i16 - 1).map(|t| t * scale));
+    }
+    w
+}
+
+#[test]
+fn ternary_weights_at_every_height_and_the_ends_of_blocks() {
+    let mut next = noise(2);
+    for rows in 1..=70 {
+        let x: Vec<u64> = (0..rows * 37).map(|_| next()).collect();
+        let w = ternary(70, 37, 4095, &mut next);
+        for bits in WIDTHS {
+            check_linear(&x, rows, 70, 37, &w, bits);
+        }
+    }
+    // Blocks of all kernels, and one more or less.
+    for inp in [1007, 1008, 1009, 2016, 2017, 5000] {
+        let x: Vec<u64> = (0..3 * inp).map(|_| next()).collect();
+        let w = ternary(33, inp, 32767, &mut next);
+        (1..=64).for_each(|bits| check_linear(&x, 3, 33, inp, &w, bits));
+        // The largest sums of planes that are cut for exact ones.
+        for word in [0x5555_5555_5555_5555, 0xaaaa_aaaa_aaaa_aaaa, 1 << 21, 0x003f_ffff, u64::MAX >> 1, 1 << 63] {
+            (33..=64).for_each(|bits| {
+                check_linear(&vec![word; inp], 1, 2, inp, &[vec![7; inp], vec![-7; inp]].concat(), bits)
+            });
+        }
+    }
+}
+
 #[test]
 fn empty_operands() {
     linear(&[], 0, &Weights::new(2, 3, &[1; 6]), 32, &mut []);
@@ -124,6 +160,8 @@ proptest! {
         let mut next = noise(seed);
         let x: Vec<u64> = (0..rows * inp).map(|_| next()).collect();
         let w: Vec<i16> = (0..out * inp).map(|_| next() as i16 >> shift).collect();
+        check_linear(&x, rows, out, inp, &w, bits);
+        let w = ternary(out, inp, u16::MAX >> shift.max(1), &mut next);
         check_linear(&x, rows, out, inp, &w, bits);
         let b: Vec<u64> = (0..inp * out).map(|_| next()).collect();
         check_product(&x, &b, (rows, inp, out), bits);

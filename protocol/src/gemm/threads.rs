@@ -6,8 +6,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::limbs::Limbs;
-use super::{Level, MR, NR, Weights, linear, outputs};
+use super::input::Input;
+use super::{Level, MR, Weights, linear};
 use crate::Error;
 
 /// Multiply-accumulates, of which a part has to have as many to be worth waking a thread for: some forty microseconds.
@@ -39,28 +39,23 @@ impl Threads {
         if parts == 1 {
             return linear(x, rows, w, bits, out);
         }
-        let (level, limbs) = (Level::detect(), Limbs::new(bits, w.largest));
-        let row_len = limbs.count() * inp.next_multiple_of(2);
-        let mut a = vec![0; rows * row_len];
-        let tall = rows.div_ceil(parts).next_multiple_of((MR / limbs.count()).min(rows));
-        let panels = w.panels().div_ceil(parts);
         self.0.install(|| {
-            a.par_chunks_mut(tall * row_len)
-                .zip(x.par_chunks(tall * inp))
-                .for_each(|(a, x)| level.split(x, inp, &limbs, a));
+            let input = Input::new(Level::detect(), x, w, bits, true);
+            let tall = rows.div_ceil(parts).next_multiple_of(input.tile().min(rows));
+            let panels = w.panels().div_ceil(parts);
             if rows == 1 {
-                out.par_chunks_mut(panels * NR).enumerate().for_each(|(i, out)| {
-                    let panels = i * panels..((i + 1) * panels).min(w.panels());
-                    outputs(level, &limbs, &a, w, panels, bits, out);
+                out.par_chunks_mut(panels * w.panel()).enumerate().for_each(|(i, out)| {
+                    input.outputs(0..1, i * panels..((i + 1) * panels).min(w.panels()), out);
                 });
             } else if rows >= parts * MR {
-                let chunks = out.par_chunks_mut(tall * width).zip(a.par_chunks(tall * row_len));
-                chunks.for_each(|(out, a)| outputs(level, &limbs, a, w, 0..w.panels(), bits, out));
+                out.par_chunks_mut(tall * width).enumerate().for_each(|(i, out)| {
+                    input.outputs(i * tall..((i + 1) * tall).min(rows), 0..w.panels(), out);
+                });
             } else {
                 let columns = |panels: Range<usize>| {
-                    let columns = panels.start * NR..(panels.end * NR).min(width);
+                    let columns = panels.start * w.panel()..(panels.end * w.panel()).min(width);
                     let mut out = vec![0; rows * columns.len()];
-                    outputs(level, &limbs, &a, w, panels, bits, &mut out);
+                    input.outputs(0..rows, panels, &mut out);
                     (columns, out)
                 };
                 let made: Vec<_> = split(w.panels(), parts).into_par_iter().map(columns).collect();
@@ -108,8 +103,11 @@ mod tests {
             for (rows, inp, out) in [(1, 1500, 3001), (1, 4100, 1300), (3, 1001, 1500), (70, 300, 333), (23, 2047, 129)]
             {
                 let x: Vec<u64> = (0..rows * inp).map(|_| next()).collect();
-                for shift in [0, 8] {
-                    let w: Vec<i16> = (0..out * inp).map(|_| next() as i16 >> shift).collect();
+                for shift in [0, 8, 15] {
+                    let mut w: Vec<i16> = (0..out * inp).map(|_| next() as i16 >> shift).collect();
+                    if shift == 15 {
+                        w.iter_mut().for_each(|w| *w += next() as i16 & 1);
+                    }
                     let w = Weights::new(out, inp, &w);
                     for bits in [17, 32, 47, 62] {
                         let (mut want, mut got) = (vec![1; rows * out], vec![2; rows * out]);

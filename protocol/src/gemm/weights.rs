@@ -1,33 +1,34 @@
-//! Public weights, packed for the kernels: a byte each where all of a layer fit, two otherwise.
+//! Public weights, packed for the kernels: less than two bits each where every row has one magnitude, a byte where all of a
+//! layer fit, two otherwise. Which it is shows in the time that products take, never in their words.
 
 use std::io::{self, Read, Write};
-use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::NR;
+use super::plain::Plain;
+use super::ternary::{PANEL, Ternary};
 
 /// Public weights of a linear layer, packed for the kernels.
 #[derive(Clone)]
 pub struct Weights {
     rows_out: usize,
     cols_in: usize,
-    data: Data,
-    pub(super) largest: u32,
+    pub(super) data: Data,
 }
 
-/// Panels of [`NR`] outputs; within one, pairs of inputs; within one, an output's two weights side by side.
+/// The kinds of packed weights.
 #[derive(Clone)]
-enum Data {
-    Narrow(Vec<i8>),
-    Wide(Vec<i16>),
+pub(super) enum Data {
+    Ternary(Ternary),
+    Plain(Plain),
 }
 
-/// Packed weights of [`NR`] outputs, or of some pairs of their inputs.
-#[derive(Clone, Copy)]
-pub(super) enum Panel<'a> {
-    Narrow(&'a [i8]),
-    Wide(&'a [i16]),
+/// The kinds by name, from the narrowest on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Kind {
+    Ternary,
+    Narrow,
+    Wide,
 }
 
 impl Weights {
@@ -37,6 +38,16 @@ impl Weights {
         let mut packing = Packing::new(out, inp);
         (0..out).for_each(|o| packing.push(&w[o * inp..][..inp]));
         packing.finish()
+    }
+
+    /// As [`Weights::new`], of every kind that holds `w`.
+    #[cfg(test)]
+    pub(super) fn of_every_kind(out: usize, inp: usize, w: &[i16]) -> impl Iterator<Item = Weights> {
+        [Kind::Ternary, Kind::Narrow, Kind::Wide].into_iter().filter_map(move |kind| {
+            let mut packing = Packing { data: Data::new(kind, out, inp), ..Packing::new(out, inp) };
+            (0..out).for_each(|o| packing.push(&w[o * inp..][..inp]));
+            Some(packing.finish()).filter(|w| w.data.kind() == kind)
+        })
     }
 
     /// Outputs.
@@ -49,178 +60,202 @@ impl Weights {
         self.cols_in
     }
 
-    /// Bytes that a weight takes: 1 where all of them fit.
-    pub fn width(&self) -> usize {
-        match self.data {
-            Data::Narrow(_) => 1,
-            Data::Wide(_) => 2,
+    /// Bits that a weight takes, rounded up: 2, 8 or 16.
+    pub fn bits(&self) -> u32 {
+        match self.data.kind() {
+            Kind::Ternary => 2,
+            Kind::Narrow => 8,
+            Kind::Wide => 16,
         }
     }
 
     /// The weight of input `i` in output `o`.
     pub fn at(&self, o: usize, i: usize) -> i16 {
-        let at = (o / NR * self.cols_in.div_ceil(2) * NR + i / 2 * NR + o % NR) * 2 + i % 2;
-        match &self.data {
-            Data::Narrow(d) => d[at].into(),
-            Data::Wide(d) => d[at],
-        }
+        self.data.at(o, i)
     }
 
     /// What the packed bytes are.
     pub(crate) fn packed(&self) -> Packed {
-        Packed { rows_out: self.rows_out, cols_in: self.cols_in, width: self.width(), largest: self.largest }
+        let largest = if let Data::Plain(plain) = &self.data { plain.largest } else { 0 };
+        Packed { rows_out: self.rows_out, cols_in: self.cols_in, kind: self.data.kind(), largest }
     }
 
     /// Writes the packed bytes.
     pub(crate) fn write(&self, to: &mut dyn Write) -> io::Result<()> {
-        let mut bytes = Vec::with_capacity(PART);
         match &self.data {
-            Data::Narrow(d) => d.chunks(PART).try_for_each(|part| {
-                bytes.clear();
-                bytes.extend(part.iter().map(|w| w.cast_unsigned()));
-                to.write_all(&bytes)
-            }),
-            Data::Wide(d) => d.chunks(PART / 2).try_for_each(|part| {
-                bytes.clear();
-                bytes.extend(part.iter().flat_map(|w| w.to_le_bytes()));
-                to.write_all(&bytes)
-            }),
-        }
-    }
-
-    /// Panels.
-    pub(super) fn panels(&self) -> usize {
-        self.rows_out.div_ceil(NR)
-    }
-
-    /// Inputs `inputs`, even numbers, of panel `p`.
-    pub(super) fn panel(&self, p: usize, inputs: Range<usize>) -> Panel<'_> {
-        let first = p * self.cols_in.next_multiple_of(2);
-        let range = (first + inputs.start) * NR..(first + inputs.end) * NR;
-        match &self.data {
-            Data::Narrow(d) => Panel::Narrow(&d[range]),
-            Data::Wide(d) => Panel::Wide(&d[range]),
+            Data::Ternary(ternary) => ternary.write(to),
+            Data::Plain(plain) => plain.write(to),
         }
     }
 }
 
-/// Bytes that are written or read at a time.
-const PART: usize = 1 << 18;
+impl Data {
+    fn new(kind: Kind, out: usize, inp: usize) -> Data {
+        match kind {
+            Kind::Ternary => Data::Ternary(Ternary::new(out, inp)),
+            Kind::Narrow => Data::Plain(Plain::new(out, inp, false)),
+            Kind::Wide => Data::Plain(Plain::new(out, inp, true)),
+        }
+    }
+
+    fn kind(&self) -> Kind {
+        match self {
+            Data::Ternary(_) => Kind::Ternary,
+            Data::Plain(plain) if plain.wide() => Kind::Wide,
+            Data::Plain(_) => Kind::Narrow,
+        }
+    }
+
+    /// [`PANEL`] rows, or the last ones, `count` of them, row-major; `false` and nothing where this kind does not hold one.
+    fn extend(&mut self, rows: &[i16], count: usize) -> bool {
+        match self {
+            Data::Ternary(ternary) => ternary.extend(rows, count),
+            Data::Plain(plain) => plain.extend(rows, count),
+        }
+    }
+
+    fn at(&self, o: usize, i: usize) -> i16 {
+        match self {
+            Data::Ternary(ternary) => ternary.at(o, i),
+            Data::Plain(plain) => plain.at(o, i),
+        }
+    }
+}
 
 /// What packed bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Packed {
     rows_out: usize,
     cols_in: usize,
-    width: usize,
+    kind: Kind,
     largest: u32,
 }
 
 impl Packed {
     /// Reads what [`Weights::write`] wrote.
     pub(crate) fn read(self, from: &mut dyn Read) -> io::Result<Weights> {
-        let Packed { rows_out, cols_in, width, largest } = self;
-        let panel = cols_in.next_multiple_of(2).checked_mul(NR);
-        let all = panel.and_then(|panel| panel.checked_mul(rows_out.div_ceil(NR)));
-        let mut left = all.ok_or_else(|| io::Error::other("more weights than can be"))?;
-        let mut bytes = vec![0; PART];
-        let mut data = match width {
-            1 => Data::Narrow(Vec::with_capacity(left)),
-            _ => Data::Wide(Vec::with_capacity(left)),
+        let Packed { rows_out, cols_in, kind, largest } = self;
+        let data = match kind {
+            Kind::Ternary => Data::Ternary(Ternary::read(rows_out, cols_in, from)?),
+            Kind::Narrow => Data::Plain(Plain::read(rows_out, cols_in, false, largest, from)?),
+            Kind::Wide => Data::Plain(Plain::read(rows_out, cols_in, true, largest, from)?),
         };
-        while left > 0 {
-            let n = left.min(PART / width.clamp(1, 2));
-            left -= n;
-            match &mut data {
-                Data::Narrow(d) => {
-                    from.read_exact(&mut bytes[..n])?;
-                    d.extend(bytes[..n].iter().map(|b| b.cast_signed()));
-                }
-                Data::Wide(d) => {
-                    from.read_exact(&mut bytes[..2 * n])?;
-                    d.extend(bytes[..2 * n].as_chunks().0.iter().copied().map(i16::from_le_bytes));
-                }
-            }
-        }
-        Ok(Weights { rows_out, cols_in, data, largest })
+        Ok(Weights { rows_out, cols_in, data })
     }
 }
 
-/// Weights that are packed a row at a time, so that no other copy of a layer is held.
+/// Weights that are packed a row at a time, so that no other copy of a layer is held. They are of the narrowest kind that
+/// holds all rows so far, and change to another with the first that it does not hold.
 pub(crate) struct Packing {
     rows_out: usize,
     cols_in: usize,
     rows: usize,
     data: Data,
-    /// The panel that rows are put into.
+    /// The last rows, not yet packed.
     panel: Vec<i16>,
-    largest: u32,
 }
 
 impl Packing {
     /// No row yet of `out` rows of `inp`.
     pub(crate) fn new(out: usize, inp: usize) -> Packing {
-        let panel = vec![0; inp.next_multiple_of(2) * NR];
-        let data = Data::Narrow(Vec::with_capacity(out.div_ceil(NR) * panel.len()));
-        Packing { rows_out: out, cols_in: inp, rows: 0, data, panel, largest: 0 }
+        let data = Data::new(Kind::Ternary, out, inp);
+        Packing { rows_out: out, cols_in: inp, rows: 0, data, panel: Vec::with_capacity(PANEL * inp) }
     }
 
     /// The next row.
     pub(crate) fn push(&mut self, row: &[i16]) {
         assert!(row.len() == self.cols_in && self.rows < self.rows_out, "a row of {}", row.len());
-        let column = self.rows % NR;
-        for (pair, w) in self.panel.chunks_exact_mut(2 * NR).zip(row.chunks(2)) {
-            pair[2 * column..][..w.len()].copy_from_slice(w);
-        }
-        self.largest = row.iter().fold(self.largest, |m, w| m.max(w.unsigned_abs().into()));
+        self.panel.extend_from_slice(row);
         self.rows += 1;
-        if self.rows.is_multiple_of(NR) || self.rows == self.rows_out {
-            self.append();
+        if self.rows.is_multiple_of(PANEL) || self.rows == self.rows_out {
+            let first = (self.rows - 1) / PANEL * PANEL;
+            while !self.data.extend(&self.panel, self.rows - first) {
+                self.data = self.wider(first);
+            }
+            self.panel.clear();
         }
     }
 
-    fn append(&mut self) {
-        let fits = |w: &i16| i8::try_from(*w).is_ok();
-        if let Data::Narrow(narrow) = &mut self.data {
-            if self.panel.iter().all(fits) {
-                narrow.extend(self.panel.iter().map(|w| *w as i8));
-                return self.panel.fill(0);
+    /// The first `rows` rows as the next kind that holds them.
+    fn wider(&self, rows: usize) -> Data {
+        let mut kind = self.data.kind();
+        loop {
+            kind = match kind {
+                Kind::Ternary => Kind::Narrow,
+                Kind::Narrow | Kind::Wide => Kind::Wide,
+            };
+            let mut data = Data::new(kind, self.rows_out, self.cols_in);
+            let all = (0..rows).step_by(PANEL).all(|first| {
+                let panel = (first..first + PANEL).flat_map(|o| (0..self.cols_in).map(move |i| self.data.at(o, i)));
+                data.extend(&panel.collect::<Vec<_>>(), PANEL)
+            });
+            if all {
+                return data;
             }
-            let mut wide = Vec::with_capacity(self.rows_out.div_ceil(NR) * self.panel.len());
-            wide.extend(narrow.iter().map(|w| i16::from(*w)));
-            self.data = Data::Wide(wide);
         }
-        if let Data::Wide(wide) = &mut self.data {
-            wide.extend_from_slice(&self.panel);
-        }
-        self.panel.fill(0);
     }
 
     /// All rows were pushed.
     pub(crate) fn finish(self) -> Weights {
         assert_eq!(self.rows, self.rows_out, "rows of weights");
-        Weights { rows_out: self.rows_out, cols_in: self.cols_in, data: self.data, largest: self.largest }
+        Weights { rows_out: self.rows_out, cols_in: self.cols_in, data: self.data }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::noise;
     use super::*;
 
+    fn check(w: &Weights, want: &[i16], bits: u32) {
+        let inp = w.cols_in().max(1);
+        assert_eq!(w.bits(), bits, "{} x {inp}", w.rows_out());
+        assert!((0..want.len()).all(|at| w.at(at / inp, at % inp) == want[at]));
+        let mut bytes = Vec::new();
+        w.write(&mut bytes).unwrap();
+        let again = w.packed().read(&mut &bytes[..]).unwrap();
+        assert!((0..want.len()).all(|at| again.at(at / inp, at % inp) == want[at]) && again.packed() == w.packed());
+        if let Some(last) = bytes.len().checked_sub(1) {
+            assert!(w.packed().read(&mut &bytes[..last]).is_err());
+        }
+    }
+
     #[test]
-    fn a_byte_each_until_one_does_not_fit() {
-        for (out, inp) in [(1, 1), (33, 7), (70, 12)] {
+    fn the_narrowest_kind_that_holds_every_row() {
+        let mut next = noise(11);
+        for (out, inp) in [(1, 2), (33, 7), (70, 12), (130, 40)] {
+            let ternary: Vec<i16> = (0..out * inp).map(|at| (next() % 3) as i16 * 9 * (at / inp % 5) as i16).collect();
+            let ternary: Vec<i16> = ternary.iter().enumerate().map(|(at, w)| w - 9 * (at / inp % 5) as i16).collect();
+            check(&Weights::new(out, inp, &ternary), &ternary, 2);
+            for last in [0, out * inp / 2, out * inp - 1] {
+                let row = last / inp * inp;
+                let mut w = ternary.clone();
+                w[row..row + inp].fill(1);
+                w[last] = 2;
+                check(&Weights::new(out, inp, &w), &w, 8);
+                w[last] = 128;
+                check(&Weights::new(out, inp, &w), &w, 16);
+                w[row..row + inp].fill(i16::MIN);
+                check(&Weights::new(out, inp, &w), &w, 16);
+            }
             let small: Vec<i16> = (0..out * inp).map(|i| (i * 37 % 256) as i16 - 128).collect();
-            let w = Weights::new(out, inp, &small);
-            assert_eq!(w.width(), 1);
-            for at in 0..out * inp {
-                assert_eq!(w.at(at / inp, at % inp), small[at]);
-                let mut large = small.clone();
-                large[at] = 128;
-                let w = Weights::new(out, inp, &large);
-                assert!(w.width() == 2 && (0..out * inp).all(|i| w.at(i / inp, i % inp) == large[i]));
+            check(&Weights::new(out, inp, &small), &small, 8);
+        }
+        check(&Weights::new(2, 0, &[]), &[], 2);
+        check(&Weights::new(0, 2, &[]), &[], 2);
+    }
+
+    #[test]
+    fn bytes_of_more_weights_than_are_there_are_refused() {
+        let mut bytes = Vec::new();
+        let w = Weights::new(40, 5, &[3; 200]);
+        w.write(&mut bytes).unwrap();
+        for kind in [Kind::Ternary, Kind::Narrow, Kind::Wide] {
+            for (rows_out, cols_in) in [(usize::MAX, 5), (40, usize::MAX), (usize::MAX, usize::MAX), (1 << 40, 1 << 20)]
+            {
+                let packed = Packed { rows_out, cols_in, kind, largest: 3 };
+                assert!(packed.read(&mut &bytes[..]).is_err(), "{packed:?}");
             }
         }
-        assert_eq!(Weights::new(2, 0, &[]).rows_out(), 2);
     }
 }

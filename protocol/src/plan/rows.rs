@@ -303,13 +303,13 @@ mod tests {
     #[test]
     fn weights_of_large_models_take_a_byte_each() {
         let d = layer();
-        for (c, bytes) in [(config(false), 2), (config(true), 1)] {
+        for (c, bits) in [(config(false), 16), (config(true), 8)] {
             for rows in [Rows::writing(&c, &d), Rows::writing(&c, &d).rounded()] {
                 let facts = rows.facts();
                 let bounds: Vec<f64> = facts.iter().map(|f| f.norm).collect();
                 let wide = quantise("layer", &rows, 0..rows.len, &finest(&facts), &bounds, 12, true).unwrap();
                 let w = wide.layer.linear.weights().unwrap();
-                assert_eq!(w.width(), bytes);
+                assert_eq!(w.bits(), bits);
                 for (j, fact) in facts.iter().enumerate() {
                     let applied: Vec<f64> = (0..rows.cols).map(|i| f64::from(w.at(j, i)) * fact.unit).collect();
                     assert!(norm(&applied) <= fact.norm * GROWN + 1e-12, "row {j}");
