@@ -7,8 +7,6 @@ use super::limbs::{self, Limbs};
 use super::neon;
 use super::plain::Panel;
 #[cfg(target_arch = "x86_64")]
-use super::planes;
-#[cfg(target_arch = "x86_64")]
 use super::simd;
 use super::ternary::Ternary;
 use super::words;
@@ -109,7 +107,7 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(cpu) => cpu.ternary(x, t, panels, bits, out),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512(cpu) => planes::outputs(cpu, x, t, panels, bits, out),
+            Level::Avx512(cpu) => cpu.ternary(x, t, panels, bits, out),
             // Its vectors are of every processor that this is compiled for.
             #[cfg(target_arch = "aarch64")]
             Level::Neon(_) => tables::outputs(x, t, panels, bits, out),

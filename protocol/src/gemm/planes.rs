@@ -1,15 +1,19 @@
-//! Products with ternary weights where a table is two registers: AVX-512 looks the sums of three inputs up for sixteen outputs
-//! at once.
+//! Products with ternary weights where a table is in registers: vector units look the sums of three inputs up for eight or
+//! sixteen outputs at once.
 //!
 //! Registers look 32 bits up, so that words of wider rings are cut into planes. Of the upper plane of 32 bits only the sum
-//! modulo `2^32` matters; those below are so narrow that the sum over a block is exact. The unsafe code here is unaligned
-//! loads and stores, each through a reference to an array of exactly that size, and one call that the features allow.
+//! modulo `2^32` matters; those below are so narrow that the sum over a block is exact. The unsafe code here is calls of
+//! functions for features that an argument proves, and unaligned loads and stores, each through a reference to an array of
+//! exactly that size.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::simd::{Avx512, prefetch};
-use super::ternary::{CODE, CODES, GROUP, PACKED, PANEL, Ternary};
+use zeroize::Zeroizing;
+
+use super::simd::{Avx2, Avx512, prefetch};
+use super::tables::{LINE, lines, sums_of_three};
+use super::ternary::{CODE, CODES, GROUP, PACKED, PANEL, Ternary, Words};
 use crate::ring::mask;
 use crate::wipe::Wiped;
 
@@ -20,35 +24,116 @@ const EXACT: u32 = 22;
 /// Planes of rows that are gone through at a time, as many as registers allow.
 const PLANES: usize = 4;
 
-/// The upper half of a table is the lower one's negative.
+/// Sums of three words of a plane; the upper half of all codes is the lower one's negative.
 type Table = [u32; 16];
 
 /// What adds words up: [`PLANES`] planes of the outputs of a panel.
 type Sums = [[u32; PANEL]; PLANES];
 
-/// Outputs of some panels, row-major.
-pub(super) fn outputs(_: Avx512, x: &[u64], t: &Ternary, panels: Range<usize>, bits: u32, out: &mut [u64]) {
-    // SAFETY: the first argument proves the features.
-    unsafe { run(x, t, panels, bits, out) }
+/// A vector unit.
+trait Unit: Copy {
+    /// The sums of each three words, at the codes of their weights.
+    fn fill(self, words: &[u32], tables: &mut [Table]);
+
+    /// Sums over `words` for `count` planes, whose tables are `block` words after one another, and `columns` outputs.
+    fn look_up(self, count: usize, columns: usize, tables: &[Table], block: usize, words: &[Words], sums: &mut Sums);
+}
+
+impl Avx2 {
+    /// Outputs of some panels, row-major.
+    pub(super) fn planes(self, x: &[u64], t: &Ternary, panels: Range<usize>, bits: u32, out: &mut [u64]) {
+        #[target_feature(enable = "avx2")]
+        fn run(unit: Avx2, x: &[u64], t: &Ternary, panels: Range<usize>, bits: u32, out: &mut [u64]) {
+            outputs(unit, x, t, panels, bits, out);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { run(self, x, t, panels, bits, out) }
+    }
+}
+
+impl Avx512 {
+    /// Outputs of some panels, row-major.
+    pub(super) fn planes(self, x: &[u64], t: &Ternary, panels: Range<usize>, bits: u32, out: &mut [u64]) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+        fn run(unit: Avx512, x: &[u64], t: &Ternary, panels: Range<usize>, bits: u32, out: &mut [u64]) {
+            outputs(unit, x, t, panels, bits, out);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { run(self, x, t, panels, bits, out) }
+    }
+}
+
+impl Unit for Avx2 {
+    #[inline(always)]
+    fn fill(self, words: &[u32], tables: &mut [Table]) {
+        for (three, table) in words.as_chunks::<GROUP>().0.iter().zip(tables) {
+            table[..14].copy_from_slice(&sums_of_three(*three));
+        }
+    }
+
+    #[inline(always)]
+    fn look_up(self, count: usize, columns: usize, tables: &[Table], block: usize, words: &[Words], sums: &mut Sums) {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            match count {
+                1 => look_up_avx2::<1, 4>(columns, tables, block, words, sums),
+                2 => look_up_avx2::<2, 2>(columns, tables, block, words, sums),
+                3 => look_up_avx2::<3, 2>(columns, tables, block, words, sums),
+                _ => look_up_avx2::<PLANES, 2>(columns, tables, block, words, sums),
+            }
+        }
+    }
+}
+
+impl Unit for Avx512 {
+    #[inline(always)]
+    fn fill(self, words: &[u32], tables: &mut [Table]) {
+        // SAFETY: `self` proves the features.
+        unsafe { fill_avx512(words, tables) }
+    }
+
+    #[inline(always)]
+    fn look_up(self, count: usize, columns: usize, tables: &[Table], block: usize, words: &[Words], sums: &mut Sums) {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            match (count, columns <= PANEL / 2) {
+                (1, true) => look_up_avx512::<1, 2>(tables, block, words, sums),
+                (2, true) => look_up_avx512::<2, 2>(tables, block, words, sums),
+                (3, true) => look_up_avx512::<3, 2>(tables, block, words, sums),
+                (_, true) => look_up_avx512::<PLANES, 2>(tables, block, words, sums),
+                (1, false) => look_up_avx512::<1, 4>(tables, block, words, sums),
+                (2, false) => look_up_avx512::<2, 4>(tables, block, words, sums),
+                (3, false) => look_up_avx512::<3, 4>(tables, block, words, sums),
+                (_, false) => look_up_avx512::<PLANES, 4>(tables, block, words, sums),
+            }
+        }
+    }
+}
+
+/// Whether words of a ring are cut into more than two planes.
+pub(super) fn wide(bits: u32) -> bool {
+    bits > 32 + EXACT
 }
 
 /// Lowest bit and width of each plane of a ring.
-fn planes(bits: u32) -> Vec<(u32, u32)> {
+fn cuts(bits: u32) -> Vec<(u32, u32)> {
     let low = bits.saturating_sub(32);
     let width = low.div_ceil(low.div_ceil(EXACT).max(1));
     let lower = (0..low.div_ceil(EXACT)).map(|p| (width * p, width.min(low - width * p)));
     lower.chain([(low, 32)]).collect()
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
-fn run(x: &[u64], t: &Ternary, panels: Range<usize>, bits: u32, out: &mut [u64]) {
-    let (planes, keep, cols) = (planes(bits), mask(bits), t.cols_in());
+/// Inlined into functions that allow wider vectors.
+#[inline(always)]
+fn outputs(unit: impl Unit, x: &[u64], t: &Ternary, panels: Range<usize>, bits: u32, out: &mut [u64]) {
+    let (planes, keep, cols) = (cuts(bits), mask(bits), t.cols_in());
     let scales = t.scales(panels.clone());
     let (columns, tile) = (scales.len(), PLANES / planes.len());
     let block = BLOCK.min(t.words_in());
     let mut plane = Wiped::new(vec![0; block * PACKED]);
-    let mut tables = Wiped::new(vec![0; PLANES * block * CODES * 16]);
-    let (tables, _) = tables.as_chunks_mut::<16>();
+    let mut tables = Wiped::new(vec![0; PLANES * block * CODES * 16 + LINE]);
+    let (tables, _) = lines(&mut tables).as_chunks_mut::<16>();
+    let mut sums = Zeroizing::new([[0; PANEL]; PLANES]);
     for (x, out) in x.chunks(tile * cols).zip(out.chunks_mut(tile * columns)) {
         let count = x.len() / cols * planes.len();
         for from in (0..t.words_in()).step_by(block) {
@@ -58,22 +143,11 @@ fn run(x: &[u64], t: &Ternary, panels: Range<usize>, bits: u32, out: &mut [u64])
                 let row = &x[i / planes.len() * cols..][inputs.clone()];
                 let plane = &mut plane[..(to - from) * PACKED];
                 cut(row, &planes, i % planes.len(), plane);
-                fill(plane, tables);
+                unit.fill(plane, tables);
             }
             for (p, column) in panels.clone().zip((0..columns).step_by(PANEL)) {
                 let width = PANEL.min(columns - column);
-                let mut sums = [[0; PANEL]; PLANES];
-                let words = t.panel(p, from..to);
-                match (count, width <= PANEL / 2) {
-                    (1, true) => look_up::<1, 2>(tables, block, words, &mut sums),
-                    (2, true) => look_up::<2, 2>(tables, block, words, &mut sums),
-                    (3, true) => look_up::<3, 2>(tables, block, words, &mut sums),
-                    (_, true) => look_up::<4, 2>(tables, block, words, &mut sums),
-                    (1, false) => look_up::<1, 4>(tables, block, words, &mut sums),
-                    (2, false) => look_up::<2, 4>(tables, block, words, &mut sums),
-                    (3, false) => look_up::<3, 4>(tables, block, words, &mut sums),
-                    (_, false) => look_up::<4, 4>(tables, block, words, &mut sums),
-                }
+                unit.look_up(count, width, tables, block, t.panel(p, from..to), &mut sums);
                 for (sums, out) in sums.chunks_exact(planes.len()).zip(out.chunks_exact_mut(columns)) {
                     combine(&planes, sums, &scales[column..][..width], from > 0, keep, &mut out[column..][..width]);
                 }
@@ -97,9 +171,8 @@ fn cut(x: &[u64], planes: &[(u32, u32)], which: usize, plane: &mut [u32]) {
     padding.fill(0);
 }
 
-/// The sums of each three words, at the codes of their weights.
 #[target_feature(enable = "avx512f")]
-fn fill(words: &[u32], tables: &mut [Table]) {
+fn fill_avx512(words: &[u32], tables: &mut [Table]) {
     for (three, table) in words.as_chunks::<GROUP>().0.iter().zip(tables) {
         let [a, b, c] = three.map(|w| _mm512_set1_epi32(w.cast_signed()));
         // Codes with a plus and a minus for each word.
@@ -113,14 +186,64 @@ fn fill(words: &[u32], tables: &mut [Table]) {
     }
 }
 
-/// Sums over `words` for `R` planes and `16 C` outputs.
+/// `R` planes at `8 C` outputs at a time.
+#[inline(never)]
+#[target_feature(enable = "avx2")]
+fn look_up_avx2<const R: usize, const C: usize>(
+    columns: usize,
+    tables: &[Table],
+    block: usize,
+    words: &[Words],
+    sums: &mut Sums,
+) {
+    for from in (0..columns).step_by(8 * C) {
+        let mut all = [[_mm256_setzero_si256(); C]; R];
+        for (k, words) in words.iter().enumerate() {
+            if from == 0 {
+                prefetch(&words.0);
+            }
+            let (vectors, _) = words.0[from..].as_chunks::<8>();
+            // SAFETY: each vector is 32 bytes.
+            let mut codes: [__m256i; C] =
+                std::array::from_fn(|c| unsafe { _mm256_loadu_si256((&raw const vectors[c]).cast()) });
+            for g in 0..CODES {
+                for r in 0..R {
+                    let (halves, _) = tables[(r * block + k) * CODES + g].as_chunks::<8>();
+                    // SAFETY: half a table is 32 bytes.
+                    let [below, above] = [0, 1].map(|i| unsafe { _mm256_loadu_si256((&raw const halves[i]).cast()) });
+                    for c in 0..C {
+                        // Three bits of a code choose within halves, the fourth between them, the fifth is the sign; a code of
+                        // zero makes zero of zero.
+                        let half = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes[c]));
+                        let sign = _mm256_slli_epi32::<27>(codes[c]);
+                        let [below, above] =
+                            [below, above].map(|t| _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(t, codes[c])));
+                        let sum = _mm256_castps_si256(_mm256_blendv_ps(below, above, half));
+                        all[r][c] = _mm256_add_epi32(all[r][c], _mm256_sign_epi32(sum, sign));
+                    }
+                }
+                for c in &mut codes {
+                    *c = _mm256_srli_epi32::<{ CODE as i32 }>(*c);
+                }
+            }
+        }
+        for (to, all) in sums.iter_mut().zip(all) {
+            for (to, sum) in to[from..].as_chunks_mut::<8>().0.iter_mut().zip(all) {
+                // SAFETY: `to` is 32 bytes.
+                unsafe { _mm256_storeu_si256((&raw mut *to).cast(), sum) }
+            }
+        }
+    }
+}
+
+/// `R` planes at `16 C` outputs.
 #[inline(never)]
 #[target_feature(enable = "avx512f")]
-fn look_up<const R: usize, const C: usize>(tables: &[Table], block: usize, words: &[[u32; PANEL]], sums: &mut Sums) {
+fn look_up_avx512<const R: usize, const C: usize>(tables: &[Table], block: usize, words: &[Words], sums: &mut Sums) {
     let mut all = [[_mm512_setzero_si512(); C]; R];
     for (k, words) in words.iter().enumerate() {
-        prefetch(words);
-        let (vectors, _) = words.as_chunks::<16>();
+        prefetch(&words.0);
+        let (vectors, _) = words.0.as_chunks::<16>();
         // SAFETY: each vector is 64 bytes.
         let mut codes: [__m512i; C] =
             std::array::from_fn(|c| unsafe { _mm512_loadu_si512((&raw const vectors[c]).cast()) });
@@ -169,7 +292,7 @@ mod tests {
     fn planes_cover_a_ring_and_exact_sums_fit() {
         let most = (BLOCK * PACKED) as u64;
         for bits in 1..=64 {
-            let planes = planes(bits);
+            let planes = cuts(bits);
             let mut next = 0;
             for (at, width) in &planes {
                 assert!(*at == next && (*width == 32 || most << (width - 1) < 1 << 31), "{planes:?}");

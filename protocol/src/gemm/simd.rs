@@ -11,7 +11,7 @@ use super::limbs::{self, Limbs};
 use super::plain::Panel;
 use super::ternary::Ternary;
 use super::words::word_tile;
-use super::{LimbTile, MR, NR, tables};
+use super::{LimbTile, MR, NR, planes, tables};
 
 /// Rows that the AVX2 kernel keeps in registers.
 const ROWS2: usize = 6;
@@ -63,12 +63,13 @@ impl Avx2 {
     }
 
     pub(super) fn ternary(self, x: &[u64], t: &Ternary, panels: Range<usize>, bits: u32, out: &mut [u64]) {
-        #[target_feature(enable = "avx2")]
-        fn run(x: &[u64], t: &Ternary, panels: Range<usize>, bits: u32, out: &mut [u64]) {
-            tables::outputs(x, t, panels, bits, out);
+        // Tables of few rows leave places of vectors empty.
+        let few = if bits <= 32 { 2 } else { 1 };
+        if x.len() / t.cols_in() <= few {
+            return self.planes(x, t, panels, bits, out);
         }
         // SAFETY: `self` proves the features.
-        unsafe { run(x, t, panels, bits, out) }
+        unsafe { tables_avx2(x, t, panels, bits, out) }
     }
 
     pub(super) fn word32_tile(self, a: &[u32], k: usize, rows: usize, panel: &[u32], tile: &mut [[u32; NR]; MR]) {
@@ -127,6 +128,16 @@ impl Avx512 {
         unsafe { run(limbs, sums, out) }
     }
 
+    pub(super) fn ternary(self, x: &[u64], t: &Ternary, panels: Range<usize>, bits: u32, out: &mut [u64]) {
+        // Three planes take longer than words that are added as they are.
+        let many = if planes::wide(bits) { 8 } else { usize::MAX };
+        if x.len() / t.cols_in() < many {
+            return self.planes(x, t, panels, bits, out);
+        }
+        // SAFETY: `self` proves AVX-512 F, of which AVX2 is a part.
+        unsafe { tables_avx2(x, t, panels, bits, out) }
+    }
+
     pub(super) fn word32_tile(self, a: &[u32], k: usize, rows: usize, panel: &[u32], tile: &mut [[u32; NR]; MR]) {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
         fn run(a: &[u32], k: usize, rows: usize, panel: &[u32], tile: &mut [[u32; NR]; MR]) {
@@ -144,6 +155,12 @@ impl Avx512 {
         // SAFETY: `self` proves the features.
         unsafe { run(a, k, rows, panel, tile) }
     }
+}
+
+/// See [`tables::outputs`].
+#[target_feature(enable = "avx2")]
+fn tables_avx2(x: &[u64], t: &Ternary, panels: Range<usize>, bits: u32, out: &mut [u64]) {
+    tables::outputs(x, t, panels, bits, out);
 }
 
 /// Asks for the weights that come after the next few: a page's end stops the processor from doing so by itself.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use zeroize::DefaultIsZeroes;
 
-use super::ternary::{CODE, CODES, GROUP, PACKED, PANEL, Ternary};
+use super::ternary::{CODE, CODES, GROUP, PACKED, PANEL, Ternary, Words};
 use super::words::Word;
 use crate::ring::mask;
 use crate::wipe::Wiped;
@@ -14,6 +14,15 @@ use crate::wipe::Wiped;
 const CACHED: usize = 24 << 10;
 /// Entries of a table, as many as there are codes.
 const ENTRIES: usize = 1 << CODE;
+
+/// Elements of any type that a line of the cache holds at most.
+pub(super) const LINE: usize = 64;
+
+/// What begins with the first line of the cache, at most [`LINE`] elements in.
+pub(super) fn lines<T>(v: &mut [T]) -> &mut [T] {
+    let first = v.as_ptr().align_offset(LINE).min(LINE);
+    &mut v[first..]
+}
 
 /// Sums of three inputs of `L` rows.
 type Table<W, const L: usize> = [[W; L]; ENTRIES];
@@ -55,10 +64,10 @@ fn rows_of<W: Word + DefaultIsZeroes, const L: usize>(
 ) {
     let cols = t.cols_in();
     let block = (CACHED / (CODES * size_of::<Table<W, L>>())).clamp(1, t.words_in());
-    let mut tables = Wiped::new(vec![W::default(); block * CODES * ENTRIES * L]);
-    let mut sums = Wiped::new(vec![W::default(); panels.len() * PANEL * L]);
-    let (tables, _) = tables.as_chunks_mut::<L>().0.as_chunks_mut::<ENTRIES>();
-    let (sums, _) = sums.as_chunks_mut::<L>();
+    let mut tables = Wiped::new(vec![W::default(); block * CODES * ENTRIES * L + LINE]);
+    let mut sums = Wiped::new(vec![W::default(); panels.len() * PANEL * L + LINE]);
+    let (tables, _) = lines(&mut tables).as_chunks_mut::<L>().0.as_chunks_mut::<ENTRIES>();
+    let (sums, _) = lines(&mut sums).as_chunks_mut::<L>();
     for from in (0..t.words_in()).step_by(block) {
         let to = (from + block).min(t.words_in());
         for (g, table) in tables.iter_mut().take((to - from) * CODES).enumerate() {
@@ -69,9 +78,7 @@ fn rows_of<W: Word + DefaultIsZeroes, const L: usize>(
         }
         let (tables, _) = tables.as_chunks::<CODES>();
         for (p, sums) in panels.clone().zip(sums.as_chunks_mut::<PANEL>().0) {
-            for (tables, words) in tables.iter().zip(t.panel(p, from..to)) {
-                add(tables, words, sums);
-            }
+            add(tables, t.panel(p, from..to), sums);
         }
     }
     let scales = t.scales(panels);
@@ -91,45 +98,69 @@ fn rows_of<W: Word + DefaultIsZeroes, const L: usize>(
 /// The sums of three words of each row, at the codes of their weights.
 #[inline(always)]
 fn fill<W: Word, const L: usize>([a, b, c]: [[W; L]; GROUP], table: &mut Table<W, L>) {
-    let minus = |x: W, y: W| x.add_product(y, W::narrow(u64::MAX));
-    let plus = |x: W, y: W| x.add_product(y, W::narrow(1));
     for r in 0..L {
-        let (a, b, c) = (a[r], b[r], c[r]);
-        let (high, low) = (minus(a, b), plus(a, b));
-        let sums = [
-            W::default(),
-            c,
-            minus(b, c),
-            b,
-            plus(b, c),
-            minus(high, c),
-            high,
-            plus(high, c),
-            minus(a, c),
-            a,
-            plus(a, c),
-            minus(low, c),
-            low,
-            plus(low, c),
-        ];
-        for (code, sum) in sums.into_iter().enumerate() {
+        for (code, sum) in sums_of_three([a[r], b[r], c[r]]).into_iter().enumerate() {
             table[code][r] = sum;
             table[ENTRIES / 2 + code][r] = minus(W::default(), sum);
         }
     }
 }
 
-/// Adds what a word of each output of a panel says.
+/// The sums of three words at the codes without a sign: `a t_0 + b t_1 + c t_2` at `9 t_0 + 3 t_1 + t_2`.
 #[inline(always)]
-fn add<W: Word, const L: usize>(tables: &[Table<W, L>; CODES], words: &[u32; PANEL], sums: &mut [[W; L]; PANEL]) {
-    for (sums, word) in sums.iter_mut().zip(words) {
-        let mut row = *sums;
+pub(super) fn sums_of_three<W: Word>([a, b, c]: [W; GROUP]) -> [W; 14] {
+    let (less, more) = (minus(a, b), plus(a, b));
+    [
+        W::default(),
+        c,
+        minus(b, c),
+        b,
+        plus(b, c),
+        minus(less, c),
+        less,
+        plus(less, c),
+        minus(a, c),
+        a,
+        plus(a, c),
+        minus(more, c),
+        more,
+        plus(more, c),
+    ]
+}
+
+#[inline(always)]
+fn plus<W: Word>(x: W, y: W) -> W {
+    x.add_product(y, W::narrow(1))
+}
+
+#[inline(always)]
+fn minus<W: Word>(x: W, y: W) -> W {
+    x.add_product(y, W::narrow(u64::MAX))
+}
+
+/// Adds what words of each output of a panel say.
+#[inline(always)]
+fn add<W: Word, const L: usize>(tables: &[[Table<W, L>; CODES]], words: &[Words], sums: &mut [[W; L]; PANEL]) {
+    let add = |tables: &[Table<W, L>; CODES], word: u32, sums: &mut [W; L]| {
         for (g, table) in tables.iter().enumerate() {
             let entry = &table[(word >> (CODE * g as u32)) as usize % ENTRIES];
-            for (sum, entry) in row.iter_mut().zip(entry) {
-                *sum = sum.add_product(*entry, W::narrow(1));
-            }
+            sums.iter_mut().zip(entry).for_each(|(sum, entry)| *sum = plus(*sum, *entry));
         }
-        *sums = row;
+    };
+    if L == 1 {
+        // Output by output, or vectors would be made of single words.
+        for (o, sums) in sums.iter_mut().enumerate() {
+            let mut sum = *sums;
+            tables.iter().zip(words).for_each(|(tables, words)| add(tables, words.0[o], &mut sum));
+            *sums = sum;
+        }
+        return;
+    }
+    for (tables, words) in tables.iter().zip(words) {
+        for (sums, word) in sums.iter_mut().zip(&words.0) {
+            let mut row = *sums;
+            add(tables, *word, &mut row);
+            *sums = row;
+        }
     }
 }

@@ -31,11 +31,16 @@ pub(super) const CODE: u32 = 5;
 /// The largest code without its sign.
 const MOST: u32 = 13;
 
+/// A word of each output of a panel, at the start of a line of the cache.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Words(pub(super) [u32; PANEL]);
+
 /// Panels of [`PANEL`] outputs, a word of each output after that of the one before, for all words of a row.
 #[derive(Clone)]
 pub(super) struct Ternary {
     cols_in: usize,
-    words: Vec<[u32; PANEL]>,
+    words: Vec<Words>,
     /// Of each output.
     scales: Vec<u16>,
 }
@@ -72,13 +77,13 @@ impl Ternary {
             return false;
         };
         self.scales.extend(scales);
-        let mut panel = vec![[0; PANEL]; self.words_in()];
+        let mut panel = vec![Words([0; PANEL]); self.words_in()];
         for o in 0..count {
             for (words, weights) in panel.iter_mut().zip(row(o).chunks(PACKED)) {
                 for (g, three) in weights.chunks(GROUP).enumerate() {
                     let n = (0..GROUP).fold(0, |n, i| 3 * n + three.get(i).map_or(0, |w| i32::from(w.signum())));
                     let code = n.unsigned_abs() | u32::from(n < 0) << (CODE - 1);
-                    words[o] |= code << (CODE * g as u32);
+                    words.0[o] |= code << (CODE * g as u32);
                 }
             }
         }
@@ -88,7 +93,7 @@ impl Ternary {
 
     /// The weight of input `i` in output `o`.
     pub(super) fn at(&self, o: usize, i: usize) -> i16 {
-        let word = self.words[o / PANEL * self.words_in() + i / PACKED][o % PANEL];
+        let word = self.words[o / PANEL * self.words_in() + i / PACKED].0[o % PANEL];
         let code = word >> (CODE * (i % PACKED / GROUP) as u32);
         // Digits of a number that is made positive.
         let half = 1 << (CODE - 1);
@@ -99,7 +104,7 @@ impl Ternary {
     }
 
     /// Words `words` of the outputs of panel `p`.
-    pub(super) fn panel(&self, p: usize, words: Range<usize>) -> &[[u32; PANEL]] {
+    pub(super) fn panel(&self, p: usize, words: Range<usize>) -> &[Words] {
         &self.words[p * self.words_in()..][words]
     }
 
@@ -113,7 +118,7 @@ impl Ternary {
         let mut bytes = Vec::with_capacity(4 * PANEL);
         for words in &self.words {
             bytes.clear();
-            bytes.extend(words.iter().flat_map(|w| w.to_le_bytes()));
+            bytes.extend(words.0.iter().flat_map(|w| w.to_le_bytes()));
             to.write_all(&bytes)?;
         }
         self.scales.iter().try_for_each(|s| to.write_all(&s.to_le_bytes()))
@@ -131,7 +136,7 @@ impl Ternary {
             if !words.iter().all(|w| well_formed(*w)) {
                 return Err(io::Error::other("a code of no three weights"));
             }
-            read.words.push(words);
+            read.words.push(Words(words));
         }
         for _ in 0..out {
             let mut bytes = [0; 2];
