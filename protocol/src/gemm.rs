@@ -14,7 +14,8 @@ mod limbs;
 #[allow(unsafe_code)]
 #[cfg(target_arch = "aarch64")]
 mod neon;
-mod plain;
+mod nibbles;
+mod panels;
 #[allow(unsafe_code)]
 #[cfg(target_arch = "x86_64")]
 mod planes;
@@ -36,7 +37,7 @@ use input::Input;
 #[doc(hidden)]
 pub use level::Level;
 use limbs::Limbs;
-use plain::Plain;
+use panels::Panels;
 pub use threads::Threads;
 pub use weights::Weights;
 pub(crate) use weights::{Packed, Packing};
@@ -71,7 +72,7 @@ pub fn linear_on(level: Level, x: &[u64], rows: usize, w: &Weights, bits: u32, o
 }
 
 /// Outputs of some panels, row-major, of rows split into limbs.
-fn outputs(level: Level, limbs: &Limbs, a: &[i16], w: &Plain, panels: Range<usize>, bits: u32, out: &mut [u64]) {
+fn outputs(level: Level, limbs: &Limbs, a: &[i16], w: &Panels, panels: Range<usize>, bits: u32, out: &mut [u64]) {
     out.fill(0);
     let stride = w.cols_in.next_multiple_of(2);
     let row_len = limbs.count() * stride;

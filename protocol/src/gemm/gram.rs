@@ -1,6 +1,6 @@
 //! Gram matrices of rows of 16-bit integers, exact, so that every machine derives the same bounds from them.
 
-use super::plain::Plain;
+use super::panels::Panels;
 use super::{KC, Level, MR, NR};
 
 /// `A A^T` of `rows` rows of `cols` integers, row-major.
@@ -13,7 +13,7 @@ pub fn gram(a: &[i16], rows: usize, cols: usize) -> Vec<i32> {
         return out;
     }
     let stride = cols.next_multiple_of(2);
-    let weights = Plain::of(rows, cols, a);
+    let weights = Panels::of(rows, cols, a);
     let mut padded = Vec::new();
     if stride != cols {
         for row in a.chunks_exact(cols) {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::limbs::Limbs;
-use super::plain::Plain;
+use super::panels::Panels;
 use super::ternary::{self, Ternary};
 use super::weights::{Data, Weights};
 use super::{Level, MR, NR, outputs};
@@ -21,7 +21,7 @@ enum By<'a> {
     /// Words as they are.
     Ternary(&'a Ternary, &'a [u64]),
     /// Words split into limbs.
-    Plain(&'a Plain, Limbs, Vec<i16>),
+    Panels(&'a Panels, Limbs, Vec<i16>),
 }
 
 impl<'a> Input<'a> {
@@ -29,8 +29,8 @@ impl<'a> Input<'a> {
     pub(super) fn new(level: Level, x: &'a [u64], w: &'a Weights, bits: u32, parallel: bool) -> Input<'a> {
         let by = match &w.data {
             Data::Ternary(ternary) => By::Ternary(ternary, x),
-            Data::Plain(plain) => {
-                let (limbs, cols) = (Limbs::new(bits, plain.largest), plain.cols_in);
+            Data::Panels(w) => {
+                let (limbs, cols) = (Limbs::new(bits, w.largest, w.step()), w.cols_in);
                 let row_len = limbs.count() * cols.next_multiple_of(2);
                 let mut a = vec![0; x.len() / cols * row_len];
                 if parallel {
@@ -39,7 +39,7 @@ impl<'a> Input<'a> {
                 } else {
                     level.split(x, cols, &limbs, &mut a);
                 }
-                By::Plain(plain, limbs, a)
+                By::Panels(w, limbs, a)
             }
         };
         Input { level, bits, by }
@@ -49,7 +49,7 @@ impl<'a> Input<'a> {
     pub(super) fn tile(&self) -> usize {
         match &self.by {
             By::Ternary(..) => ternary::TILE,
-            By::Plain(_, limbs, _) => MR / limbs.count(),
+            By::Panels(_, limbs, _) => MR / limbs.count(),
         }
     }
 
@@ -60,10 +60,10 @@ impl<'a> Input<'a> {
                 let x = &x[rows.start * ternary.cols_in()..rows.end * ternary.cols_in()];
                 self.level.ternary(x, ternary, panels, self.bits, out);
             }
-            By::Plain(plain, limbs, a) => {
-                let row_len = limbs.count() * plain.cols_in.next_multiple_of(2);
+            By::Panels(w, limbs, a) => {
+                let row_len = limbs.count() * w.cols_in.next_multiple_of(2);
                 let a = &a[rows.start * row_len..rows.end * row_len];
-                outputs(self.level, limbs, a, plain, panels, self.bits, out);
+                outputs(self.level, limbs, a, w, panels, self.bits, out);
             }
         }
     }
@@ -79,7 +79,7 @@ impl Weights {
     pub(super) fn panel(&self) -> usize {
         match self.data {
             Data::Ternary(_) => ternary::PANEL,
-            Data::Plain(_) => NR,
+            Data::Panels(_) => NR,
         }
     }
 }

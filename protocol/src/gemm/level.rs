@@ -5,7 +5,8 @@ use std::ops::Range;
 use super::limbs::{self, Limbs};
 #[cfg(target_arch = "aarch64")]
 use super::neon;
-use super::plain::Panel;
+use super::nibbles::{BLOCK, Block};
+use super::panels::Panel;
 #[cfg(target_arch = "x86_64")]
 use super::simd;
 use super::ternary::Ternary;
@@ -15,7 +16,7 @@ use super::{LimbTile, MR, NR, tables};
 /// Which kernels to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// Plain loops.
+    /// Panels loops.
     Scalar,
     /// Vectors of 32 bytes.
     #[cfg(target_arch = "x86_64")]
@@ -62,6 +63,7 @@ impl Level {
     pub(super) fn limb_tile(self, a: &[i16], stride: usize, rows: usize, panel: Panel, tile: &mut LimbTile) {
         match self {
             Level::Scalar => match panel {
+                Panel::Four(p) => widened(p, a, |a, p| limb_tile_plain(a, stride, rows, p, tile)),
                 Panel::Narrow(p) => limb_tile_plain(a, stride, rows, p, tile),
                 Panel::Wide(p) => limb_tile_plain(a, stride, rows, p, tile),
             },
@@ -151,5 +153,12 @@ fn limb_tile_plain<W: Copy + Into<i32>>(a: &[i16], stride: usize, rows: usize, p
                 *sum = sum.wrapping_add(pair);
             }
         }
+    }
+}
+
+/// Goes through blocks of weights one by one, in 16 bits, each with the inputs from it on.
+pub(super) fn widened(blocks: &[Block], a: &[i16], mut with: impl FnMut(&[i16], &[i16])) {
+    for (block, at) in blocks.iter().zip((0..).step_by(BLOCK)) {
+        with(&a[at..], block.widen().as_flattened());
     }
 }

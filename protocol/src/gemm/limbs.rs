@@ -10,13 +10,14 @@ use super::{KC, NR};
 pub(super) struct Limbs {
     /// Lowest bit and width of each.
     parts: Vec<(u32, u32)>,
-    /// Products, an even number, whose sums are right.
+    /// Products, a number of steps, whose sums are right.
     pub(super) depth: usize,
 }
 
 impl Limbs {
-    /// For words of `bits` bits and weights of at most `largest` in magnitude, `2^15` or less.
-    pub(super) fn new(bits: u32, largest: u32) -> Limbs {
+    /// For words of `bits` bits and weights of at most `largest` in magnitude, `2^15` or less, which are gone through `step`
+    /// at a time: 2, or a power of two up to 256.
+    pub(super) fn new(bits: u32, largest: u32, step: usize) -> Limbs {
         let Some(low) = bits.checked_sub(32).filter(|low| *low > 0) else {
             return Limbs { parts: (0..bits.div_ceil(16)).map(|l| (16 * l, 16)).collect(), depth: KC };
         };
@@ -25,7 +26,7 @@ impl Limbs {
             let exact = (i32::MAX as u32 >> (width - 1)) / largest.max(1);
             let lower = (0..n).map(|l| (width * l, width.min(low - width * l)));
             let parts: Vec<(u32, u32)> = lower.chain([(low, 16), (low + 16, 16)]).collect();
-            Limbs { parts, depth: KC.min(exact as usize & !1) }
+            Limbs { parts, depth: KC.min(exact as usize / step * step) }
         };
         // Bytes are always narrow enough.
         let all = (low.div_ceil(16)..=low.div_ceil(8)).map(cut).filter(|l| l.depth > 0);
@@ -81,7 +82,8 @@ mod tests {
     fn limbs_cover_a_ring_and_exact_sums_fit() {
         for bits in 1..=64u32 {
             for largest in [0, 1, 127, 128, 129, 255, 2047, 4095, 4096, 32767, 32768] {
-                let limbs = Limbs::new(bits, largest);
+                let step = [2, 32][bits as usize % 2];
+                let limbs = Limbs::new(bits, largest, step);
                 let mut next = 0;
                 for (at, width) in &limbs.parts {
                     assert!(*at == next && (1..=16).contains(width), "{limbs:?}");
@@ -90,7 +92,7 @@ mod tests {
                     let most = (limbs.depth as u64 * u64::from(largest)) << (width - 1);
                     assert!(bits - at <= 32 || most < 1 << 31, "{bits} bits, {largest}: {limbs:?}");
                 }
-                assert!(next >= bits && limbs.depth > 0 && limbs.depth.is_multiple_of(2), "{limbs:?}");
+                assert!(next >= bits && limbs.depth > 0 && limbs.depth.is_multiple_of(step), "{limbs:?}");
             }
         }
     }
@@ -100,7 +102,7 @@ mod tests {
         let words = [0, 1, 0x7f, 0x80, 0x7fff, 0x8000, 0xffff_ffff, 1 << 63, u64::MAX, 0x8000_8000_8000_8000];
         for bits in 1..=64 {
             for largest in [1, 128, 4095, 32768] {
-                let limbs = Limbs::new(bits, largest);
+                let limbs = Limbs::new(bits, largest, 2);
                 let mut a = vec![0; limbs.count() * words.len()];
                 split(&words, words.len(), &limbs, &mut a);
                 for (i, word) in words.iter().enumerate() {

@@ -7,8 +7,9 @@
 use std::arch::aarch64::*;
 use std::arch::is_aarch64_feature_detected;
 
+use super::level::widened;
 use super::limbs::{self, Limbs};
-use super::plain::Panel;
+use super::panels::Panel;
 use super::words::word_tile;
 use super::{LimbTile, MR, NR};
 
@@ -30,6 +31,7 @@ impl Neon {
         // SAFETY: `self` proves the feature.
         unsafe {
             match panel {
+                Panel::Four(p) => widened(p, a, |a, p| limbs_neon(a, stride, rows, p, tile)),
                 Panel::Narrow(p) => limbs_neon(a, stride, rows, p, tile),
                 Panel::Wide(p) => limbs_neon(a, stride, rows, p, tile),
             }

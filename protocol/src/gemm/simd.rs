@@ -8,7 +8,8 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::limbs::{self, Limbs};
-use super::plain::Panel;
+use super::nibbles::{BLOCK, Block};
+use super::panels::Panel;
 use super::ternary::Ternary;
 use super::words::word_tile;
 use super::{LimbTile, MR, NR, planes, tables};
@@ -38,6 +39,7 @@ impl Avx2 {
         // SAFETY: `self` proves AVX2.
         unsafe {
             match panel {
+                Panel::Four(p) => nibbles_avx2(a, stride, rows, p, tile),
                 Panel::Narrow(p) => limbs_avx2(a, stride, rows, p, tile),
                 Panel::Wide(p) => limbs_avx2(a, stride, rows, p, tile),
             }
@@ -104,6 +106,7 @@ impl Avx512 {
         // SAFETY: `self` proves the features.
         unsafe {
             match panel {
+                Panel::Four(p) => nibbles_avx512(a, stride, rows, p, tile),
                 Panel::Narrow(p) => limbs_avx512(a, stride, rows, p, tile),
                 Panel::Wide(p) => limbs_avx512(a, stride, rows, p, tile),
             }
@@ -165,7 +168,7 @@ fn tables_avx2(x: &[u64], t: &Ternary, panels: Range<usize>, bits: u32, out: &mu
 
 /// Asks for the weights that come after the next few: a page's end stops the processor from doing so by itself.
 #[inline(always)]
-pub(super) fn prefetch<W, const N: usize>(weights: &[W; N]) {
+pub(super) fn prefetch<W>(weights: &W) {
     for line in (0..size_of_val(weights)).step_by(64) {
         // SAFETY: a prefetch of any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T0>((&raw const *weights).cast::<i8>().wrapping_add(AHEAD + line)) }
@@ -265,17 +268,92 @@ fn rows_avx2<W: Stored, const R: usize, const C: usize>(
                 }
             }
         }
-        for (row, sums) in tile.iter_mut().zip(sums) {
-            let (vectors, _) = row[from..].as_chunks_mut::<8>();
-            for (to, sum) in vectors.iter_mut().zip(sums) {
-                // SAFETY: `to` is 8 elements of 32 bits.
-                unsafe {
-                    let to = (&raw mut *to).cast::<__m256i>();
-                    _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), sum));
-                }
+        add_avx2(sums, from, tile);
+    }
+}
+
+/// Adds sums to rows from a column on.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_avx2<const R: usize, const C: usize>(sums: [[__m256i; C]; R], from: usize, tile: &mut [[i32; NR]]) {
+    for (row, sums) in tile.iter_mut().zip(sums) {
+        let (vectors, _) = row[from..].as_chunks_mut::<8>();
+        for (to, sum) in vectors.iter_mut().zip(sums) {
+            // SAFETY: `to` is 8 elements of 32 bits.
+            unsafe {
+                let to = (&raw mut *to).cast::<__m256i>();
+                _mm256_storeu_si256(to, _mm256_add_epi32(_mm256_loadu_si256(to), sum));
             }
         }
     }
+}
+
+/// As [`limbs_avx2`], with weights of four bits.
+#[target_feature(enable = "avx2")]
+fn nibbles_avx2(a: &[i16], stride: usize, rows: usize, blocks: &[Block], tile: &mut LimbTile) {
+    for first in (0..rows).step_by(ROWS2) {
+        let streamed = rows <= STREAMED;
+        let (a, tile) = (&a[first * stride..], &mut tile[first..]);
+        match rows - first {
+            1 => nibble_rows_avx2::<1>(a, stride, blocks, tile, streamed),
+            2 => nibble_rows_avx2::<2>(a, stride, blocks, tile, streamed),
+            3 => nibble_rows_avx2::<3>(a, stride, blocks, tile, streamed),
+            4 => nibble_rows_avx2::<4>(a, stride, blocks, tile, streamed),
+            5 => nibble_rows_avx2::<5>(a, stride, blocks, tile, streamed),
+            _ => nibble_rows_avx2::<ROWS2>(a, stride, blocks, tile, streamed),
+        }
+    }
+}
+
+/// Columns whose weights are in the lower halves of bytes, then the others.
+#[target_feature(enable = "avx2")]
+fn nibble_rows_avx2<const R: usize>(
+    a: &[i16],
+    stride: usize,
+    blocks: &[Block],
+    tile: &mut [[i32; NR]],
+    streamed: bool,
+) {
+    let rows = pairs::<R>(a, stride, blocks.len() * BLOCK);
+    for from in [0, NR / 2] {
+        let shift = _mm_cvtsi32_si128(if from == 0 { 0 } else { 4 });
+        let mut sums = [[_mm256_setzero_si256(); 2]; R];
+        for (b, block) in blocks.iter().enumerate() {
+            if streamed && from == 0 {
+                prefetch(block);
+            }
+            let scales: [__m256i; 2] = twice_avx2(&block.scales.map(u16::cast_signed), from);
+            let offsets: [__m256i; 2] = twice_avx2(&block.offsets, from);
+            for (i, bytes) in block.pairs.iter().enumerate() {
+                let (halves, _) = bytes.as_chunks::<16>();
+                let w: [__m256i; 2] = std::array::from_fn(|c| {
+                    // SAFETY: half of the bytes are 16.
+                    let both = unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128((&raw const halves[c]).cast())) };
+                    let level = _mm256_and_si256(_mm256_srl_epi16(both, shift), _mm256_set1_epi16(15));
+                    _mm256_add_epi16(_mm256_mullo_epi16(level, scales[c]), offsets[c])
+                });
+                for r in 0..R {
+                    let x = _mm256_set1_epi32(pair(&rows[r][b * (BLOCK / 2) + i]));
+                    for c in 0..2 {
+                        sums[r][c] = _mm256_add_epi32(sums[r][c], _mm256_madd_epi16(x, w[c]));
+                    }
+                }
+            }
+        }
+        add_avx2(sums, from, tile);
+    }
+}
+
+/// Each of sixteen elements twice.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn twice_avx2(of: &[i16; NR], from: usize) -> [__m256i; 2] {
+    let (vectors, _) = of[from..].as_chunks::<8>();
+    std::array::from_fn(|c| {
+        // SAFETY: a vector is 16 bytes.
+        let once = unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128((&raw const vectors[c]).cast())) };
+        _mm256_or_si256(once, _mm256_slli_epi32::<16>(once))
+    })
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -313,6 +391,13 @@ fn rows_avx512<W: Stored, const R: usize>(a: &[i16], stride: usize, panel: &[W],
             sums[r][1] = _mm512_dpwssd_epi32(sums[r][1], x, w1);
         }
     }
+    add_avx512(sums, tile);
+}
+
+/// Adds sums to rows.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn add_avx512<const R: usize>(sums: [[__m512i; 2]; R], tile: &mut LimbTile) {
     for (row, sums) in tile.iter_mut().zip(sums) {
         let (vectors, _) = row.as_chunks_mut::<16>();
         for (to, sum) in vectors.iter_mut().zip(sums) {
@@ -323,4 +408,62 @@ fn rows_avx512<W: Stored, const R: usize>(a: &[i16], stride: usize, panel: &[W],
             }
         }
     }
+}
+
+/// As [`limbs_avx512`], with weights of four bits.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn nibbles_avx512(a: &[i16], stride: usize, rows: usize, blocks: &[Block], tile: &mut LimbTile) {
+    match rows {
+        1 => nibble_rows_avx512::<1>(a, stride, blocks, tile),
+        2 => nibble_rows_avx512::<2>(a, stride, blocks, tile),
+        3 => nibble_rows_avx512::<3>(a, stride, blocks, tile),
+        4 => nibble_rows_avx512::<4>(a, stride, blocks, tile),
+        5 => nibble_rows_avx512::<5>(a, stride, blocks, tile),
+        6 => nibble_rows_avx512::<6>(a, stride, blocks, tile),
+        7 => nibble_rows_avx512::<7>(a, stride, blocks, tile),
+        8 => nibble_rows_avx512::<8>(a, stride, blocks, tile),
+        9 => nibble_rows_avx512::<9>(a, stride, blocks, tile),
+        10 => nibble_rows_avx512::<10>(a, stride, blocks, tile),
+        11 => nibble_rows_avx512::<11>(a, stride, blocks, tile),
+        _ => nibble_rows_avx512::<MR>(a, stride, blocks, tile),
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn nibble_rows_avx512<const R: usize>(a: &[i16], stride: usize, blocks: &[Block], tile: &mut LimbTile) {
+    let rows = pairs::<R>(a, stride, blocks.len() * BLOCK);
+    let mut sums = [[_mm512_setzero_si512(); 2]; R];
+    for (b, block) in blocks.iter().enumerate() {
+        if R <= STREAMED {
+            prefetch(block);
+        }
+        let [s0, s1] = twice_avx512(&block.scales.map(u16::cast_signed));
+        let [t0, t1] = twice_avx512(&block.offsets);
+        for (i, bytes) in block.pairs.iter().enumerate() {
+            // SAFETY: the bytes are 32.
+            let both = unsafe { _mm512_cvtepu8_epi16(_mm256_loadu_si256((&raw const *bytes).cast())) };
+            let lower = _mm512_and_si512(both, _mm512_set1_epi16(15));
+            let upper = _mm512_srli_epi16::<4>(both);
+            let w0 = _mm512_add_epi16(_mm512_mullo_epi16(lower, s0), t0);
+            let w1 = _mm512_add_epi16(_mm512_mullo_epi16(upper, s1), t1);
+            for r in 0..R {
+                let x = _mm512_set1_epi32(pair(&rows[r][b * (BLOCK / 2) + i]));
+                sums[r][0] = _mm512_dpwssd_epi32(sums[r][0], x, w0);
+                sums[r][1] = _mm512_dpwssd_epi32(sums[r][1], x, w1);
+            }
+        }
+    }
+    add_avx512(sums, tile);
+}
+
+/// Each element twice.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn twice_avx512(of: &[i16; NR]) -> [__m512i; 2] {
+    let (vectors, _) = of.as_chunks::<16>();
+    std::array::from_fn(|c| {
+        // SAFETY: a vector is 32 bytes.
+        let once = unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256((&raw const vectors[c]).cast())) };
+        _mm512_or_si512(once, _mm512_slli_epi32::<16>(once))
+    })
 }

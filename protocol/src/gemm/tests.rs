@@ -140,6 +140,35 @@ fn ternary_weights_at_every_height_and_the_ends_of_blocks() {
     }
 }
 
+/// Weights with sixteen levels in each block of 32 inputs, of all that 16 bits hold where `shift` is 0.
+fn four_bits(out: usize, blocks: usize, shift: u64, next: &mut impl FnMut() -> u64) -> Vec<i16> {
+    let mut w = Vec::with_capacity(out * blocks * 32);
+    for _ in 0..out * blocks {
+        let apart = (next() % 4370) >> shift;
+        let least = (next() % (65536 - 15 * apart)) as i64 - 32768;
+        w.extend((0..32).map(|_| ((next() % 16 * apart) as i64 + least) as i16));
+    }
+    w
+}
+
+#[test]
+fn weights_of_four_bits_at_every_height_and_depth() {
+    let mut next = noise(4);
+    for rows in 1..=70 {
+        let x: Vec<u64> = (0..rows * 64).map(|_| next()).collect();
+        let w = four_bits(33, 2, rows as u64 % 8, &mut next);
+        assert_eq!(Weights::new(33, 64, &w).bits(), 5);
+        for bits in WIDTHS {
+            check_linear(&x, rows, 33, 64, &w, bits);
+        }
+    }
+    for blocks in [1, 63, 64, 65, 140] {
+        let x: Vec<u64> = (0..5 * 32 * blocks).map(|_| next()).collect();
+        let w = four_bits(70, blocks, 0, &mut next);
+        [32, 33, 47, 48, 62, 64].into_iter().for_each(|bits| check_linear(&x, 5, 70, 32 * blocks, &w, bits));
+    }
+}
+
 #[test]
 fn empty_operands() {
     linear(&[], 0, &Weights::new(2, 3, &[1; 6]), 32, &mut []);
@@ -163,6 +192,10 @@ proptest! {
         check_linear(&x, rows, out, inp, &w, bits);
         let w = ternary(out, inp, u16::MAX >> shift.max(1), &mut next);
         check_linear(&x, rows, out, inp, &w, bits);
+        if rows * inp >= 32 {
+            let w = four_bits(out, 1, shift.into(), &mut next);
+            check_linear(&x[..rows.min(rows * inp / 32) * 32], rows.min(rows * inp / 32), out, 32, &w, bits);
+        }
         let b: Vec<u64> = (0..inp * out).map(|_| next()).collect();
         check_product(&x, &b, (rows, inp, out), bits);
     }

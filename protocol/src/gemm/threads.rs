@@ -100,10 +100,11 @@ mod tests {
         for threads in [1, 2, 3, 5] {
             let pool = Threads::new(threads).unwrap();
             assert_eq!(pool.count(), threads);
-            for (rows, inp, out) in [(1, 1500, 3001), (1, 4100, 1300), (3, 1001, 1500), (70, 300, 333), (23, 2047, 129)]
+            for (rows, inp, out) in [(1, 1500, 3001), (1, 4128, 1300), (3, 1001, 1500), (70, 300, 333), (23, 2047, 129)]
             {
                 let x: Vec<u64> = (0..rows * inp).map(|_| next()).collect();
-                for shift in [0, 8, 15] {
+                // Of two bytes, of one, of four bits where there are whole blocks, and ternary.
+                for shift in [0, 8, 12, 15] {
                     let mut w: Vec<i16> = (0..out * inp).map(|_| next() as i16 >> shift).collect();
                     if shift == 15 {
                         w.iter_mut().for_each(|w| *w += next() as i16 & 1);

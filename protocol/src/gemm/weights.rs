@@ -1,11 +1,11 @@
-//! Public weights, packed for the kernels: less than two bits each where every row has one magnitude, a byte where all of a
-//! layer fit, two otherwise. Which it is shows in the time that products take, never in their words.
+//! Public weights, packed for the kernels: less than two bits each where every row has one magnitude, five where blocks have
+//! sixteen levels, a byte where all of a layer fit, two otherwise. Which it is shows in the time that products take, never in their words.
 
 use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize};
 
-use super::plain::Plain;
+use super::panels::{Panels, Width};
 use super::ternary::{PANEL, Ternary};
 
 /// Public weights of a linear layer, packed for the kernels.
@@ -20,15 +20,20 @@ pub struct Weights {
 #[derive(Clone)]
 pub(super) enum Data {
     Ternary(Ternary),
-    Plain(Plain),
+    Panels(Panels),
 }
 
-/// The kinds by name, from the narrowest on.
+/// The kinds by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Kind {
     Ternary,
-    Narrow,
-    Wide,
+    Panels(Width),
+}
+
+impl Kind {
+    /// From the narrowest on.
+    const ALL: [Kind; 4] =
+        [Kind::Ternary, Kind::Panels(Width::Four), Kind::Panels(Width::Narrow), Kind::Panels(Width::Wide)];
 }
 
 impl Weights {
@@ -43,7 +48,7 @@ impl Weights {
     /// As [`Weights::new`], of every kind that holds `w`.
     #[cfg(test)]
     pub(super) fn of_every_kind(out: usize, inp: usize, w: &[i16]) -> impl Iterator<Item = Weights> {
-        [Kind::Ternary, Kind::Narrow, Kind::Wide].into_iter().filter_map(move |kind| {
+        Kind::ALL.into_iter().filter_map(move |kind| {
             let mut packing = Packing { data: Data::new(kind, out, inp), ..Packing::new(out, inp) };
             (0..out).for_each(|o| packing.push(&w[o * inp..][..inp]));
             Some(packing.finish()).filter(|w| w.data.kind() == kind)
@@ -60,12 +65,13 @@ impl Weights {
         self.cols_in
     }
 
-    /// Bits that a weight takes, rounded up: 2, 8 or 16.
+    /// Bits that a weight takes, rounded up: 2, 5, 8 or 16.
     pub fn bits(&self) -> u32 {
         match self.data.kind() {
             Kind::Ternary => 2,
-            Kind::Narrow => 8,
-            Kind::Wide => 16,
+            Kind::Panels(Width::Four) => 5,
+            Kind::Panels(Width::Narrow) => 8,
+            Kind::Panels(Width::Wide) => 16,
         }
     }
 
@@ -76,7 +82,7 @@ impl Weights {
 
     /// What the packed bytes are.
     pub(crate) fn packed(&self) -> Packed {
-        let largest = if let Data::Plain(plain) = &self.data { plain.largest } else { 0 };
+        let largest = if let Data::Panels(panels) = &self.data { panels.largest } else { 0 };
         Packed { rows_out: self.rows_out, cols_in: self.cols_in, kind: self.data.kind(), largest }
     }
 
@@ -84,7 +90,7 @@ impl Weights {
     pub(crate) fn write(&self, to: &mut dyn Write) -> io::Result<()> {
         match &self.data {
             Data::Ternary(ternary) => ternary.write(to),
-            Data::Plain(plain) => plain.write(to),
+            Data::Panels(panels) => panels.write(to),
         }
     }
 }
@@ -93,16 +99,14 @@ impl Data {
     fn new(kind: Kind, out: usize, inp: usize) -> Data {
         match kind {
             Kind::Ternary => Data::Ternary(Ternary::new(out, inp)),
-            Kind::Narrow => Data::Plain(Plain::new(out, inp, false)),
-            Kind::Wide => Data::Plain(Plain::new(out, inp, true)),
+            Kind::Panels(width) => Data::Panels(Panels::new(out, inp, width)),
         }
     }
 
     fn kind(&self) -> Kind {
         match self {
             Data::Ternary(_) => Kind::Ternary,
-            Data::Plain(plain) if plain.wide() => Kind::Wide,
-            Data::Plain(_) => Kind::Narrow,
+            Data::Panels(panels) => Kind::Panels(panels.width()),
         }
     }
 
@@ -110,14 +114,14 @@ impl Data {
     fn extend(&mut self, rows: &[i16], count: usize) -> bool {
         match self {
             Data::Ternary(ternary) => ternary.extend(rows, count),
-            Data::Plain(plain) => plain.extend(rows, count),
+            Data::Panels(panels) => panels.extend(rows, count),
         }
     }
 
     fn at(&self, o: usize, i: usize) -> i16 {
         match self {
             Data::Ternary(ternary) => ternary.at(o, i),
-            Data::Plain(plain) => plain.at(o, i),
+            Data::Panels(panels) => panels.at(o, i),
         }
     }
 }
@@ -137,8 +141,7 @@ impl Packed {
         let Packed { rows_out, cols_in, kind, largest } = self;
         let data = match kind {
             Kind::Ternary => Data::Ternary(Ternary::read(rows_out, cols_in, from)?),
-            Kind::Narrow => Data::Plain(Plain::read(rows_out, cols_in, false, largest, from)?),
-            Kind::Wide => Data::Plain(Plain::read(rows_out, cols_in, true, largest, from)?),
+            Kind::Panels(width) => Data::Panels(Panels::read(rows_out, cols_in, width, largest, from)?),
         };
         Ok(Weights { rows_out, cols_in, data })
     }
@@ -178,21 +181,17 @@ impl Packing {
 
     /// The first `rows` rows as the next kind that holds them.
     fn wider(&self, rows: usize) -> Data {
-        let mut kind = self.data.kind();
-        loop {
-            kind = match kind {
-                Kind::Ternary => Kind::Narrow,
-                Kind::Narrow | Kind::Wide => Kind::Wide,
-            };
+        let kinds = Kind::ALL.into_iter().skip_while(|kind| *kind != self.data.kind()).skip(1);
+        let holding = kinds.map(|kind| {
             let mut data = Data::new(kind, self.rows_out, self.cols_in);
             let all = (0..rows).step_by(PANEL).all(|first| {
                 let panel = (first..first + PANEL).flat_map(|o| (0..self.cols_in).map(move |i| self.data.at(o, i)));
                 data.extend(&panel.collect::<Vec<_>>(), PANEL)
             });
-            if all {
-                return data;
-            }
-        }
+            all.then_some(data)
+        });
+        // The widest holds all.
+        holding.flatten().next().unwrap_or_else(|| Data::new(Kind::Panels(Width::Wide), self.rows_out, self.cols_in))
     }
 
     /// All rows were pushed.
@@ -241,6 +240,14 @@ mod tests {
             let small: Vec<i16> = (0..out * inp).map(|i| (i * 37 % 256) as i16 - 128).collect();
             check(&Weights::new(out, inp, &small), &small, 8);
         }
+        for (out, inp) in [(1, 32), (65, 96)] {
+            let apart = |at: usize| (at / 32 * 11 % 900) as i16 + 1;
+            let mut w: Vec<i16> = (0..out * inp).map(|at| (next() % 16) as i16 * apart(at) + 40).collect();
+            (w[0], w[1], w[2]) = (40, 41, 42);
+            check(&Weights::new(out, inp, &w), &w, 5);
+            *w.last_mut().unwrap() = -12_000;
+            check(&Weights::new(out, inp, &w), &w, 16);
+        }
         check(&Weights::new(2, 0, &[]), &[], 2);
         check(&Weights::new(0, 2, &[]), &[], 2);
     }
@@ -250,8 +257,9 @@ mod tests {
         let mut bytes = Vec::new();
         let w = Weights::new(40, 5, &[3; 200]);
         w.write(&mut bytes).unwrap();
-        for kind in [Kind::Ternary, Kind::Narrow, Kind::Wide] {
-            for (rows_out, cols_in) in [(usize::MAX, 5), (40, usize::MAX), (usize::MAX, usize::MAX), (1 << 40, 1 << 20)]
+        for kind in Kind::ALL {
+            for (rows_out, cols_in) in
+                [(usize::MAX, 64), (40, usize::MAX), (usize::MAX, usize::MAX), (1 << 40, 1 << 20)]
             {
                 let packed = Packed { rows_out, cols_in, kind, largest: 3 };
                 assert!(packed.read(&mut &bytes[..]).is_err(), "{packed:?}");

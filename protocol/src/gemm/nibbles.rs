@@ -1,0 +1,135 @@
+//! Weights of four bits: sixteen levels at most, equally far apart, in each block of inputs of an output. They become 16 bits
+//! in registers, and products are those of limbs from there on.
+
+use super::NR;
+
+/// Inputs of a block, as many as the common formats of checkpoints have.
+pub(super) const BLOCK: usize = 32;
+
+/// Weights `scale q + offset` of [`NR`] outputs and [`BLOCK`] inputs, modulo `2^16`.
+#[derive(Clone)]
+#[repr(align(64))]
+pub(super) struct Block {
+    pub(super) scales: [u16; NR],
+    pub(super) offsets: [i16; NR],
+    /// By pairs of inputs; byte `j` has input `j % 2` of output `j / 2` below and of output `NR / 2 + j / 2` above.
+    pub(super) pairs: [[u8; NR]; BLOCK / 2],
+}
+
+/// Bytes of a block.
+pub(super) const BYTES: usize = size_of::<Block>();
+
+/// How far apart the levels of a block's weights are, and the least; `None` where there are more than sixteen.
+fn levels(w: &[i16]) -> Option<(u16, i16)> {
+    let (least, most) = w.iter().fold((i16::MAX, i16::MIN), |(l, m), w| (l.min(*w), m.max(*w)));
+    let range = most.abs_diff(least);
+    let mut apart = range;
+    for w in w {
+        let mut rest = w.abs_diff(least);
+        while rest > 0 {
+            (apart, rest) = (rest, apart % rest);
+        }
+        if u32::from(range) > 15 * u32::from(apart) {
+            return None;
+        }
+    }
+    Some((apart, least))
+}
+
+/// Whether a row has such blocks.
+pub(super) fn holds(row: &[i16]) -> bool {
+    row.len().is_multiple_of(BLOCK) && row.chunks(BLOCK).all(|block| levels(block).is_some())
+}
+
+impl Block {
+    /// Rows of [`NR`] outputs or fewer, each of one block, which [`holds`].
+    pub(super) fn new<'a>(rows: impl Iterator<Item = &'a [i16]>) -> Block {
+        let mut block = Block { scales: [0; NR], offsets: [0; NR], pairs: [[0; NR]; BLOCK / 2] };
+        for (o, row) in rows.enumerate() {
+            let (scale, offset) = levels(row).unwrap_or_default();
+            (block.scales[o], block.offsets[o]) = (scale, offset);
+            for (i, w) in row.iter().enumerate() {
+                let level = w.abs_diff(offset).checked_div(scale).unwrap_or(0) as u8;
+                block.pairs[i / 2][o % (NR / 2) * 2 + i % 2] |= level << (o / (NR / 2) * 4);
+            }
+        }
+        block
+    }
+
+    /// The weight of input `i` of output `o`.
+    pub(super) fn at(&self, o: usize, i: usize) -> i16 {
+        let level = self.pairs[i / 2][o % (NR / 2) * 2 + i % 2] >> (o / (NR / 2) * 4) & 15;
+        self.scales[o].wrapping_mul(level.into()).wrapping_add_signed(self.offsets[o]).cast_signed()
+    }
+
+    /// The weights by pairs of inputs, an output's two side by side.
+    #[inline(always)]
+    pub(super) fn widen(&self) -> [[i16; 2 * NR]; BLOCK / 2] {
+        let twice = |o: usize| (self.scales[o / 2], self.offsets[o / 2]);
+        self.pairs.map(|pair| {
+            std::array::from_fn(|j| {
+                let level = pair[j % NR] >> (j / NR * 4) & 15;
+                let (scale, offset) = twice(j);
+                scale.wrapping_mul(level.into()).wrapping_add_signed(offset).cast_signed()
+            })
+        })
+    }
+
+    /// All bytes.
+    pub(super) fn bytes(&self) -> impl Iterator<Item = u8> {
+        let scales = self.scales.iter().flat_map(|s| s.to_le_bytes());
+        let offsets = self.offsets.iter().flat_map(|t| t.to_le_bytes());
+        scales.chain(offsets).chain(self.pairs.iter().flatten().copied())
+    }
+
+    /// The block of such bytes: any are one.
+    pub(super) fn from_bytes(bytes: &[u8; BYTES]) -> Block {
+        let (words, _) = bytes.as_chunks::<2>();
+        let (pairs, _) = bytes[4 * NR..].as_chunks();
+        Block {
+            scales: std::array::from_fn(|o| u16::from_le_bytes(words[o])),
+            offsets: std::array::from_fn(|o| i16::from_le_bytes(words[NR + o])),
+            pairs: std::array::from_fn(|i| pairs[i]),
+        }
+    }
+
+    /// The largest magnitude.
+    pub(super) fn largest(&self) -> u32 {
+        self.widen().as_flattened().iter().fold(0, |m, w| m.max(w.unsigned_abs().into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_of_sixteen_levels_come_back() {
+        for (apart, least) in [(0, 5), (1, -8), (1, i16::MIN), (300, -2000), (4369, i16::MIN), (7, 32000)] {
+            let row = |o: usize| {
+                let w = (0..BLOCK).map(move |i| (apart * ((i * 7 + o) % 16) as i32 + i32::from(least)) as i16);
+                w.collect::<Vec<_>>()
+            };
+            for count in [1, 17, NR] {
+                let rows: Vec<Vec<i16>> = (0..count).map(row).collect();
+                assert!(rows.iter().all(|row| holds(row)), "{apart}, {least}");
+                let block = Block::new(rows.iter().map(|row| &row[..]));
+                let again = Block::from_bytes(&block.bytes().collect::<Vec<_>>().try_into().unwrap());
+                let wide = again.widen();
+                for (o, row) in rows.iter().enumerate() {
+                    for (i, w) in row.iter().enumerate() {
+                        assert!(again.at(o, i) == *w && wide[i / 2][2 * o + i % 2] == *w, "{apart}, {least}");
+                    }
+                }
+            }
+            let mut other = row(0);
+            other[9] = least.wrapping_add(1);
+            assert_eq!(holds(&other), apart <= 1, "{apart}, {least}");
+            assert!(!holds(&other[1..]));
+        }
+        let far: Vec<i16> = (0..BLOCK).map(|i| [i16::MIN, i16::MAX][i % 2]).collect();
+        assert!(holds(&far) && Block::new([&far[..]].into_iter()).at(0, 1) == i16::MAX);
+        let seventeen: Vec<i16> = (0..BLOCK as i16).map(|i| i % 17).collect();
+        assert!(!holds(&seventeen));
+    }
+}
