@@ -18,7 +18,7 @@ use tacet_protocol::prg::{Prg, SessionKey};
 const SHAPES: [(usize, usize, usize); 2] = [(128, 768, 3072), (1, 768, 3072)];
 
 /// Weights by the bits that they have with their sign; those of most decoders have thirteen.
-const WEIGHTS: [(&str, u32); 4] = [("ternary", 2), ("i8", 8), ("i13", 13), ("i16", 16)];
+const WEIGHTS: [(&str, u32); 5] = [("ternary", 2), ("i4 blocks", 4), ("i8", 8), ("i13", 13), ("i16", 16)];
 
 /// Words that are the same in every run.
 struct Words(Prg, u32);
@@ -31,12 +31,15 @@ impl Words {
         v
     }
 
-    /// Of two bits, -1, 0 and 1 times one magnitude.
+    /// Of two bits, -1, 0 and 1 times one magnitude; of four, with a scale and an offset of every 32.
     fn weights(&mut self, out: usize, inp: usize, bits: u32) -> Weights {
         let signed = |v: &u64| (*v as i64 - (1 << (bits - 1))) as i16;
         let mut w: Vec<i16> = self.next(out * inp, bits).iter().map(signed).collect();
         if bits == 2 {
             w.iter_mut().for_each(|w| *w = (*w).max(-1) * 1000);
+        }
+        if bits == 4 {
+            w.iter_mut().enumerate().for_each(|(at, w)| *w = *w * 500 + (at / 32 % 90) as i16);
         }
         Weights::new(out, inp, &w)
     }

@@ -37,7 +37,7 @@ use input::Input;
 #[doc(hidden)]
 pub use level::Level;
 use limbs::Limbs;
-use panels::Panels;
+use panels::{Panel, Panels};
 pub use threads::Threads;
 pub use weights::Weights;
 pub(crate) use weights::{Packed, Packing};
@@ -78,16 +78,27 @@ fn outputs(level: Level, limbs: &Limbs, a: &[i16], w: &Panels, panels: Range<usi
     let row_len = limbs.count() * stride;
     let columns = (panels.end * NR).min(w.rows_out) - panels.start * NR;
     let rows_per_tile = MR / limbs.count();
-    // One tile reads weights once, in their order; more find their panel in the cache again.
-    let block = if a.len() <= rows_per_tile * row_len { stride } else { KC };
+    // One tile reads weights once, in their order; more find their panel in the cache again, where those of four bits are
+    // widened for all of them.
+    let once = a.len() <= rows_per_tile * row_len;
+    let block = if once { stride } else { KC };
+    let mut widened = Vec::new();
     for start in (0..stride).step_by(block) {
         let end = (start + block).min(stride);
         for (p, column) in panels.clone().zip((0..columns).step_by(NR)) {
             let width = NR.min(columns - column);
+            let panel = match w.panel(p, start..end) {
+                Panel::Four(blocks) if !once => {
+                    widened.resize((end - start) * NR, 0);
+                    level.widen(blocks, &mut widened);
+                    Panel::Wide(&widened)
+                }
+                panel => panel,
+            };
             let tiles = a.chunks(rows_per_tile * row_len).zip(out.chunks_mut(rows_per_tile * columns));
             for (a, out) in tiles {
                 for from in (start..end).step_by(limbs.depth) {
-                    let panel = w.panel(p, from..(from + limbs.depth).min(end));
+                    let panel = panel.inputs(from - start..(from + limbs.depth).min(end) - start);
                     let mut tile = [[0; NR]; MR];
                     level.limb_tile(&a[from..], stride, a.len() / stride, panel, &mut tile);
                     for (sums, out) in tile.chunks_exact(limbs.count()).zip(out.chunks_exact_mut(columns)) {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::limbs::{self, Limbs};
 #[cfg(target_arch = "aarch64")]
 use super::neon;
-use super::nibbles::{BLOCK, Block};
+use super::nibbles::{self, BLOCK, Block};
 use super::panels::Panel;
 #[cfg(target_arch = "x86_64")]
 use super::simd;
@@ -73,6 +73,17 @@ impl Level {
             Level::Avx512(cpu) => cpu.limb_tile(a, stride, rows, panel, tile),
             #[cfg(target_arch = "aarch64")]
             Level::Neon(cpu) => cpu.limb_tile(a, stride, rows, panel, tile),
+        }
+    }
+
+    /// See [`nibbles::widen`].
+    pub(super) fn widen(self, blocks: &[Block], to: &mut [i16]) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(cpu) => cpu.widen(blocks, to),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(cpu) => cpu.widen(blocks, to),
+            _ => nibbles::widen(blocks, to),
         }
     }
 
@@ -159,6 +170,8 @@ fn limb_tile_plain<W: Copy + Into<i32>>(a: &[i16], stride: usize, rows: usize, p
 /// Goes through blocks of weights one by one, in 16 bits, each with the inputs from it on.
 pub(super) fn widened(blocks: &[Block], a: &[i16], mut with: impl FnMut(&[i16], &[i16])) {
     for (block, at) in blocks.iter().zip((0..).step_by(BLOCK)) {
-        with(&a[at..], block.widen().as_flattened());
+        let mut wide = [[0; 2 * NR]; BLOCK / 2];
+        block.widen(&mut wide);
+        with(&a[at..], wide.as_flattened());
     }
 }

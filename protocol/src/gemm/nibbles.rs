@@ -19,6 +19,13 @@ pub(super) struct Block {
 /// Bytes of a block.
 pub(super) const BYTES: usize = size_of::<Block>();
 
+/// The weights of blocks after one another. Inlined into functions that allow wider vectors.
+#[inline(always)]
+pub(super) fn widen(blocks: &[Block], to: &mut [i16]) {
+    let (to, _) = to.as_chunks_mut::<{ 2 * NR }>().0.as_chunks_mut();
+    blocks.iter().zip(to).for_each(|(block, to)| block.widen(to));
+}
+
 /// How far apart the levels of a block's weights are, and the least; `None` where there are more than sixteen.
 fn levels(w: &[i16]) -> Option<(u16, i16)> {
     let (least, most) = w.iter().fold((i16::MAX, i16::MIN), |(l, m), w| (l.min(*w), m.max(*w)));
@@ -62,17 +69,19 @@ impl Block {
         self.scales[o].wrapping_mul(level.into()).wrapping_add_signed(self.offsets[o]).cast_signed()
     }
 
-    /// The weights by pairs of inputs, an output's two side by side.
+    /// The weights by pairs of inputs, an output's two side by side. Inlined into functions that allow wider vectors.
     #[inline(always)]
-    pub(super) fn widen(&self) -> [[i16; 2 * NR]; BLOCK / 2] {
-        let twice = |o: usize| (self.scales[o / 2], self.offsets[o / 2]);
-        self.pairs.map(|pair| {
-            std::array::from_fn(|j| {
-                let level = pair[j % NR] >> (j / NR * 4) & 15;
-                let (scale, offset) = twice(j);
-                scale.wrapping_mul(level.into()).wrapping_add_signed(offset).cast_signed()
-            })
-        })
+    pub(super) fn widen(&self, to: &mut [[i16; 2 * NR]; BLOCK / 2]) {
+        let scales: [u16; 2 * NR] = std::array::from_fn(|j| self.scales[j / 2]);
+        let offsets: [i16; 2 * NR] = std::array::from_fn(|j| self.offsets[j / 2]);
+        for (to, pair) in to.iter_mut().zip(&self.pairs) {
+            let weight = |level: u8, j: usize| {
+                u16::from(level).wrapping_mul(scales[j]).wrapping_add_signed(offsets[j]).cast_signed()
+            };
+            let (lower, upper) = to.split_at_mut(NR);
+            lower.iter_mut().zip(pair).enumerate().for_each(|(j, (w, q))| *w = weight(q & 15, j));
+            upper.iter_mut().zip(pair).enumerate().for_each(|(j, (w, q))| *w = weight(q >> 4, NR + j));
+        }
     }
 
     /// All bytes.
@@ -95,7 +104,9 @@ impl Block {
 
     /// The largest magnitude.
     pub(super) fn largest(&self) -> u32 {
-        self.widen().as_flattened().iter().fold(0, |m, w| m.max(w.unsigned_abs().into()))
+        let mut wide = [[0; 2 * NR]; BLOCK / 2];
+        self.widen(&mut wide);
+        wide.as_flattened().iter().fold(0, |m, w| m.max(w.unsigned_abs().into()))
     }
 }
 
@@ -115,7 +126,8 @@ mod tests {
                 assert!(rows.iter().all(|row| holds(row)), "{apart}, {least}");
                 let block = Block::new(rows.iter().map(|row| &row[..]));
                 let again = Block::from_bytes(&block.bytes().collect::<Vec<_>>().try_into().unwrap());
-                let wide = again.widen();
+                let mut wide = [[0; 2 * NR]; BLOCK / 2];
+                again.widen(&mut wide);
                 for (o, row) in rows.iter().enumerate() {
                     for (i, w) in row.iter().enumerate() {
                         assert!(again.at(o, i) == *w && wide[i / 2][2 * o + i % 2] == *w, "{apart}, {least}");

@@ -49,6 +49,17 @@ pub(super) enum Panel<'a> {
     Wide(&'a [i16]),
 }
 
+impl<'a> Panel<'a> {
+    /// Those of inputs, multiples of [`Panels::step`].
+    pub(super) fn inputs(self, inputs: Range<usize>) -> Panel<'a> {
+        match self {
+            Panel::Four(d) => Panel::Four(&d[inputs.start / BLOCK..inputs.end / BLOCK]),
+            Panel::Narrow(d) => Panel::Narrow(&d[inputs.start * NR..inputs.end * NR]),
+            Panel::Wide(d) => Panel::Wide(&d[inputs.start * NR..inputs.end * NR]),
+        }
+    }
+}
+
 impl Panels {
     /// No output yet of `out` with `inp` inputs.
     pub(super) fn new(out: usize, inp: usize, width: Width) -> Panels {
@@ -140,12 +151,12 @@ impl Panels {
     /// Inputs `inputs`, multiples of [`Panels::step`], of panel `p`.
     pub(super) fn panel(&self, p: usize, inputs: Range<usize>) -> Panel<'_> {
         let first = p * self.cols_in.next_multiple_of(2);
-        let range = (first + inputs.start) * NR..(first + inputs.end) * NR;
-        match &self.data {
-            Data::Four(d) => Panel::Four(&d[range.start / (NR * BLOCK)..range.end / (NR * BLOCK)]),
-            Data::Narrow(d) => Panel::Narrow(&d[range]),
-            Data::Wide(d) => Panel::Wide(&d[range]),
-        }
+        let all = match &self.data {
+            Data::Four(d) => Panel::Four(d),
+            Data::Narrow(d) => Panel::Narrow(d),
+            Data::Wide(d) => Panel::Wide(d),
+        };
+        all.inputs(first + inputs.start..first + inputs.end)
     }
 
     /// Writes the packed bytes.

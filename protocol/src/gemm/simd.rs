@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::limbs::{self, Limbs};
-use super::nibbles::{BLOCK, Block};
+use super::nibbles::{self, BLOCK, Block};
 use super::panels::Panel;
 use super::ternary::Ternary;
 use super::words::word_tile;
@@ -44,6 +44,15 @@ impl Avx2 {
                 Panel::Wide(p) => limbs_avx2(a, stride, rows, p, tile),
             }
         }
+    }
+
+    pub(super) fn widen(self, blocks: &[Block], to: &mut [i16]) {
+        #[target_feature(enable = "avx2")]
+        fn run(blocks: &[Block], to: &mut [i16]) {
+            nibbles::widen(blocks, to);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { run(blocks, to) }
     }
 
     pub(super) fn split(self, x: &[u64], cols: usize, limbs: &Limbs, a: &mut [i16]) {
@@ -111,6 +120,15 @@ impl Avx512 {
                 Panel::Wide(p) => limbs_avx512(a, stride, rows, p, tile),
             }
         }
+    }
+
+    pub(super) fn widen(self, blocks: &[Block], to: &mut [i16]) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+        fn run(blocks: &[Block], to: &mut [i16]) {
+            nibbles::widen(blocks, to);
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { run(blocks, to) }
     }
 
     pub(super) fn split(self, x: &[u64], cols: usize, limbs: &Limbs, a: &mut [i16]) {
@@ -314,7 +332,7 @@ fn nibble_rows_avx2<const R: usize>(
     tile: &mut [[i32; NR]],
     streamed: bool,
 ) {
-    let rows = pairs::<R>(a, stride, blocks.len() * BLOCK);
+    let rows = pairs::<R>(a, stride, blocks.len() * BLOCK).map(|row| row.as_chunks::<{ BLOCK / 2 }>().0);
     for from in [0, NR / 2] {
         let shift = _mm_cvtsi32_si128(if from == 0 { 0 } else { 4 });
         let mut sums = [[_mm256_setzero_si256(); 2]; R];
@@ -322,7 +340,8 @@ fn nibble_rows_avx2<const R: usize>(
             if streamed && from == 0 {
                 prefetch(block);
             }
-            let scales: [__m256i; 2] = twice_avx2(&block.scales.map(u16::cast_signed), from);
+            let inputs: [_; R] = std::array::from_fn(|r| &rows[r][b]);
+            let scales: [__m256i; 2] = twice_avx2(&block.scales, from);
             let offsets: [__m256i; 2] = twice_avx2(&block.offsets, from);
             for (i, bytes) in block.pairs.iter().enumerate() {
                 let (halves, _) = bytes.as_chunks::<16>();
@@ -333,7 +352,7 @@ fn nibble_rows_avx2<const R: usize>(
                     _mm256_add_epi16(_mm256_mullo_epi16(level, scales[c]), offsets[c])
                 });
                 for r in 0..R {
-                    let x = _mm256_set1_epi32(pair(&rows[r][b * (BLOCK / 2) + i]));
+                    let x = _mm256_set1_epi32(pair(&inputs[r][i]));
                     for c in 0..2 {
                         sums[r][c] = _mm256_add_epi32(sums[r][c], _mm256_madd_epi16(x, w[c]));
                     }
@@ -347,8 +366,9 @@ fn nibble_rows_avx2<const R: usize>(
 /// Each of sixteen elements twice.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn twice_avx2(of: &[i16; NR], from: usize) -> [__m256i; 2] {
+fn twice_avx2<W>(of: &[W; NR], from: usize) -> [__m256i; 2] {
     let (vectors, _) = of[from..].as_chunks::<8>();
+    const { assert!(size_of::<W>() == 2) };
     std::array::from_fn(|c| {
         // SAFETY: a vector is 16 bytes.
         let once = unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128((&raw const vectors[c]).cast())) };
@@ -431,13 +451,14 @@ fn nibbles_avx512(a: &[i16], stride: usize, rows: usize, blocks: &[Block], tile:
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn nibble_rows_avx512<const R: usize>(a: &[i16], stride: usize, blocks: &[Block], tile: &mut LimbTile) {
-    let rows = pairs::<R>(a, stride, blocks.len() * BLOCK);
+    let rows = pairs::<R>(a, stride, blocks.len() * BLOCK).map(|row| row.as_chunks::<{ BLOCK / 2 }>().0);
     let mut sums = [[_mm512_setzero_si512(); 2]; R];
     for (b, block) in blocks.iter().enumerate() {
         if R <= STREAMED {
             prefetch(block);
         }
-        let [s0, s1] = twice_avx512(&block.scales.map(u16::cast_signed));
+        let inputs: [_; R] = std::array::from_fn(|r| &rows[r][b]);
+        let [s0, s1] = twice_avx512(&block.scales);
         let [t0, t1] = twice_avx512(&block.offsets);
         for (i, bytes) in block.pairs.iter().enumerate() {
             // SAFETY: the bytes are 32.
@@ -447,7 +468,7 @@ fn nibble_rows_avx512<const R: usize>(a: &[i16], stride: usize, blocks: &[Block]
             let w0 = _mm512_add_epi16(_mm512_mullo_epi16(lower, s0), t0);
             let w1 = _mm512_add_epi16(_mm512_mullo_epi16(upper, s1), t1);
             for r in 0..R {
-                let x = _mm512_set1_epi32(pair(&rows[r][b * (BLOCK / 2) + i]));
+                let x = _mm512_set1_epi32(pair(&inputs[r][i]));
                 sums[r][0] = _mm512_dpwssd_epi32(sums[r][0], x, w0);
                 sums[r][1] = _mm512_dpwssd_epi32(sums[r][1], x, w1);
             }
@@ -459,8 +480,9 @@ fn nibble_rows_avx512<const R: usize>(a: &[i16], stride: usize, blocks: &[Block]
 /// Each element twice.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn twice_avx512(of: &[i16; NR]) -> [__m512i; 2] {
+fn twice_avx512<W>(of: &[W; NR]) -> [__m512i; 2] {
     let (vectors, _) = of.as_chunks::<16>();
+    const { assert!(size_of::<W>() == 2) };
     std::array::from_fn(|c| {
         // SAFETY: a vector is 32 bytes.
         let once = unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256((&raw const vectors[c]).cast())) };
