@@ -7,6 +7,7 @@
 
 mod activation;
 mod attention;
+mod blocks;
 mod build;
 mod decode;
 mod decoder;

@@ -334,7 +334,8 @@ fn nibble_rows_avx2<const R: usize>(
 ) {
     let rows = pairs::<R>(a, stride, blocks.len() * BLOCK).map(|row| row.as_chunks::<{ BLOCK / 2 }>().0);
     for from in [0, NR / 2] {
-        let shift = _mm_cvtsi32_si128(if from == 0 { 0 } else { 4 });
+        // To the bits of which rounded upper halves of products are sixteenths.
+        let shift = _mm_cvtsi32_si128(if from == 0 { 11 } else { 7 });
         let mut sums = [[_mm256_setzero_si256(); 2]; R];
         for (b, block) in blocks.iter().enumerate() {
             if streamed && from == 0 {
@@ -348,8 +349,8 @@ fn nibble_rows_avx2<const R: usize>(
                 let w: [__m256i; 2] = std::array::from_fn(|c| {
                     // SAFETY: half of the bytes are 16.
                     let both = unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128((&raw const halves[c]).cast())) };
-                    let level = _mm256_and_si256(_mm256_srl_epi16(both, shift), _mm256_set1_epi16(15));
-                    _mm256_add_epi16(_mm256_mullo_epi16(level, scales[c]), offsets[c])
+                    let level = _mm256_and_si256(_mm256_sll_epi16(both, shift), _mm256_set1_epi16(15 << 11));
+                    _mm256_add_epi16(_mm256_mulhrs_epi16(level, scales[c]), offsets[c])
                 });
                 for r in 0..R {
                     let x = _mm256_set1_epi32(pair(&inputs[r][i]));
@@ -463,10 +464,11 @@ fn nibble_rows_avx512<const R: usize>(a: &[i16], stride: usize, blocks: &[Block]
         for (i, bytes) in block.pairs.iter().enumerate() {
             // SAFETY: the bytes are 32.
             let both = unsafe { _mm512_cvtepu8_epi16(_mm256_loadu_si256((&raw const *bytes).cast())) };
-            let lower = _mm512_and_si512(both, _mm512_set1_epi16(15));
-            let upper = _mm512_srli_epi16::<4>(both);
-            let w0 = _mm512_add_epi16(_mm512_mullo_epi16(lower, s0), t0);
-            let w1 = _mm512_add_epi16(_mm512_mullo_epi16(upper, s1), t1);
+            // At the bits of which rounded upper halves of products are sixteenths.
+            let lower = _mm512_and_si512(_mm512_slli_epi16::<11>(both), _mm512_set1_epi16(15 << 11));
+            let upper = _mm512_and_si512(_mm512_slli_epi16::<7>(both), _mm512_set1_epi16(15 << 11));
+            let w0 = _mm512_add_epi16(_mm512_mulhrs_epi16(lower, s0), t0);
+            let w1 = _mm512_add_epi16(_mm512_mulhrs_epi16(upper, s1), t1);
             for r in 0..R {
                 let x = _mm512_set1_epi32(pair(&inputs[r][i]));
                 sums[r][0] = _mm512_dpwssd_epi32(sums[r][0], x, w0);

@@ -144,7 +144,7 @@ fn ternary_weights_at_every_height_and_the_ends_of_blocks() {
 fn four_bits(out: usize, blocks: usize, shift: u64, next: &mut impl FnMut() -> u64) -> Vec<i16> {
     let mut w = Vec::with_capacity(out * blocks * 32);
     for _ in 0..out * blocks {
-        let apart = (next() % 4370) >> shift;
+        let apart = (next() % 2048) >> shift;
         let least = (next() % (65536 - 15 * apart)) as i64 - 32768;
         w.extend((0..32).map(|_| ((next() % 16 * apart) as i64 + least) as i16));
     }

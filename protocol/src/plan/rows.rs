@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::linalg::{Matrix, nearest, norm};
-use super::{Layer, SLACK, dot, max, pow2, refuse};
+use super::{Layer, SLACK, blocks, dot, max, pow2, refuse};
 use crate::Error;
 use crate::gemm::Packing;
 use crate::model::decoder::{Config, NormKind, centre};
@@ -211,7 +211,7 @@ pub struct Wide {
 }
 
 /// Rows `from ..` in units of `units`, of an input at `2^-f`; the narrowest ring that holds every proven accumulator four
-/// times over. Weights are kept or only hashed.
+/// times over. Where all of them are of few levels in each block, integers are too. Weights are kept or only hashed.
 pub fn quantise(
     op: &str,
     rows: &Rows,
@@ -229,13 +229,18 @@ pub fn quantise(
     let mut packing = keep.then(|| Packing::new(out, cols));
     let (mut ints, mut words) = (Vec::with_capacity(cols), Vec::with_capacity(cols));
     let (mut hash, mut bytes) = (Sha256::new(), Vec::with_capacity(2 * cols));
+    // One row without levels ends this soon, and all of a layer.
+    let mut leveled = |(j, unit): (usize, &f64)| blocks::in_units(&rows.row(j), *unit, GROWN, &mut ints);
+    let leveled = !rows.is_rounded() && range.clone().zip(units).all(&mut leveled);
     for (j, unit) in range.clone().zip(units) {
         let row = rows.row(j);
-        ints.clear();
-        ints.extend(row.iter().map(|w| nearest(w / unit)));
-        // What is proven of a row holds for one that is hardly longer; no element of one that is cut is larger.
-        if norm(&ints) * unit > norm(&row) * GROWN {
-            ints.iter_mut().zip(&row).for_each(|(v, w)| *v = (w / unit).trunc());
+        if !leveled || !blocks::in_units(&row, *unit, GROWN, &mut ints) {
+            ints.clear();
+            ints.extend(row.iter().map(|w| nearest(w / unit)));
+            // What is proven of a row holds for one that is hardly longer; no element of one that is cut is larger.
+            if norm(&ints) * unit > norm(&row) * GROWN {
+                ints.iter_mut().zip(&row).for_each(|(v, w)| *v = (w / unit).trunc());
+            }
         }
         if let Some(v) = ints.iter().find(|v| !(-32768.0..=32767.0).contains(*v)) {
             return Err(refuse(op, format!("a weight needs {v} units, more than 16 bits hold")));
