@@ -47,6 +47,9 @@ pub struct Args {
     /// A known shape with random weights
     #[arg(long, value_enum)]
     shape: Option<Shape>,
+    /// Of a Llama's shape, weights of -1, 0 and 1 times one magnitude
+    #[arg(long, requires = "shape")]
+    ternary: bool,
     /// Tokens of a text or prompt
     #[arg(long, value_name = "N", default_value_t = 128)]
     tokens: usize,
@@ -81,9 +84,13 @@ pub async fn run(args: Args) -> Result<()> {
     let link = link(&args)?;
     let (_checkpoint, dir, name) = match args.shape {
         Some(s) => {
+            if args.ternary && !matches!(s, Shape::Tinyllama | Shape::Llama7b) {
+                bail!("--ternary goes with the shapes tinyllama and llama-7b");
+            }
             eprintln!("writing random weights");
-            let c = Checkpoint::write(s)?;
-            let (dir, name) = (c.dir().to_path_buf(), format!("{s:?} shape, random weights"));
+            let c = Checkpoint::write(s, args.ternary)?;
+            let kind = if args.ternary { "ternary" } else { "random" };
+            let (dir, name) = (c.dir().to_path_buf(), format!("{s:?} shape, {kind} weights"));
             (Some(c), dir, name)
         }
         None => {

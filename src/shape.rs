@@ -31,8 +31,9 @@ const WORDS: usize = 1000;
 pub struct Checkpoint(PathBuf);
 
 impl Checkpoint {
-    /// Writes one; the same weights every time.
-    pub fn write(shape: Shape) -> Result<Checkpoint> {
+    /// Writes one; the same weights every time. Ternary, weights of layers are -1, 0 and 1 times one magnitude, and norms have
+    /// no gain that would scale them.
+    pub fn write(shape: Shape, ternary: bool) -> Result<Checkpoint> {
         let name = shape.to_possible_value().map_or_else(String::new, |v| v.get_name().to_string());
         let dir = std::env::temp_dir().join(format!("tacet-shape-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
@@ -46,7 +47,7 @@ impl Checkpoint {
         };
         std::fs::write(c.0.join("config.json"), config.to_string())?;
         std::fs::write(c.0.join("tokenizer.json"), tokenizer().to_string())?;
-        weights(&c.0.join("model.safetensors"), &tensors)?;
+        weights(&c.0.join("model.safetensors"), &tensors, ternary)?;
         Ok(c)
     }
 
@@ -164,7 +165,7 @@ fn llama(layers: usize, d: usize, [heads, kv_heads]: [usize; 2], mlp: usize) -> 
 }
 
 /// Writes BF16 tensors one after another, so that a large model never stands in memory.
-fn weights(path: &Path, tensors: &[Tensor]) -> Result<()> {
+fn weights(path: &Path, tensors: &[Tensor], ternary: bool) -> Result<()> {
     let (mut header, mut at) = (Map::new(), 0);
     for (name, shape, _) in tensors {
         let len = 2 * shape.iter().product::<usize>();
@@ -183,10 +184,19 @@ fn weights(path: &Path, tensors: &[Tensor]) -> Result<()> {
         state ^= state << 17;
         (state >> 40) as f32 / (1 << 24) as f32 - 0.5
     };
-    for (_, shape, centre) in tensors {
+    for (name, shape, centre) in tensors {
+        // Tables of words and positions, and the logits of tied ones, are as wide as ever.
+        let matrix = shape.len() > 1 && name.contains(".layers.");
         for _ in 0..shape.iter().product::<usize>() {
             // Two uniform ones: near enough to a bell.
-            let v = centre + 0.05 * (uniform() + uniform());
+            let bell = 0.05 * (uniform() + uniform());
+            let v = match (ternary, matrix) {
+                (false, _) => centre + bell,
+                (true, true) if bell.abs() < 0.01 => 0.0,
+                (true, true) => 0.03f32.copysign(bell),
+                (true, false) if *centre == 1.0 => 1.0,
+                (true, false) => bell,
+            };
             out.write_all(&((v.to_bits() >> 16) as u16).to_le_bytes())?;
         }
     }
