@@ -12,6 +12,7 @@ use crate::Error;
 use crate::backend::Backend;
 use crate::gemm::{matmul, matmul_bt};
 use crate::ring::mask;
+use crate::wipe::Wiped;
 use zeroize::Zeroizing;
 
 /// Which of attention's two products.
@@ -90,20 +91,21 @@ impl HeadProduct {
         if self.side == Side::Attend {
             out.resize(len, 0);
         }
-        let mut o = vec![0; r * if self.side == Side::Scores { t } else { d }];
-        let mut kv = (usize::MAX, Vec::new());
+        let mut o = Wiped::new(vec![0; r * if self.side == Side::Scores { t } else { d }]);
+        let mut kv = (usize::MAX, Wiped::new(Vec::new()));
         for h in heads {
             let g = h / (self.heads / self.kv_heads);
             if kv.0 != g {
-                kv = (g, self.head(b, g, self.kv_heads));
+                kv = (g, Wiped::new(self.head(b, g, self.kv_heads)));
             }
             match self.side {
                 Side::Scores => {
-                    matmul_bt(&self.head(a, h, self.heads), &kv.1, r, d, t, self.k, &mut o);
+                    let head = Wiped::new(self.head(a, h, self.heads));
+                    matmul_bt(&head, &kv.1, r, d, t, self.k, &mut o);
                     self.grid.pack(&o, &mut out);
                 }
                 Side::Attend => {
-                    let p = self.grid.dense(&a[h * self.grid.len()..][..self.grid.len()]);
+                    let p = Wiped::new(self.grid.dense(&a[h * self.grid.len()..][..self.grid.len()]));
                     matmul(&p, &kv.1, r, t, d, self.k, &mut o);
                     for (o, out) in o.chunks_exact(d).zip(out.chunks_exact_mut(width)) {
                         out[(h - first) * d..][..d].copy_from_slice(o);

@@ -9,6 +9,7 @@ use super::panels::Panels;
 use super::ternary::{self, Ternary};
 use super::weights::{Data, Weights};
 use super::{Level, MR, NR, outputs};
+use crate::wipe::Wiped;
 
 /// Rows of inputs and the weights that they are multiplied by, in one ring.
 pub(super) struct Input<'a> {
@@ -21,7 +22,7 @@ enum By<'a> {
     /// Words as they are.
     Ternary(&'a Ternary, &'a [u64]),
     /// Words split into limbs.
-    Panels(&'a Panels, Limbs, Vec<i16>),
+    Panels(&'a Panels, Limbs, Wiped<i16>),
 }
 
 impl<'a> Input<'a> {
@@ -32,7 +33,7 @@ impl<'a> Input<'a> {
             Data::Panels(w) => {
                 let (limbs, cols) = (Limbs::new(bits, w.largest, w.step()), w.cols_in);
                 let row_len = limbs.count() * cols.next_multiple_of(2);
-                let mut a = vec![0; x.len() / cols * row_len];
+                let mut a = Wiped::new(vec![0; x.len() / cols * row_len]);
                 if parallel {
                     let rows = a.par_chunks_mut(MR * row_len).zip(x.par_chunks(MR * cols));
                     rows.for_each(|(a, x)| level.split(x, cols, &limbs, a));

@@ -3,8 +3,6 @@
 
 use std::ops::Range;
 
-use zeroize::DefaultIsZeroes;
-
 use super::ternary::{CODE, CODES, GROUP, PACKED, PANEL, Ternary, Words};
 use super::words::Word;
 use crate::ring::mask;
@@ -55,13 +53,7 @@ pub(super) fn outputs(x: &[u64], t: &Ternary, panels: Range<usize>, bits: u32, o
 
 /// At most `L` rows.
 #[inline(always)]
-fn rows_of<W: Word + DefaultIsZeroes, const L: usize>(
-    x: &[u64],
-    t: &Ternary,
-    panels: Range<usize>,
-    bits: u32,
-    out: &mut [u64],
-) {
+fn rows_of<W: Word, const L: usize>(x: &[u64], t: &Ternary, panels: Range<usize>, bits: u32, out: &mut [u64]) {
     let cols = t.cols_in();
     let block = (CACHED / (CODES * size_of::<Table<W, L>>())).clamp(1, t.words_in());
     let mut tables = Wiped::new(vec![W::default(); block * CODES * ENTRIES * L + LINE]);

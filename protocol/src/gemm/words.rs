@@ -1,7 +1,10 @@
 //! Products of whole words: masked values times masked values.
 
+use zeroize::DefaultIsZeroes;
+
 use super::{Level, MR, NR};
 use crate::ring::mask;
+use crate::wipe::Wiped;
 
 /// Inner elements that are packed of one column after the other.
 const BLOCK: usize = 16;
@@ -61,8 +64,8 @@ struct Product<'a> {
 
 impl Product<'_> {
     fn of<W: Word>(&self, a: &[u64], out: &mut [u64]) {
-        let a: Vec<W> = a.iter().map(|&a| W::narrow(a)).collect();
-        let mut panel = vec![W::default(); self.k * NR];
+        let a: Wiped<W> = Wiped::new(a.iter().map(|&a| W::narrow(a)).collect());
+        let mut panel = Wiped::new(vec![W::default(); self.k * NR]);
         for from in (0..self.n).step_by(NR) {
             let width = NR.min(self.n - from);
             self.pack(from, width, &mut panel);
@@ -101,7 +104,7 @@ impl Product<'_> {
 }
 
 /// A word that products are computed in.
-pub(super) trait Word: Copy + Default {
+pub(super) trait Word: DefaultIsZeroes {
     fn narrow(x: u64) -> Self;
     fn widen(self) -> u64;
     fn add_product(self, a: Self, b: Self) -> Self;
