@@ -100,11 +100,12 @@ pub async fn run(args: Args) -> Result<()> {
         }
     };
     let Some(length) = padded(args.tokens) else { bail!("--tokens {} is more than a text may have", args.tokens) };
-    // A plan with its weights is large, and a thread that ends gives back what it had.
+    // A plan with its weights is large: it is a thread's, and given back before the parties start.
     let (mut r, predicted_step) = std::thread::scope(|s| {
         let predicting = s.spawn(|| predicted(&args, &dir, name, length, link));
         predicting.join().unwrap_or_else(|_| bail!("planning stopped"))
     })?;
+    give_back();
     let repeat = usize::from(args.repeat);
     match predicted_step {
         None => {
@@ -184,6 +185,13 @@ fn predicted(
         parties: Vec::new(),
     };
     Ok((r, predicted_step))
+}
+
+/// Has the allocator return what has been free for a second: it does so when something large is freed later than that, and
+/// this process only waits from now on.
+fn give_back() {
+    std::thread::sleep(Duration::from_millis(1200));
+    drop(std::hint::black_box(vec![1u8; 64 << 20]));
 }
 
 /// Bytes of an evaluator's share of a program's result.
