@@ -10,7 +10,7 @@
 //!
 //! Who sees what: nothing but masked values and shares of functions of their masks, as in every gate.
 
-use super::rescale::{Rescale, Terms, bit_ring};
+use super::rescale::{Rescale, Terms};
 use super::{Bits, Deal, Dealt, Halves, Masked, Subtract, Take};
 use crate::Error;
 use crate::ring::mask;
@@ -45,7 +45,7 @@ impl Residual {
     /// residual's, and `b b'`, where they count.
     pub fn dealt(&self) -> Vec<Dealt> {
         let n = self.scale.len();
-        let rings = self.parts().map(|part| bit_ring(Terms::new(&part).wrap, self.k_squares));
+        let rings = self.parts().map(|part| part.k_bit());
         let shared = rings[0].max(self.scale.k_bit());
         let mut all = vec![(self.scale.rows, self.k_squares), (n, shared), (n, shared), (n, rings[0])];
         if self.shift > 0 {

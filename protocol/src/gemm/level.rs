@@ -16,7 +16,7 @@ use super::{LimbTile, MR, NR, tables};
 /// Which kernels to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// Panels loops.
+    /// Plain loops.
     Scalar,
     /// Vectors of 32 bytes.
     #[cfg(target_arch = "x86_64")]
