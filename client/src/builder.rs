@@ -7,10 +7,10 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use tacet_protocol::model::BertModel;
 use tacet_protocol::plan::{DecoderPlanner, Keep, Planner, Progress, Shelf};
+use tacet_protocol::programs::Programs;
 use tokenizers::Tokenizer;
 use zeroize::Zeroizing;
 
-use crate::programs::Programs;
 use crate::target::Target;
 use crate::{Client, ClientError, Generator, Parties};
 

@@ -31,6 +31,7 @@ use std::time::Duration;
 use quinn::Connection;
 use tacet_protocol::plan::{Keep, Progress, Shelf};
 use tacet_protocol::program::Program;
+use tacet_protocol::programs::Programs;
 use tacet_protocol::seal::SealKeyPair;
 use tacet_protocol::wire::SessionId;
 use tacet_protocol::{Role, lock};
@@ -95,7 +96,7 @@ struct Party {
     plans: Plans,
     seal: SealKeyPair,
     compute: Arc<compute::Compute>,
-    programs: Mutex<HashMap<usize, Arc<Program>>>,
+    programs: Arc<Programs>,
     links: Mutex<HashMap<Role, Link>>,
     /// Why a link is down, by peer name.
     trouble: Mutex<HashMap<String, String>>,
@@ -120,18 +121,12 @@ const WAITING: usize = 16;
 impl Party {
     /// The program for a length, from a small cache; planned beside the network's thread.
     async fn program(&self, tokens: usize) -> Result<Arc<Program>, fail::Fail> {
-        if let Some(p) = lock(&self.programs).get(&tokens) {
-            return Ok(Arc::clone(p));
+        if let Some(p) = self.programs.made(tokens) {
+            return Ok(p);
         }
-        let plans = self.plans.clone();
-        let planned = tokio::task::spawn_blocking(move || plans.first(tokens)).await;
-        let p = Arc::new(planned.map_err(|_| fail::fail(fail::code::PROTOCOL, "planning stopped"))??);
-        let mut cache = lock(&self.programs);
-        if cache.len() >= 64 {
-            cache.clear();
-        }
-        cache.insert(tokens, Arc::clone(&p));
-        Ok(p)
+        let (programs, plans) = (Arc::clone(&self.programs), self.plans.clone());
+        let planned = tokio::task::spawn_blocking(move || programs.get(tokens, || plans.first(tokens))).await;
+        Ok(planned.map_err(|_| fail::fail(fail::code::PROTOCOL, "planning stopped"))??)
     }
 
     /// Who holds a permit of this takes part: E1 decides who runs, the others hold a request until E1's stream for it comes.
@@ -178,7 +173,7 @@ pub async fn serve(config: Config, planning: fn(Progress)) -> Result<(), PartyEr
         plans,
         seal: SealKeyPair::from_secret(seal),
         compute,
-        programs: Mutex::default(),
+        programs: Arc::default(),
         links: Mutex::default(),
         trouble: Mutex::default(),
         meeting: meeting::Meeting::default(),

@@ -12,6 +12,7 @@ pub mod model;
 pub mod plan;
 pub mod prg;
 pub mod program;
+pub mod programs;
 pub mod query;
 pub mod ring;
 pub mod run;
