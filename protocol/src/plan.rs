@@ -37,20 +37,29 @@ pub use decoder::{DecoderPlanner, Keep};
 pub use kept::{Progress, Shelf};
 pub(crate) use linalg::dot;
 use linalg::{Matrix, eigenvalue_bound, norm};
-use rows::{WEIGHT, WIDEST, aligned, ring_of};
+use rows::{WIDEST, aligned};
 
 /// Room for the rounding of weights and fixed point in every bound.
 const SLACK: f64 = 1.02;
 /// Fraction bits of activations, values, and GELU outputs.
 const F: i32 = 12;
+/// The same of a normalised row as the product of a row and its inverse root, of which the root has those above [`F`].
+const F_NORMALISED: i32 = 30;
 const F_VALUE: i32 = 10;
 const F_GELU: i32 = 10;
+/// Fraction bits of what attention's output layer reads: those that it leaves are its weights'.
+const F_ATTENTION: i32 = 11;
 /// Bits of a row's largest exponential, as small as it may be, and of the reciprocal of attention.
 const F_LARGEST: i32 = 6;
 const F_RECIP: i32 = 18;
-/// Ring of scores, and of the GELU input.
+/// Ring of scores, of the GELU input's accumulators, and of those of values and of what goes to the residual.
 const K_SCORE: u32 = 28;
 const K_GELU_IN: u32 = 31;
+const K_LAYER: u32 = 32;
+/// Bits that accumulators of queries and keys have below the units that scores are products of, at most.
+const DROP: i32 = 16;
+/// Largest magnitude of a quantised weight.
+const LARGEST: f64 = 32766.0;
 /// Scale of GELU's even part.
 const F_SERIES: u32 = 16;
 /// Levels of the row maximum that scores themselves do not use: eight of headroom, and the range of padded keys.
@@ -66,16 +75,23 @@ struct Layer {
     units: f64,
 }
 
+/// Queries or keys: a layer, and the bits that its accumulators have below the units that scores are products of.
+struct Operand {
+    layer: Layer,
+    drop: u32,
+}
+
 struct Block {
-    qkv: Layer,
-    /// Factor from real query and key channels to the score ring's units.
-    qk_scale: Vec<f64>,
+    query: Operand,
+    key: Operand,
+    value: Layer,
     heads: Vec<Head>,
     /// Bound of each head's scores in units, before padding.
     score_units: Vec<f64>,
     value_bound: f64,
     attention_out: Layer,
-    /// Ring of its accumulators, and of what it reads.
+    /// Scale of attention's reciprocal, and ring of what it gives.
+    f_recip: i32,
     k_attention: u32,
     attention_norm: NormPlan,
     up: Layer,
@@ -98,9 +114,9 @@ pub struct Planner {
     max_tokens: usize,
     eps: f64,
     mean: bool,
+    /// The norm of an embedded text: what a client shares is normalised by it, its gain and shift left out.
+    embedded: NormPlan,
     blocks: Vec<Block>,
-    /// Bound on an element of an embedded text.
-    embedded: f64,
     model: [u8; 32],
 }
 
@@ -110,10 +126,6 @@ fn refuse(op: &str, reason: String) -> Error {
 
 fn wide(v: &[f32]) -> Vec<f64> {
     v.iter().map(|v| *v as f64).collect()
-}
-
-fn add(a: &[f64], b: &[f64]) -> Vec<f64> {
-    a.iter().zip(b).map(|(a, b)| a + b).collect()
 }
 
 /// Quantises row `j` with weight unit `unit[j]`; inputs carry `f` fraction bits.
@@ -145,32 +157,37 @@ fn pow2(e: i32) -> f64 {
     libm::exp2(e as f64)
 }
 
-fn largest(row: &[f32]) -> f64 {
-    row.iter().fold(0f64, |m, w| m.max((*w as f64).abs()))
+fn largest(row: &[f64]) -> f64 {
+    row.iter().fold(0f64, |m, w| m.max(w.abs()))
 }
 
-/// Weight units that bring each row's bound just under a quarter of the ring, and no weight over 16 bits.
-fn units(rows: &[&[f32]], bounds: &[f64], f: i32, k: u32) -> Vec<f64> {
-    rows.iter()
-        .zip(bounds)
-        .map(|(r, b)| (b * SLACK * pow2(f - k as i32 + 2)).max(largest(r) / 32766.0).max(1e-30))
-        .collect()
-}
+/// Room for the unit that a truncation is off by, in rings of sixteen bits and more.
+const TRUNCATED: f64 = 1.0 + 1e-4;
 
-fn rows(d: &Dense) -> Vec<&[f32]> {
-    d.weight.chunks_exact(d.inp).collect()
-}
-
-fn wide_rows(rows: &[&[f32]]) -> Vec<Vec<f64>> {
-    rows.iter().map(|r| wide(r)).collect()
-}
-
-fn slices(rows: &[Vec<f64>]) -> Vec<&[f64]> {
-    rows.iter().map(Vec::as_slice).collect()
+/// Weight units that bring each row's bound just under a quarter of the ring, and no weight over 16 bits; rescales of these
+/// rows to a unit of one are by powers of two.
+fn units(rows: &Matrix, bounds: &[f64], f: i32, k: u32) -> Vec<f64> {
+    let quarter = SLACK * TRUNCATED * pow2(f - k as i32 + 2);
+    let of = |(r, b): (&[f64], &f64)| (b * quarter).max(largest(r) / LARGEST).max(1e-30);
+    let finest: Vec<f64> = rows.each().into_iter().zip(bounds).map(of).collect();
+    aligned(&finest, &vec![1.0; rows.rows])
 }
 
 fn constant(d: &Dense, beta: &[f64]) -> Vec<f64> {
-    rows(d).iter().map(|r| dot(&wide(r), beta)).collect()
+    d.weight.chunks_exact(d.inp).zip(&d.bias).map(|(r, b)| dot(&wide(r), beta) + f64::from(*b)).collect()
+}
+
+/// A layer that writes to the residual, whose mean no norm reads: its weights and bias, less that.
+fn without_mean(d: &Dense) -> (Matrix, Vec<f64>) {
+    let mut m = Matrix { rows: d.out, cols: d.inp, data: wide(&d.weight) };
+    let mut mean = vec![0.0; d.inp];
+    for row in m.data.chunks_exact(d.inp) {
+        mean.iter_mut().zip(row).for_each(|(m, w)| *m += w / d.out as f64);
+    }
+    m.data.chunks_exact_mut(d.inp).for_each(|row| row.iter_mut().zip(&mean).for_each(|(w, m)| *w -= m));
+    let bias = wide(&d.bias);
+    let mean = bias.iter().sum::<f64>() / d.out as f64;
+    (m, bias.iter().map(|b| b - mean).collect())
 }
 
 impl Planner {
@@ -180,7 +197,7 @@ impl Planner {
     /// [`Error::Plan`] names the operation that cannot be bounded within its ring.
     pub fn new(model: &BertModel) -> Result<Planner, Error> {
         let c = &model.config;
-        let mut blocks = Vec::new();
+        let mut blocks: Vec<Block> = Vec::new();
         let mut norm_in = &model.embeddings.norm;
         for (i, l) in model.layers.iter().enumerate() {
             blocks.push(block(&format!("layer {i}"), l, norm_in, c.num_attention_heads)?);
@@ -192,8 +209,8 @@ impl Planner {
             max_tokens: c.max_position_embeddings.min(512),
             eps: c.layer_norm_eps,
             mean: matches!(model.pooling, Pooling::Mean),
+            embedded: norm_plan(&model.embeddings.norm, 0.0),
             blocks,
-            embedded: norm_plan(&model.embeddings.norm, 0.0).output(),
             model: model.digest(),
         })
     }
@@ -236,24 +253,32 @@ impl NormPlan {
         let root = libm::sqrt(self.gain.len() as f64);
         self.gain.iter().zip(&self.bias).fold(0f64, |m, (g, b)| m.max(g.abs() * root + b.abs())) * SLACK
     }
+
+    /// The same less its row's mean.
+    fn output_without_mean(&self) -> f64 {
+        let n = self.gain.len() as f64;
+        let (mean, all) = (self.bias.iter().sum::<f64>() / n, dot(&self.gain, &self.gain) / n);
+        let column = |(g, b): (&f64, &f64)| libm::sqrt(g * g * (n - 2.0) + all) + (b - mean).abs();
+        self.gain.iter().zip(&self.bias).map(column).fold(0.0, f64::max) * SLACK
+    }
 }
 
 /// GELU's error against the published one, at most.
 const GELU_TOLERANCE: f64 = 4e-3;
 
 /// Each channel's pieces of GELU, and the unit of its weights.
-fn gelu(name: &str, rows: &[&[f32]], bounds: &[f64]) -> Result<(Vec<Curve>, Vec<f64>), Error> {
+fn gelu(name: &str, rows: &Matrix, bounds: &[f64]) -> Result<(Vec<Curve>, Vec<f64>), Error> {
     let mut known = Activation::new(|x| x * libm::erf(x / std::f64::consts::SQRT_2) / 2.0, GELU_TOLERANCE);
-    let of = |(r, b): (&&[f32], &f64)| {
+    let of = |(r, b): (&[f64], &f64)| {
         let largest = largest(r);
         // Half of the ring is what the series' periods are parts of.
         let unit_of = |half: f64| half * pow2(F + 1 - K_GELU_IN as i32);
         let none = || refuse(&format!("{name} GELU"), format!("no series for inputs up to {b:.0}"));
-        let least = half_rings(half_ring(*b)).find(|half| largest / unit_of(*half) <= 32766.0);
+        let least = half_rings(half_ring(*b)).find(|half| largest / unit_of(*half) <= LARGEST);
         let (half, curve) = least.and_then(|half| known.curve(half)).ok_or_else(none)?;
         Ok((curve, unit_of(half)))
     };
-    rows.iter().zip(bounds).map(of).collect()
+    rows.each().into_iter().zip(bounds).map(of).collect()
 }
 
 /// Channels in the order of their series' lengths.
@@ -275,7 +300,7 @@ const STEPS: [f64; 4] = [STEP - 0.5, STEP, STEP + 1.0, STEP + 2.0];
 /// Scales of scores of these bounds, if some have steps of at most so much.
 fn score_heads(bounds: &[f64], most: f64) -> Option<Vec<Head>> {
     let head = |bound: &f64| {
-        let step = |b: u32| 2.0 * bound / ((1u64 << b) as f64 - RESERVED);
+        let step = |b: u32| 2.0 * bound * TRUNCATED / ((1u64 << b) as f64 - RESERVED);
         let level_bits = (6..=11).find(|b| step(*b) <= most)?;
         let ulp = step(level_bits).max(STEP / 2.0) * pow2(level_bits as i32 - K_SCORE as i32);
         Some(Head { level_bits, ulp })
@@ -290,23 +315,11 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
     let dim = d / heads;
     let on = |m: &Dense| Matrix::on_normalised(&m.weight, m.out, &gain);
     let (q, k, v) = (on(&l.query), on(&l.key), on(&l.value));
-    let cq = add(&constant(&l.query, &beta), &wide(&l.query.bias));
     // What a key adds equally to every score of a row leaves softmax unchanged: keys are made to have no constant part.
-    let key_shift: Vec<f64> = constant(&l.key, &beta).iter().map(|c| -c).collect();
-    let cv = add(&constant(&l.value, &beta), &wide(&l.value.bias));
-
-    // Queries, keys and values in one product.
-    let mut all = rows(&l.query);
-    all.extend(rows(&l.key));
-    all.extend(rows(&l.value));
-    let row_bound = |m: &Matrix, c: &[f64]| (0..m.rows).map(|j| norm(m.row(j)) * root + c[j].abs()).collect::<Vec<_>>();
+    let (cq, ck, cv) = (constant(&l.query, &beta), vec![0.0; d], constant(&l.value, &beta));
+    let row_bound =
+        |m: &Matrix, c: &[f64]| m.each().iter().zip(c).map(|(r, c)| norm(r) * root + c.abs()).collect::<Vec<f64>>();
     let value_bounds = row_bound(&v, &cv);
-    let mut bounds = row_bound(&q, &cq);
-    bounds.extend(row_bound(&k, &vec![0.0; d]));
-    bounds.extend(&value_bounds);
-    let mut bias = wide(&l.query.bias);
-    bias.extend(key_shift);
-    bias.extend(wide(&l.value.bias));
 
     // Scores, head by head.
     let per_log2 = std::f64::consts::LOG2_E / libm::sqrt(dim as f64);
@@ -333,83 +346,76 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
         value_norm.push(libm::sqrt(eigenvalue_bound(&vh.gram(), 6)) * root + norm(&cv[h * dim..][..dim]));
     }
 
-    // Scaled by powers of two.
-    let finest = units(&all, &bounds, F, 32);
-    let values = vec![1.0; d];
-    let parts = [&qk_scale[..d], &qk_scale[d..], &values].into_iter().zip(finest.chunks_exact(d));
-    let unit = parts.flat_map(|(scale, finest)| aligned(finest, scale)).collect();
-    let qkv = quantise(&format!("{name} query/key/value"), &slices(&wide_rows(&all)), &bias, unit, F, &bounds)?;
+    // Accumulators of queries and keys are truncated to the units that scores are products of.
+    let operand = |what: &str, m: &Matrix, c: &[f64], scale: &[f64]| {
+        let steepest = m.each().iter().zip(scale).fold(1e-30, |most: f64, (r, s)| most.max(largest(r) * s));
+        let drop = (F + libm::floor(libm::log2(LARGEST / steepest)) as i32).min(DROP);
+        if drop < 1 {
+            return Err(refuse(&format!("{name} {what}"), "weights too large for 16 bits".into()));
+        }
+        let unit = scale.iter().map(|s| pow2(F - drop) / s).collect();
+        let layer = quantise(&format!("{name} {what}"), &m.each(), c, unit, F, &row_bound(m, c))?;
+        Ok(Operand { layer, drop: drop as u32 })
+    };
+    let query = operand("query", &q, &cq, &qk_scale[..d])?;
+    let key = operand("key", &k, &ck, &qk_scale[d..])?;
+    let unit = units(&v, &value_bounds, F, K_LAYER);
+    let value = quantise(&format!("{name} value"), &v.each(), &cv, unit, F, &value_bounds)?;
 
     // Attention output: per head a convex combination of value rows.
-    let out_rows = rows(&l.attention_output);
-    let out_bounds: Vec<f64> = out_rows
-        .iter()
-        .zip(&l.attention_output.bias)
-        .map(|(r, b)| {
-            r.chunks_exact(dim).zip(&value_norm).map(|(w, n)| norm(&wide(w)) * n).sum::<f64>() * SLACK
-                + (*b as f64).abs()
-        })
-        .collect();
-    // Read at attention's own scale, weights of thirteen bits or whatever a ring has room for.
-    let f_attention = F_LARGEST + depth(&plan, K_SCORE) + F_RECIP;
-    let finest = units(&out_rows, &out_bounds, f_attention, WIDEST - 1);
-    let unit: Vec<f64> = finest.iter().zip(&out_rows).map(|(u, r)| u.max(largest(r) / WEIGHT)).collect();
-    let unit = aligned(&unit, &vec![1.0; d]);
-    let k_attention = ring_of(&out_bounds, &unit, f_attention).max(ring_of(&[max(&value_bounds)], &[1.0], f_attention));
-    let attention_out = quantise(
-        &format!("{name} attention output"),
-        &slices(&wide_rows(&out_rows)),
-        &wide(&l.attention_output.bias),
-        unit,
-        f_attention,
-        &out_bounds,
-    )?;
+    let (out, out_bias) = without_mean(&l.attention_output);
+    let out_bound = |(r, b): (&[f64], &f64)| {
+        r.chunks_exact(dim).zip(&value_norm).map(|(w, n)| norm(w) * n).sum::<f64>() * SLACK + b.abs()
+    };
+    let out_bounds: Vec<f64> = out.each().into_iter().zip(&out_bias).map(out_bound).collect();
+    let unit = units(&out, &out_bounds, F_ATTENTION, K_LAYER);
+    let attention_out =
+        quantise(&format!("{name} attention output"), &out.each(), &out_bias, unit, F_ATTENTION, &out_bounds)?;
+    // Attention's scale is in the ring above what the layer reads.
+    let f_exp = F_LARGEST + depth(&plan, K_SCORE);
+    let f_recip = F_RECIP.min(WIDEST as i32 - K_LAYER as i32 + F_ATTENTION - f_exp);
+    if f_recip < F {
+        return Err(refuse(&format!("{name} attention"), format!("exponentials need {f_exp} bits")));
+    }
+    let k_attention = (K_LAYER as i32 + f_exp + f_recip - F_ATTENTION) as u32;
     let residual = |n: &Norm| n.weight.iter().fold(0f64, |m, g| m.max((*g as f64).abs())) * root + norm(&wide(&n.bias));
     let attention_norm = norm_plan(&l.attention_norm, (residual(before) + norm(&out_bounds)) * SLACK);
 
     // MLP.
     let (g1, b1) = (wide(&l.attention_norm.weight), wide(&l.attention_norm.bias));
     let up_m = Matrix::on_normalised(&l.intermediate.weight, l.intermediate.out, &g1);
-    let c1 = add(&constant(&l.intermediate, &b1), &wide(&l.intermediate.bias));
+    let c1 = constant(&l.intermediate, &b1);
     let up_bounds = row_bound(&up_m, &c1);
-    let up_rows = rows(&l.intermediate);
-    let (curves, unit) = gelu(name, &up_rows, &up_bounds)?;
+    let (curves, unit) = gelu(name, &up_m, &up_bounds)?;
     // Channels side by side share a number of harmonics: those of like series stand together.
     let order = by_length(&curves);
     let gelu = Curves::new(&permuted(&curves, &order));
     let up = quantise(
         &format!("{name} intermediate"),
-        &slices(&permuted(&wide_rows(&up_rows), &order)),
-        &permuted(&wide(&l.intermediate.bias), &order),
+        &permuted(&up_m.each(), &order),
+        &permuted(&c1, &order),
         permuted(&unit, &order),
         F,
         &permuted(&up_bounds, &order),
     )?;
     let gelu_norm = libm::sqrt(eigenvalue_bound(&up_m.gram_columns(), 4)) * root + norm(&c1);
-    let down_rows = rows(&l.output);
-    let down_bounds: Vec<f64> = down_rows
-        .iter()
-        .zip(&l.output.bias)
-        .map(|(r, b)| norm(&wide(r)) * gelu_norm * SLACK + (*b as f64).abs())
-        .collect();
-    let unit = aligned(&units(&down_rows, &down_bounds, F_GELU, 32), &vec![1.0; d]);
-    let down = quantise(
-        &format!("{name} output"),
-        &slices(&wide_rows(&down_rows).iter().map(|r| permuted(r, &order)).collect::<Vec<_>>()),
-        &wide(&l.output.bias),
-        unit,
-        F_GELU,
-        &down_bounds,
-    )?;
+    let (mut down, down_bias) = without_mean(&l.output);
+    down.data = down.each().into_iter().flat_map(|r| permuted(r, &order)).collect();
+    let down_bound = |(r, b): (&[f64], &f64)| norm(r) * gelu_norm * SLACK + b.abs();
+    let down_bounds: Vec<f64> = down.each().into_iter().zip(&down_bias).map(down_bound).collect();
+    let unit = units(&down, &down_bounds, F_GELU, K_LAYER);
+    let down = quantise(&format!("{name} output"), &down.each(), &down_bias, unit, F_GELU, &down_bounds)?;
     let output_norm = norm_plan(&l.output_norm, (residual(&l.attention_norm) + norm(&down_bounds)) * SLACK);
 
     Ok(Block {
-        qkv,
-        qk_scale,
+        query,
+        key,
+        value,
         heads: plan,
         score_units,
         value_bound: max(&value_bounds) * SLACK,
         attention_out,
+        f_recip,
         k_attention,
         attention_norm,
         up,

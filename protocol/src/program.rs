@@ -16,6 +16,7 @@ use crate::gates::exp::{Exp, FlagRescale};
 use crate::gates::grid::Grid;
 use crate::gates::hadamard::Hadamard;
 use crate::gates::join::Join;
+use crate::gates::local::{Gain, Truncate};
 use crate::gates::pad::PadKeys;
 use crate::gates::piecewise::Piecewise;
 use crate::gates::product::HeadProduct;
@@ -97,8 +98,10 @@ pub enum Kind {
     Open,
     /// Public linear layer on a share.
     Linear { rows: usize, layer: Arc<Linear> },
-    /// Sum of two shares in the first one's ring.
-    Add,
+    /// See [`Truncate`].
+    Truncate(Truncate),
+    /// See [`Gain`].
+    Gain(Gain),
     /// Sums of each row of scores.
     RowSum(Grid),
     /// The first row of `cols` elements.
@@ -160,7 +163,8 @@ impl Kind {
             Kind::Input => "input",
             Kind::Open => "open",
             Kind::Linear { .. } => "linear",
-            Kind::Add => "add",
+            Kind::Truncate(_) => "truncate",
+            Kind::Gain(_) => "gain",
             Kind::RowSum(_) => "row-sum",
             Kind::First { .. } => "first",
             Kind::Last { .. } => "last",
@@ -225,7 +229,8 @@ impl Kind {
             Kind::Input
             | Kind::Open
             | Kind::Linear { .. }
-            | Kind::Add
+            | Kind::Truncate(_)
+            | Kind::Gain(_)
             | Kind::RowSum(_)
             | Kind::First { .. }
             | Kind::Last { .. }
@@ -364,6 +369,8 @@ impl Program {
                 Kind::Tails(g) => format!("{g:?}"),
                 Kind::Join(g) => format!("{g:?}"),
                 Kind::PadKeys(g) => format!("{g:?}"),
+                Kind::Truncate(g) => format!("{g:?}"),
+                Kind::Gain(g) => format!("{g:?}"),
                 Kind::Turn(g) => format!("{g:?}"),
                 Kind::Rotate(g) => format!("{g:?}"),
                 Kind::Hadamard(g) => format!("{g:?}"),
@@ -373,7 +380,7 @@ impl Program {
                 Kind::Marks { rows } => format!("marks {rows}"),
                 Kind::First { cols } => format!("first {cols}"),
                 Kind::Last { cols } => format!("last {cols}"),
-                Kind::Input | Kind::Open | Kind::Add | Kind::Append => op.kind.name().to_string(),
+                Kind::Input | Kind::Open | Kind::Append => op.kind.name().to_string(),
             };
             let line = format!("{text} {:?} {:?}", op.inputs, op.outputs);
             h.update((line.len() as u64).to_le_bytes());

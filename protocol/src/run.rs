@@ -230,7 +230,8 @@ pub fn deal_next(
             Kind::Input
             | Kind::Open
             | Kind::Linear { .. }
-            | Kind::Add
+            | Kind::Truncate(_)
+            | Kind::Gain(_)
             | Kind::RowSum(_)
             | Kind::First { .. }
             | Kind::Last { .. }
@@ -463,7 +464,8 @@ fn gate(
             }
             one(out)
         }
-        Kind::Add => one(s(0).iter().zip(s(1)).map(|(a, b)| a.wrapping_add(*b) & mk).collect()),
+        Kind::Truncate(g) => one(g.eval(s(0), role == Role::E1)),
+        Kind::Gain(g) => one(g.eval(s(0), role == Role::E1)),
         Kind::RowSum(grid) => {
             let sum = |(_, row): (usize, &[u64])| row.iter().fold(0u64, |a, b| a.wrapping_add(*b)) & mk;
             one(s(0).chunks_exact(grid.len()).flat_map(|head| grid.split(head).map(sum)).collect())

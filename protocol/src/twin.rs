@@ -112,7 +112,8 @@ fn operation(op: &Op, values: &[Plain]) -> Result<Vec<Plain>, Error> {
             }
             real(y)
         }
-        Kind::Add => real(x(0)?.iter().zip(x(1)?).map(|(a, b)| a + b).collect()),
+        Kind::Truncate(g) => real(g.plain(x(0)?)),
+        Kind::Gain(g) => real(g.plain(x(0)?)),
         Kind::RowSum(grid) => {
             let heads = x(0)?.chunks_exact(grid.len());
             real(heads.flat_map(|head| grid.split(head).map(|(_, row)| row.iter().sum())).collect())

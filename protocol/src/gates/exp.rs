@@ -20,6 +20,12 @@ const WINDOWS: usize = 4;
 const WINDOW_STEPS: u32 = 2;
 /// Steps below the bound from which on every exponential is zero.
 pub const VANISHED: u32 = (WINDOWS as u32) << WINDOW_STEPS;
+/// Bits of a place in a window that count.
+const USED: u32 = 16;
+
+/// Powers of two by which every exponential is smaller than it says, so that one of a row's bound is still below its ring's
+/// quarter when it has been truncated. All of a row are, so softmax does not see it.
+const BELOW: f64 = 0.01;
 
 /// One head's scale: scores are `x * ulp` in powers of two.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -31,6 +37,11 @@ pub struct Head {
 }
 
 impl Head {
+    /// Bits of a ring in which windows have as many as are used of them.
+    pub fn least_ring(&self) -> u32 {
+        self.level_bits - WINDOW_STEPS + USED
+    }
+
     /// Powers of two that a window is worth, rounded up; `k` is the scores' ring.
     pub fn window(&self, k: u32) -> u32 {
         libm::ceil(self.ulp * libm::exp2(f64::from(k - self.level_bits + WINDOW_STEPS))) as u32
@@ -114,7 +125,7 @@ impl Exp {
             let hi: [f64; 2 * WINDOWS] = std::array::from_fn(|i| {
                 let i = i % WINDOWS;
                 let e = if i == 0 { 0.0 } else { (i as f64 - WINDOWS as f64) * 2f64.powi(wb as i32) * h.ulp };
-                libm::exp2(e + f64::from(self.f_deal) - f64::from(spared))
+                libm::exp2(e + f64::from(self.f_deal) - f64::from(spared) - BELOW)
             });
             let low = Powers::new(wb, -h.ulp, 0, n);
             // Flags by window of the whole ring: set for all but the exp table's.
@@ -150,7 +161,7 @@ impl Exp {
             let h = self.heads[e / n];
             let step = 2f64.powi((self.k - h.level_bits) as i32);
             let x = s + 2f64.powi(self.k as i32 - 1) - (level[e / n * self.grid.rows + rows[e % n]] + 1.0) * step;
-            out.push(libm::exp2(x * h.ulp + f64::from(self.f_pub + self.f_deal)));
+            out.push(libm::exp2(x * h.ulp + f64::from(self.f_pub + self.f_deal) - BELOW));
             let below = x < -step * f64::from(VANISHED);
             flags[e / 64] |= u64::from(below) << (e % 64);
         }
@@ -187,7 +198,7 @@ impl Exp {
     }
 }
 
-/// `2^(unit low(x) + f)` for the low bits of a word, of which sixteen count.
+/// `2^(unit low(x) + f)` for the low bits of a word, of which [`USED`] count.
 struct Powers {
     bits: u32,
     /// Exponent of a unit of the low bits' top byte, and what is added.
@@ -207,7 +218,7 @@ impl Powers {
     }
 
     fn of(&self, x: u64) -> f64 {
-        let low = (x & mask(self.bits)) >> (self.bits - 16);
+        let low = (x & mask(self.bits)) >> (self.bits - USED);
         match &self.tables {
             Some([coarse, fine]) => coarse[(low >> 8) as usize] * fine[(low & 255) as usize],
             None => libm::exp2((low as f64 + 0.5) * self.unit / 256.0 + self.f),
@@ -350,6 +361,7 @@ impl Kernel for Keep<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::local::Truncate;
     use super::super::testing::{World, add, masked};
     use super::*;
     use crate::ring::signed;
@@ -391,12 +403,19 @@ mod tests {
             let s = w.run(&g.dealt(), |d| g.deal(d, &ls, &ll), |t, i| g.eval(t, &es[i], &el[i]));
             let [(e1, f1), (e2, f2)] = s;
             let flags: Vec<u64> = f1.iter().zip(&f2).map(|(a, b)| a ^ b).collect();
-            let e: Vec<u64> = e1.iter().zip(&e2).map(|(a, b)| a.wrapping_add(*b) & mask(k_out)).collect();
-            let r = FlagRescale { len: e.len(), shift, k_in: k_out, k_out: 40 };
-            let ((le, ee), (lf, ef)) = (w.mask(&e, k_out), w.mask_bits(&flags));
+            // Opened with two bits below the unit, as the planner does, or with all.
+            let spare = if seed % 2 == 0 { 2 } else { shift };
+            let (mut e, mut k_in) = ([e1, e2], k_out);
+            if spare < shift {
+                let t = Truncate { k: k_out, shift: shift - spare, raise: true };
+                (e, k_in) = ([t.eval(&e[0], true), t.eval(&e[1], false)], k_out - t.shift);
+            }
+            let e: Vec<u64> = e[0].iter().zip(&e[1]).map(|(a, b)| a.wrapping_add(*b) & mask(k_in)).collect();
+            let r = FlagRescale { len: e.len(), shift: spare, k_in, k_out: 40 };
+            let ((le, ee), (lf, ef)) = (w.mask(&e, k_in), w.mask_bits(&flags));
             let s = w.run(&r.dealt(), |d| r.deal(d, Halves { sum: &le, first: &ee[0].l }, &lf), |t, i| r.eval(t, &ee[i], &ef[i]));
             for (at, (x, y)) in x.iter().zip(add(&s, 40)).enumerate() {
-                let want = libm::exp2((signed(*x, k) - bound[at / n]) as f64 * g.heads[at / n].ulp + 19.0);
+                let want = libm::exp2((signed(*x, k) - bound[at / n]) as f64 * g.heads[at / n].ulp + 19.0 - BELOW);
                 let err = (y as f64 - want).abs();
                 // Half a unit of the 8-bit public factor, and what a raised flag may drop.
                 prop_assert!(err <= 6.0 + 2.1e-3 * want, "{} for {}", y, want);

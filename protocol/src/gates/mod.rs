@@ -19,6 +19,7 @@ pub mod exp;
 pub mod grid;
 pub mod hadamard;
 pub mod join;
+pub mod local;
 pub mod pad;
 pub mod piecewise;
 pub mod product;

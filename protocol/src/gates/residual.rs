@@ -1,12 +1,12 @@
 //! `residual`: a layer's accumulators, rescaled onto a masked residual, and the sums of squares of the new residual's rows before
 //! it is opened, so that a norm's first two openings are one.
 //!
-//! With `x` and the accumulators `a` masked, [`super::rescale`] writes `z = round(x / 2^s) + round(c a / 2^s)` as `P - D` with
+//! With `x` and the accumulators `a` masked, [`super::rescale`] writes `z = round(c' x / 2^s) + round(c a / 2^s)` as `P - D` with
 //! `D = A - u W b - u' W' b'`: `P` and the bits `u` are public, `A` and the top bits `b` of both masks are the dealer's. A share of
 //! `z`, and so of `D = P - z`, needs the dealt carries and top bits alone, hence
 //! `z^2 = 2 P z - P^2 + D^2`, `D^2 = A^2 - u W b (2 A - W) - u' W' b' (2 A - W') + 2 u u' W W' b b'`.
-//! Dealt are `sum A^2`, one a row, `b (2 A - W)` in the narrow ring that `W` leaves of it, and, where `s > 0`, the same of the
-//! residual's own bits. With `s = 0` the residual is not rounded and its mask does not count.
+//! Dealt are `sum A^2`, one a row, `b (2 A - W)` in the narrow ring that `W` leaves of it, and the same of the residual's own bits
+//! where it is rounded: where it comes at a scale of its own (`c'`), or where `s > 0`.
 //!
 //! Who sees what: nothing but masked values and shares of functions of their masks, as in every gate.
 
@@ -17,11 +17,13 @@ use crate::ring::mask;
 use crate::vector::{self, Kernel};
 use crate::wipe::Wiped;
 
-/// `x + scale(a)`, and the sum over each row of `round((x + scale(a)) / 2^shift)^2`.
+/// `before(x) + scale(a)`, and the sum over each row of `round((before(x) + scale(a)) / 2^shift)^2`.
 #[derive(Clone, Debug)]
 pub struct Residual {
     /// From all columns of the accumulators to the residual's unit; its output ring is that of the residual before and after.
     pub scale: Rescale,
+    /// To the same from what the residual was before, where that is at another scale.
+    pub before: Option<Rescale>,
     /// Bits that are squared without.
     pub shift: u32,
     /// Ring of the sums: the residual's where `shift` is zero.
@@ -35,10 +37,17 @@ impl Residual {
 
     /// What makes up the value that is squared: of the accumulators, and of the residual before.
     fn parts(&self) -> [Rescale; 2] {
-        let (shift, k_out) = (self.scale.shift + self.shift, self.k_squares);
-        let layer = Rescale { shift, k_out, ..self.scale.clone() };
-        let (mult, k_in) = (vec![1; self.cols()], self.scale.k_out);
-        [layer, Rescale { mult, shift: self.shift, k_in, k_out, ..self.scale.clone() }]
+        let of = |g: &Rescale| Rescale { shift: g.shift + self.shift, k_out: self.k_squares, ..g.clone() };
+        let same = || {
+            let (mult, k_in) = (vec![1; self.cols()], self.scale.k_out);
+            Rescale { mult, shift: 0, k_in, bias: Vec::new(), ..self.scale.clone() }
+        };
+        [of(&self.scale), self.before.as_ref().map_or_else(|| of(&same()), of)]
+    }
+
+    /// Whether the residual before is rounded.
+    fn rounds_before(&self) -> bool {
+        self.shift > 0 || self.before.is_some()
     }
 
     /// What is dealt: sums of a row's `A^2`; carries, top bits and `b (2 A - W)` of the accumulators' masks; the same of the
@@ -46,10 +55,12 @@ impl Residual {
     pub fn dealt(&self) -> Vec<Dealt> {
         let n = self.scale.len();
         let rings = self.parts().map(|part| part.k_bit());
+        // Carries and top bits serve the residual and what is squared.
         let shared = rings[0].max(self.scale.k_bit());
         let mut all = vec![(self.scale.rows, self.k_squares), (n, shared), (n, shared), (n, rings[0])];
-        if self.shift > 0 {
-            all.extend([(n, rings[1]); 3]);
+        if self.rounds_before() {
+            let shared = self.before.as_ref().map_or(rings[1], |before| rings[1].max(before.k_bit()));
+            all.extend([(n, shared), (n, shared), (n, rings[1])]);
             // Twice the product of both wraps has as many low zeros as leave this.
             let both = (rings[0] + rings[1]).saturating_sub(self.k_squares + 1);
             all.extend((both > 0).then_some((n, both)));
@@ -92,7 +103,8 @@ impl Residual {
 
     /// Meaning in the clear, in units.
     pub fn plain(&self, acc: &[f64], x: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        let sum: Vec<f64> = self.scale.plain(acc).iter().zip(x).map(|(a, x)| a + x).collect();
+        let before = self.before.as_ref().map_or(x.to_vec(), |before| before.plain(x));
+        let sum: Vec<f64> = self.scale.plain(acc).iter().zip(before).map(|(a, x)| a + x).collect();
         let unit = libm::exp2(-f64::from(2 * self.shift));
         let squares = sum.chunks_exact(self.cols()).map(|row| row.iter().map(|v| v * v).sum::<f64>() * unit).collect();
         (sum, squares)
@@ -104,7 +116,8 @@ impl Residual {
         let mut sums = t.next(self.scale.rows, self.k_squares)?;
         let mut halves = t.halves(&dealt[1..])?;
         let parts = self.parts();
-        let ([layer, before], whole) = (parts.each_ref().map(Terms::new), Terms::new(&self.scale));
+        let [layer, before] = parts.each_ref().map(Terms::new);
+        let (whole, whole_before) = (Terms::new(&self.scale), self.before.as_ref().map(Terms::new));
         let mut out = vec![0; self.scale.len()];
         let [mut p, mut rounded, mut w, mut own_w] = std::array::from_fn(|_| vec![0; n]);
         let mut z = Wiped::new(vec![0; n]);
@@ -122,26 +135,38 @@ impl Residual {
             }
             layer.own(acc_l, &mut z);
             before.own(x_l, &mut z);
-            if self.shift > 0 {
+            if self.rounds_before() {
                 before.wraps(x_m, own_carry, own_top, &mut z);
             }
             layer.wraps(acc_m, carry, top, &mut z);
             layer.wrapped(acc_m, &mut w);
             vector::run(Squares { p: &p, z: &z, leads, sum });
             vector::run(TakeTimes { from: sum, by: &w, what: cross });
+            if self.rounds_before() {
+                before.wrapped(x_m, &mut own_w);
+                vector::run(TakeTimes { from: sum, by: &own_w, what: own_cross });
+                w.iter_mut().zip(&own_w).for_each(|(w, own)| *w = w.wrapping_mul(*own).wrapping_mul(2).wrapping_neg());
+                vector::run(TakeTimes { from: sum, by: &w, what: both });
+            }
             if self.shift == 0 {
                 out.copy_from_slice(&z);
                 continue;
             }
-            before.wrapped(x_m, &mut own_w);
-            vector::run(TakeTimes { from: sum, by: &own_w, what: own_cross });
-            w.iter_mut().zip(&own_w).for_each(|(w, own)| *w = w.wrapping_mul(*own).wrapping_mul(2).wrapping_neg());
-            vector::run(TakeTimes { from: sum, by: &w, what: both });
             if leads {
                 whole.public(acc_m, out);
-                vector::run(Add { to: out, what: x_m });
+                match &whole_before {
+                    Some(before) => before.public(x_m, &mut rounded),
+                    None => rounded.copy_from_slice(x_m),
+                }
+                vector::run(Add { to: out, what: &rounded });
             }
-            vector::run(Subtract { words: out, half: x_l, xor: false });
+            match &whole_before {
+                Some(before) => {
+                    before.own(x_l, out);
+                    before.wraps(x_m, own_carry, own_top, out);
+                }
+                None => vector::run(Subtract { words: out, half: x_l, xor: false }),
+            }
             whole.own(acc_l, out);
             whole.wraps(acc_m, carry, top, out);
         }
@@ -259,13 +284,19 @@ mod tests {
             (k_in, k_x, k_squares) in (4u32..=62, 4u32..=62, 4u32..=64),
             (drop, shift) in (0u32..60, 0u32..12),
             mult in prop::collection::vec(prop_oneof![Just(1i64), -(1i64 << 27)..=1 << 27], 2),
+            before in prop::option::of((prop::collection::vec(-(1i64 << 27)..=1 << 27, 2), 0u32..60, 4u32..=62)),
             seed in any::<u64>(),
         ) {
             let shift = shift.min(k_x - 2);
             let k_squares = if shift == 0 { k_x } else { k_squares };
             let mult = mult[..cols].to_vec();
             let scale = Rescale { rows, stride: cols, first: 0, mult, shift: drop, k_in, k_out: k_x, bias: vec![] };
-            let g = Residual { scale, shift, k_squares };
+            let before = before.map(|(mult, shift, k_in)| Rescale { mult: mult[..cols].to_vec(), shift, k_in, ..scale.clone() });
+            // Rings of the residual before and after.
+            let (k_before, k_x) = (before.as_ref().map_or(k_x, |b| b.k_in), k_x);
+            let by = |c: usize| before.as_ref().map_or((1, 0), |b| (b.mult[c], b.shift));
+            let by: Vec<(i64, u32)> = (0..cols).map(by).collect();
+            let g = Residual { scale, before, shift, k_squares };
             let mut w = World::seeded(seed);
             let mut half = |k: u32| {
                 let mut x = w.edges(k, rows * cols);
@@ -275,7 +306,7 @@ mod tests {
                 }
                 masked(&x, k, false)
             };
-            let ((acc, l_acc, e_acc), (x, l_x, e_x)) = (half(k_in), half(k_x));
+            let ((acc, l_acc, e_acc), (x, l_x, e_x)) = (half(k_in), half(k_before));
             let halves = |sum, first| Halves { sum, first };
             let s = w.run(
                 &g.dealt(),
@@ -286,18 +317,20 @@ mod tests {
             let (sum, squares) = (add(&[a.0, b.0], k_x), add(&[a.1, b.1], k_squares));
             for (row, squares) in squares.into_iter().enumerate() {
                 let mut near = vec![0u64];
-                for c in 0..cols {
+                for (c, (by, drop_before)) in by.iter().enumerate() {
                     let at = row * cols + c;
-                    let (acc, x) = (i128::from(signed(acc[at], k_in)), i128::from(signed(x[at], k_x)));
-                    let exact = acc * i128::from(g.scale.mult[c]);
-                    let floor = x + (exact >> drop);
+                    let (acc, x) = (i128::from(signed(acc[at], k_in)), i128::from(signed(x[at], k_before)));
+                    let (exact, x) = (acc * i128::from(g.scale.mult[c]), x * i128::from(*by));
+                    let floor = (x >> drop_before) + (exact >> drop);
                     let off = signed((sum[at] as u64).wrapping_sub(floor as u64), k_x);
-                    prop_assert!((-3..=4).contains(&off), "off by {} units", off);
+                    // Three of either that is rounded, and both floors.
+                    prop_assert!((-6..=8).contains(&off), "off by {} units", off);
+                    prop_assert!(g.before.is_some() || (-3..=4).contains(&off), "off by {} units", off);
                     // What is squared: the very sum, or both scaled down, each within three units.
                     let squared: Vec<u64> = match shift {
                         0 => vec![sum[at] as u64],
                         _ => {
-                            let v = (x >> shift) + (exact >> (drop + shift));
+                            let v = (x >> (drop_before + shift)) + (exact >> (drop + shift));
                             (-6..=8).map(|near| (v + near) as u64).collect()
                         }
                     };

@@ -9,7 +9,8 @@ use crate::Error;
 const TILE: usize = 4;
 
 impl BertModel {
-    /// What a client shares: the normalised sum of word, position and first segment row, `tokens x hidden_size`.
+    /// What a client shares: the normalised sum of word, position and first segment row, before the norm's gain and shift,
+    /// `tokens x hidden_size`.
     pub fn embed_tokens(&self, tokens: &[u32]) -> Result<Vec<f64>, Error> {
         let (h, longest) = (self.config.hidden_size, self.config.max_position_embeddings);
         if tokens.is_empty() {
@@ -35,7 +36,7 @@ impl BertModel {
                     .map(|((w, p), t)| f64::from(*w) + f64::from(*p) + f64::from(*t)),
             );
         }
-        self.normalise(&mut x, &e.norm);
+        self.normalise(&mut x);
         Ok(x)
     }
 
@@ -59,14 +60,17 @@ impl BertModel {
     /// The last hidden state, `tokens x hidden_size`.
     pub fn plaintext_hidden(&self, tokens: &[u32]) -> Result<Vec<f64>, Error> {
         let mut x = self.embed_tokens(tokens)?;
+        gain(&mut x, &self.embeddings.norm);
         for layer in &self.layers {
             let mixed = dense(&self.attention(&x, layer), &layer.attention_output);
             add(&mut x, &mixed);
-            self.normalise(&mut x, &layer.attention_norm);
+            self.normalise(&mut x);
+            gain(&mut x, &layer.attention_norm);
             let mut inner = dense(&x, &layer.intermediate);
             inner.iter_mut().for_each(|v| *v = gelu(*v));
             add(&mut x, &dense(&inner, &layer.output));
-            self.normalise(&mut x, &layer.output_norm);
+            self.normalise(&mut x);
+            gain(&mut x, &layer.output_norm);
         }
         Ok(x)
     }
@@ -103,16 +107,22 @@ impl BertModel {
         out
     }
 
-    /// Layer normalisation of every row, in place.
-    fn normalise(&self, x: &mut [f64], norm: &Norm) {
+    /// Layer normalisation of every row, in place, before gain and shift.
+    fn normalise(&self, x: &mut [f64]) {
         let h = self.config.hidden_size;
         for row in x.chunks_exact_mut(h) {
             let mean = row.iter().sum::<f64>() / h as f64;
             let variance = row.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / h as f64;
             let inverse = 1.0 / libm::sqrt(variance + self.config.layer_norm_eps);
-            for ((v, w), b) in row.iter_mut().zip(&norm.weight).zip(&norm.bias) {
-                *v = (*v - mean) * inverse * f64::from(*w) + f64::from(*b);
-            }
+            row.iter_mut().for_each(|v| *v = (*v - mean) * inverse);
+        }
+    }
+}
+
+fn gain(x: &mut [f64], norm: &Norm) {
+    for row in x.chunks_exact_mut(norm.weight.len()) {
+        for ((v, w), b) in row.iter_mut().zip(&norm.weight).zip(&norm.bias) {
+            *v = *v * f64::from(*w) + f64::from(*b);
         }
     }
 }

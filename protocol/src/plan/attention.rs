@@ -1,7 +1,7 @@
 //! From masked scores and values to attention's outputs: the maximum, exponentials, weighted values and the reciprocal of
 //! the row sums. Nine rounds, the last of which the caller shares; eight with `few_rows`.
 
-use super::build::{Build, log2_ceil, scales};
+use super::build::{Build, SPARE, log2_ceil, scales};
 use super::{SLACK, pow2};
 use crate::gates::bits::{And, CountClear};
 use crate::gates::broadcast::Broadcast;
@@ -120,6 +120,14 @@ impl Build {
         hidden
     }
 
+    /// Share of scores without the bits that exponentials do not read, and what heads are then.
+    pub fn scored(&mut self, s: Id, heads: &[Head]) -> (Id, Vec<Head>) {
+        let needed = heads.iter().fold(0, |m, h| m.max(h.least_ring())) + SPARE as u32;
+        let shift = self.values[s].bits.saturating_sub(needed);
+        let scored = heads.iter().map(|h| Head { ulp: h.ulp * pow2(shift as i32), ..*h }).collect();
+        (self.truncate(s, shift), scored)
+    }
+
     /// Share of attention's outputs, `rows x heads dim` at `2^-(f_out + f_recip)`, from masked scores and values.
     pub fn attend(&mut self, s: Id, v: Id, a: &Attend) -> Id {
         let (heads, rows, keys) = (a.heads.len(), a.grid.rows, a.grid.keys);
@@ -134,13 +142,16 @@ impl Build {
         let k = f as u32 + 2;
         let exp = Exp { grid: a.grid, heads: a.heads.to_vec(), k: a.k, k_out: k, f_pub: a.f_pub, f_deal: f - a.f_pub };
         // Scores lie at least a step below the bound; where the windows alias the flag is set and nothing is kept.
-        let largest = pow2(f) * (1.0 - 1e-6);
+        let largest = pow2(f) * 0.995;
         let e = self.value("exponentials", &scores, k, pow2(-f), largest);
         let flags = self.bits("zero flags", &[exp.flag_len()]);
         self.op(Kind::Exp(exp), &[s, level], &[e, flags]);
+        let below = SPARE.min(f - f_exp);
+        let e = self.truncate_raised(e, (f - f_exp - below) as u32);
         let [e, flags] = self.open([e, flags]);
         let kept = self.value("kept exponentials", &scores, a.k_av, pow2(-f_exp), pow2(f_exp) + 2.0);
-        let keep = FlagRescale { len: heads * a.grid.len(), shift: (f - f_exp) as u32, k_in: k, k_out: a.k_av };
+        let (shift, k_in) = (below as u32, self.values[e].bits);
+        let keep = FlagRescale { len: heads * a.grid.len(), shift, k_in, k_out: a.k_av };
         self.op(Kind::FlagRescale(keep), &[e, flags], &[kept]);
 
         // Row sums and unnormalised outputs; the reciprocal's rounds run beside the outputs' own.
@@ -157,11 +168,12 @@ impl Build {
         let product = HeadProduct { side: Side::Attend, grid, heads, kv_heads, dim, k: a.k_av };
         self.op(Kind::Product(product), &[kept, v], &[o]);
         let floor = pow2(windows.drop as i32 - 1);
+        let to_out = vec![pow2(a.f_out - f_exp - a.f_value); width];
+        let (o, to_out) = self.resolved(o, &to_out);
         let f_recip = a.f_recip;
         let f = move |v: f64| pow2(f_recip) * one / v.max(floor);
         let (r, o) = self.row_function("reciprocal", sum, windows, a.k_out, a.rho, f, Some(o));
         let o = o.unwrap_or(r);
-        let to_out = vec![pow2(a.f_out - f_exp - a.f_value); width];
         let bound = summed * pow2(a.f_out);
         let o = self.rescale("weighted values", o, 0, width, &to_out, &[], a.k_out, pow2(-a.f_out), bound);
         let [o, r] = self.open([o, r]);

@@ -6,6 +6,7 @@ use super::activation::Curves;
 use super::{Layer, pow2};
 use crate::gates::cosine::Cosine;
 use crate::gates::join::Join;
+use crate::gates::local::Truncate;
 use crate::gates::piecewise::{MOST_SCALES, Piecewise, Scales, fit, narrow, narrow_ring};
 use crate::gates::rescale::Rescale;
 use crate::gates::residual::Residual;
@@ -37,6 +38,18 @@ pub struct Activated<'a> {
     /// Bound on the result.
     pub bound: f64,
 }
+
+/// What a residual is made of: a masked value, the factor of every column to the residual's unit, or none where it has that
+/// unit, and the bound of the product.
+pub struct Part<'a> {
+    pub x: Id,
+    pub scale: &'a [f64],
+    pub bound: f64,
+}
+
+/// Bits below a unit that a share keeps which is rounded to it when it is opened: truncation adds a tenth to what rounding is off
+/// by.
+pub const SPARE: i32 = 2;
 
 /// A function at every scale.
 pub struct Scaled {
@@ -142,26 +155,58 @@ impl Build {
         out
     }
 
-    /// Masked accumulators times their `scale`, up to `bound`, on the masked residual `x`; and the sums of its rows' squares in
-    /// units of `2^(2 shift)`, for `squares` of that shift, their ring and their bound.
+    /// The residual in the ring `k` at `ulp`: a masked layer's output and what it was before, masked too, each times its scale;
+    /// and the sums of its rows' squares in units of `2^(2 shift)`, for `squares` of that shift, their ring and their bound.
     pub fn residual(
         &mut self,
         name: &str,
-        acc: Id,
-        x: Id,
-        scale: &[f64],
-        bound: f64,
+        [layer, before]: [Part; 2],
+        (k_out, ulp): (u32, f64),
         (shift, k_squares, largest): (u32, u32, f64),
     ) -> [Id; 2] {
-        let before = self.values[x].clone();
-        let (mult, drop) = fixed(scale);
-        let (rows, stride, k_in) = (before.shape[0], mult.len(), self.values[acc].bits);
-        let scale = Rescale { rows, stride, first: 0, mult, shift: drop, k_in, k_out: before.bits, bias: Vec::new() };
-        let sum = before.bound + bound + 3.0;
-        let after = self.value(&format!("residual after {name}"), &before.shape, before.bits, before.ulp, sum);
-        let square = self.value(&format!("residual after {name}, squares"), &[rows], k_squares, 0.0, largest);
-        self.op(Kind::Residual(Residual { scale, shift, k_squares }), &[acc, x], &[after, square]);
+        let shape = self.values[before.x].shape.clone();
+        let rescale = |part: &Part| {
+            let ((mult, shift), k_in) = (fixed(part.scale), self.values[part.x].bits);
+            Rescale { rows: shape[0], stride: shape[1], first: 0, mult, shift, k_in, k_out, bias: Vec::new() }
+        };
+        let scaled = (!before.scale.is_empty()).then(|| rescale(&before));
+        let gate = Residual { scale: rescale(&layer), before: scaled, shift, k_squares };
+        let sum = before.bound + layer.bound + 6.0;
+        let after = self.value(&format!("residual after {name}"), &shape, k_out, ulp, sum);
+        let square = self.value(&format!("residual after {name}, squares"), &[shape[0]], k_squares, 0.0, largest);
+        self.op(Kind::Residual(gate), &[layer.x, before.x], &[after, square]);
         [after, square]
+    }
+
+    /// A share without its last `shift` bits, in a ring of as many fewer.
+    pub fn truncate(&mut self, x: Id, shift: u32) -> Id {
+        self.truncated(x, shift, false)
+    }
+
+    /// As [`Self::truncate`], for one that is opened and rescaled by a power of two.
+    pub fn truncate_raised(&mut self, x: Id, shift: u32) -> Id {
+        self.truncated(x, shift, true)
+    }
+
+    fn truncated(&mut self, x: Id, shift: u32, raise: bool) -> Id {
+        if shift == 0 {
+            return x;
+        }
+        let v = self.values[x].clone();
+        let (bits, unit) = (v.bits - shift, pow2(shift as i32));
+        let g = Truncate { k: v.bits, shift, raise };
+        self.values.push(Value { bits, ulp: v.ulp * unit, bound: v.bound / unit + 1.5, ..v });
+        let y = self.values.len() - 1;
+        self.op(Kind::Truncate(g), &[x], &[y]);
+        y
+    }
+
+    /// A share without the bits that `scale` brings below a fraction of a unit ([`SPARE`]), and the factors from its unit.
+    pub fn resolved(&mut self, x: Id, scale: &[f64]) -> (Id, Vec<f64>) {
+        let largest = scale.iter().fold(1e-30, |m: f64, s| m.max(s.abs()));
+        let shift = (libm::floor(-libm::log2(largest)) as i32 - SPARE).clamp(0, self.values[x].bits as i32 - 4);
+        let by_shifts = scale.iter().all(|s| s.to_bits().trailing_zeros() >= f64::MANTISSA_DIGITS - 1);
+        (self.truncated(x, shift as u32, by_shifts), scale.iter().map(|s| s * pow2(shift)).collect())
     }
 
     /// `f` of a masked positive scalar per row: two rounds; the last opening is the caller's.
@@ -237,18 +282,14 @@ impl Build {
         let above = self.bits(&format!("{name} above"), &[tails.out_len()]);
         let inside = self.bits(&format!("{name} inside"), &[tails.out_len()]);
         self.op(Kind::Tails(tails), &[h], &[above, inside]);
+        let below = SPARE.min(f_series as i32 - f);
+        let s = self.truncate_raised(s, (f_series as i32 - f - below) as u32);
+        let k_series = self.values[s].bits;
         let [s, above, inside] = self.open([s, above, inside]);
         let (mult, shift) = fixed(scale);
         let g = self.value(name, &shape, k, pow2(-f), bound * pow2(f) + 5.0);
-        let join = Join { len, mult, shift, k_in, k_series, drop: (f_series as i32 - f) as u32, k_out: k };
+        let join = Join { len, mult, shift, k_in, k_series, drop: below as u32, k_out: k };
         self.op(Kind::Join(join), &[h, s, above, inside], &[g]);
         g
-    }
-
-    pub fn add(&mut self, name: &str, a: Id, b: Id) -> Id {
-        let v = self.values[a].clone();
-        let out = self.value(name, &v.shape, v.bits, v.ulp, v.bound + self.values[b].bound);
-        self.op(Kind::Add, &[a, b], &[out]);
-        out
     }
 }

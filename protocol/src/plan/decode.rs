@@ -1,7 +1,7 @@
 //! A decoder as a list of operations, for some new rows after some past ones: prefill and single steps alike.
 //!
 //! 22 rounds a block with a gated MLP, 21 without, and 4 more: a linear layer reads the product of the residual and
-//! its norm's inverse root directly, in a ring wide enough for both scales, so neither normalised rows nor attention's
+//! its norm's inverse root directly, truncated as shares are ([`crate::gates::local`]), so neither normalised rows nor attention's
 //! outputs nor the MLP's products are opened for a rescale of their own; and the sum of squares that a norm begins with is
 //! taken before the residual is opened ([`crate::gates::residual`]), all but the first. Programs of few rows spend dealt
 //! bytes to count the maximum's levels in one round less.
@@ -24,10 +24,10 @@
 //! are, in 2^15; the keys' proven bound is 1.4 times their norm, room for more than a thousand moves of one key.
 
 use super::attention::{Attend, depth, level_bits};
-use super::build::{Activated, Build, Scaled};
+use super::build::{Activated, Build, Part, Scaled};
 use super::decoder::{DEGREE, DecoderPlanner, F_LARGEST, F_RECIP, K_SCORE, RHO, hidden_levels};
 use super::layer::{BlockPlan, MlpPlan};
-use super::norm::{F_RESIDUAL, HeadNorm, K_SQUARES, LARGEST, PreNorm};
+use super::norm::{F_INPUT, F_RESIDUAL, HeadNorm, K_SQUARES, LARGEST, PreNorm};
 use super::prove::prove;
 use super::rows::Wide;
 use super::{SLACK, pow2, refuse};
@@ -109,16 +109,16 @@ impl Emit<'_> {
         self.b.scaled(&format!("{name} inverse root"), v, scales, n.k, RHO, f)
     }
 
-    /// The masked residual times the masked inverse root, as a share at `2^-n.f`.
+    /// The masked residual times the masked inverse root, as a share at `2^-`[`F_INPUT`].
     fn times_root(&mut self, name: &str, x: Id, r: Id, n: &PreNorm) -> Id {
         let (rows, d) = (self.rows, self.p.config.hidden);
         let bound = libm::sqrt(d as f64) * SLACK * pow2(n.f);
         let y = self.b.value(&format!("{name} normalised"), &[rows, d], n.k, pow2(-n.f), bound);
         self.b.op(Kind::Broadcast(Broadcast { rows, cols: d, dim: d, centre: false, k: n.k }), &[x, r], &[y]);
-        y
+        self.b.truncate(y, (n.f - F_INPUT) as u32)
     }
 
-    /// `x / rms(x)` as a share at `2^-n.f`, and the masked residual; three rounds, the last of which opens the inverse root, but
+    /// `x / rms(x)` as a share at `2^-`[`F_INPUT`], and the masked residual; three rounds, the last of which opens the inverse root, but
     /// for the first of all four.
     fn normalised(&mut self, name: &str, r: Residual, n: &PreNorm) -> [Id; 2] {
         let [x, v] = self.opened(name, r, n);
@@ -180,11 +180,11 @@ impl Emit<'_> {
     }
 
     /// Columns of a masked value, times their scales, to heads of queries or keys, rotated where the model rotates.
-    fn heads(&mut self, name: &str, acc: Id, first: usize, s: Vec<f64>) -> Id {
+    fn heads(&mut self, name: &str, acc: Id, first: usize, s: &[f64]) -> Id {
         let (stride, k_in) = (self.b.values[acc].len() / self.rows, self.b.values[acc].bits);
         let bound = s.iter().fold(0f64, |m, s| m.max(s.abs())) * self.b.values[acc].bound * 2.0;
         let Some(rope) = &self.p.config.rope else {
-            return self.b.rescale(name, acc, first, stride, &s, &[], K_SCORE, 0.0, bound);
+            return self.b.rescale(name, acc, first, stride, s, &[], K_SCORE, 0.0, bound);
         };
         let out = self.b.value(name, &[self.rows, s.len()], K_SCORE, 0.0, bound);
         let rotate = Rotate {
@@ -194,7 +194,7 @@ impl Emit<'_> {
             first,
             dim: self.p.config.head_dim,
             frequencies: rope.inverse_frequencies.clone(),
-            scale: s,
+            scale: s.to_vec(),
             k_in,
             k_out: K_SCORE,
         };
@@ -247,30 +247,35 @@ impl Emit<'_> {
         let c = &self.p.config;
         let (dim, heads, kv_heads) = (c.head_dim, c.heads, c.kv_heads);
         let grid = Grid::causal(self.past, self.rows);
-        // Queries and keys, masked, with the unit of each column, and the accumulators that hold the values.
-        let (x, from, unit, acc) = match &b.head_norm {
+        let (k_at, stride) = (heads * dim, b.qkv.layer.ulp.len());
+        let v_at = stride - kv_heads * dim;
+        let (to_scores, one) = ([&b.q_scale[..], &b.k_scale].concat(), pow2(b.f_value));
+        let scaled = |unit: &[f64], scale: &[f64]| unit.iter().zip(scale).map(|(u, s)| u * s).collect::<Vec<f64>>();
+        let values: Vec<f64> = b.qkv.layer.ulp[v_at..].iter().map(|u| u * one).collect();
+        // Queries and keys, masked, with the factor of each column, and the accumulators that hold the values, with theirs.
+        let (x, from, to_scores, acc, to_values) = match &b.head_norm {
             None => {
                 let [y, x] = self.normalised("attention norm", r, &b.attention_norm);
                 let acc = self.linear("query, key, value accumulators", y, &b.qkv);
+                let all = [scaled(&b.qkv.layer.ulp, &to_scores), values].concat();
+                let (acc, mut all) = self.b.resolved(acc, &all);
                 let [acc] = self.b.open([acc]);
-                (x, acc, b.qkv.layer.ulp.clone(), acc)
+                let values = all.split_off(v_at);
+                (x, acc, all, acc, values)
             }
             Some(n) => {
                 let ([y, x], h) = self.normalised_heads("attention norm", r, &b.attention_norm, n);
                 let acc = self.linear("value accumulators", y, &b.qkv);
+                let (h, to_scores) = self.b.resolved(h, &scaled(&n.unit(), &to_scores));
+                let (acc, values) = self.b.resolved(acc, &values);
                 let [h, acc] = self.b.open([h, acc]);
-                (x, h, n.unit(), acc)
+                (x, h, to_scores, acc, values)
             }
         };
-        let k_at = heads * dim;
-        let scaled = |at: usize, scale: &[f64]| unit[at..].iter().zip(scale).map(|(u, s)| u * s).collect::<Vec<f64>>();
-        let q = self.heads("query", from, 0, scaled(0, &b.q_scale));
-        let k = self.heads("key", from, k_at, scaled(k_at, &b.k_scale));
-        let stride = b.qkv.layer.ulp.len();
-        let v_at = stride - kv_heads * dim;
-        let sv: Vec<f64> = b.qkv.layer.ulp[v_at..].iter().map(|u| u * pow2(b.f_value)).collect();
-        let bound = b.value_bound * pow2(b.f_value);
-        let v = self.b.rescale("value", acc, v_at, stride, &sv, &[], b.k_av, pow2(-b.f_value), bound);
+        let q = self.heads("query", from, 0, &to_scores[..k_at]);
+        let k = self.heads("key", from, k_at, &to_scores[k_at..]);
+        let bound = b.value_bound * one;
+        let v = self.b.rescale("value", acc, v_at, stride, &to_values, &[], b.k_av, 1.0 / one, bound);
         let [q, k, v] = self.b.open([q, k, v]);
         let k = self.append("keys", cache.map(|c| c[0]), k);
         let v = self.append("values", cache.map(|c| c[1]), v);
@@ -289,39 +294,45 @@ impl Emit<'_> {
             let levels = bits.iter().map(|b| hidden_levels(*b)).collect();
             self.b.hide_padding(s, keep, PadKeys { grid, levels, level_bits: bits, k: K_SCORE }, &b.score_units)
         });
+        let (s, scored) = self.b.scored(s, &b.heads);
         let [s] = self.b.open([s]);
         let depth = depth(&b.heads, K_SCORE);
+        let drop = (b.f_out + F_RECIP - F_INPUT) as u32;
         let attend = Attend {
             grid,
-            heads: &b.heads,
+            heads: &scored,
             kv_heads,
             dim,
             value_bound: b.value_bound,
             f_value: b.f_value,
             k_av: b.k_av,
-            k: K_SCORE,
+            k: self.b.values[s].bits,
             f_exp: F_LARGEST + depth,
             f_pub: 12,
             f_sum: depth + 3,
             f_out: b.f_out,
             f_recip: F_RECIP,
-            k_out: b.output.k,
+            k_out: b.output.k + drop,
             windows: 16,
             degree: DEGREE,
             rho: RHO,
             few_rows: self.rows <= FEW_ROWS,
         };
         let a = self.b.attend(s, v, &attend);
+        let a = self.b.truncate(a, drop);
         self.onto("attention output", a, &b.output, x, &b.mlp_norm)
     }
 
     /// The masked residual `x` and a linear layer's output at its scale, for a norm to read.
     fn onto(&mut self, name: &str, y: Id, w: &Wide, x: Id, n: &PreNorm) -> Residual {
         let acc = self.linear(&format!("{name} accumulators"), y, w);
-        let [acc] = self.b.open([acc]);
         let scale: Vec<f64> = w.layer.ulp.iter().map(|u| u * pow2(F_RESIDUAL)).collect();
+        let (acc, scale) = self.b.resolved(acc, &scale);
+        let [acc] = self.b.open([acc]);
+        let (bound, before) = (w.layer.bound * pow2(F_RESIDUAL), self.b.values[x].clone());
         let squares = (n.shift, self.k_squares(n), n.largest());
-        let [x, square] = self.b.residual(name, acc, x, &scale, w.layer.bound * pow2(F_RESIDUAL), squares);
+        let parts = [Part { x: acc, scale: &scale, bound }, Part { x, scale: &[], bound: before.bound }];
+        let [x, square] = self.b.residual(name, parts, (before.bits, before.ulp), squares);
         Residual { x, square: Some(square) }
     }
 
@@ -330,19 +341,21 @@ impl Emit<'_> {
         let (rows, width) = (self.rows, m.act.layer.ulp.len());
         let [y, x] = self.normalised("MLP norm", r, n);
         let h = self.linear("nonlinearity's input", y, &m.act);
+        let scale: Vec<f64> = m.act.layer.ulp.iter().map(|u| u * pow2(m.f_activated)).collect();
+        let (h, scale) = self.b.resolved(h, &scale);
+        let k = m.ring();
         let (h, times) = match &m.times {
             None => (self.b.open([h])[0], None),
             Some(up) => {
                 let u = self.linear("up accumulators", y, up);
-                let [h, u] = self.b.open([h, u]);
                 let s: Vec<f64> = up.layer.ulp.iter().map(|u| u * pow2(m.f_up)).collect();
+                let (u, s) = self.b.resolved(u, &s);
+                let [h, u] = self.b.open([h, u]);
                 let bound = up.layer.bound * pow2(m.f_up);
-                let u = self.b.rescale("up", u, 0, width, &s, &[], m.down.k, pow2(-m.f_up), bound);
+                let u = self.b.rescale("up", u, 0, width, &s, &[], k, pow2(-m.f_up), bound);
                 (h, Some((u, up.layer.bound)))
             }
         };
-        let k = m.down.k;
-        let scale: Vec<f64> = m.act.layer.ulp.iter().map(|u| u * pow2(m.f_activated)).collect();
         let least = if m.times.is_some() { F_SERIES_GATED } else { F_SERIES };
         let (f, f_series) = (m.f_activated, m.f_activated.max(least) as u32);
         let act = Activated { h, curves: &m.curves, scale: &scale, f, f_series, k, bound: m.act.layer.bound };
@@ -353,6 +366,7 @@ impl Emit<'_> {
             g = self.b.value("gated", &[rows, width], k, pow2(-m.f_activated - m.f_up), bound);
             self.b.op(Kind::Hadamard(Hadamard { len: rows * width, k }), &[a, u], &[g]);
         }
+        let g = self.b.truncate(g, (m.f_activated + m.f_up - m.f_down) as u32);
         self.onto("MLP output", g, &m.down, x, next)
     }
 }

@@ -17,7 +17,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use super::Error;
 use super::kept::{Progress, Shelf};
 use super::layer::{BlockPlan, Context, bounded};
-use super::norm::{PreNorm, SMALLEST};
+use super::norm::{F_INPUT, PreNorm, SMALLEST};
 use super::rows::{Rows, WEIGHT, WIDEST, Wide, quantise, ring_of};
 use super::{SLACK, norm, refuse, wide};
 use crate::gates::pad;
@@ -223,8 +223,8 @@ impl Planning {
         let units = vec![unit; rows.len];
         let mut last_norm = PreNorm::new(&c, residual, smallest);
         last_norm.spare("final norm", ring_of(&bounds, &units, 0))?;
-        let head = quantise("head", &rows, 0..rows.len, &units, &bounds, last_norm.f, keep)?;
-        last_norm.k = head.k;
+        let head = quantise("head", &rows, 0..rows.len, &units, &bounds, F_INPUT, keep)?;
+        last_norm.read_in(head.k);
         let norms = blocks.iter().flat_map(|b| [&b.attention_norm, &b.mlp_norm]).chain([&last_norm]);
         // A share may be read in a narrower ring, never in a wider one.
         let heads = blocks.iter().filter_map(|b| Some(b.head_norm.as_ref()?.wide.k));

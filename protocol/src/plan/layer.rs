@@ -12,7 +12,7 @@ use super::attention::{STEP, attention_ring, depth};
 use super::build::log2_ceil;
 use super::decoder::{F_LARGEST, F_OUT, F_RECIP, K_SCORE, hidden_levels};
 use super::linalg::{Matrix, dot, eigenvalue_bound, norm};
-use super::norm::{HeadNorm, PreNorm};
+use super::norm::{F_INPUT, HeadNorm, PreNorm};
 use super::rows::{Fact, Rows, WIDEST, Wide, finest, quantise, ring_of};
 use super::{SLACK, max, pow2, refuse};
 use crate::Error;
@@ -30,6 +30,8 @@ const VALUE: u32 = 22;
 const F_VALUE: (i32, i32) = (18, 14);
 /// The fewest where the ring has no more room.
 const F_VALUE_LEAST: i32 = 12;
+/// Most fraction bits of what the MLP's last layer reads.
+const F_DOWN: i32 = 18;
 /// Bits of what multiplies the nonlinearity that are worth as many of the last layer's weights.
 const F_UP_WORTH: i32 = 10;
 /// Most multiply-accumulates for which spectral norms are bounded closely (minutes); above, by the Frobenius norm.
@@ -48,7 +50,16 @@ pub struct MlpPlan {
     /// What multiplies it, and its scale.
     pub times: Option<Wide>,
     pub f_up: i32,
+    /// Scale of what the last layer reads.
+    pub f_down: i32,
     pub down: Wide,
+}
+
+impl MlpPlan {
+    /// Ring of what is truncated for the last layer.
+    pub fn ring(&self) -> u32 {
+        self.down.k + (self.f_activated + self.f_up - self.f_down) as u32
+    }
 }
 
 /// One block.
@@ -306,15 +317,19 @@ impl Bounded<'_> {
         units.extend(rows.units(values, &vec![1.0; values.len()]));
         let limits = &bounds[read.clone()];
         attention_norm.spare(&format!("{name} attention norm"), ring_of(limits, &units, 0))?;
-        let qkv = quantise(&format!("{name} query/key/value"), rows, read, &units, limits, attention_norm.f, x.keep)?;
-        attention_norm.k = qkv.k;
+        let qkv = quantise(&format!("{name} query/key/value"), rows, read, &units, limits, F_INPUT, x.keep)?;
+        attention_norm.read_in(qkv.k);
 
         let Limited { rows, facts, bounds } = &self.output;
         let op = format!("{name} attention output");
         let units = rows.units(facts, &vec![1.0; rows.len]);
         let room = WIDEST as i32 - ring_of(bounds, &units, 0) as i32;
-        let f_out = (room - F_RECIP).clamp(F_OUT.1, F_OUT.0);
-        let output = quantise(&op, rows, 0..rows.len, &units, bounds, f_out + F_RECIP, x.keep)?;
+        let f_out = (room - F_RECIP).min(F_OUT.0);
+        if f_out < F_OUT.1 {
+            let reason = format!("accumulators proven up to {:.0} leave {f_out} bits for their scale", max(bounds));
+            return Err(refuse(&op, reason));
+        }
+        let output = quantise(&op, rows, 0..rows.len, &units, bounds, F_INPUT, x.keep)?;
 
         let mut mlp_norm = PreNorm::new(c, between, x.smallest);
         let f_exp = F_LARGEST + depth(&self.heads, K_SCORE);
@@ -326,7 +341,7 @@ impl Bounded<'_> {
         }
         let k_av = attention_ring(x.longest, self.value_bound, f_exp + f_value);
         let mlp = self.mlp.plan(name, x, &mut mlp_norm)?;
-        mlp_norm.k = mlp.act.k.max(mlp.times.as_ref().map_or(0, |w| w.k));
+        mlp_norm.read_in(mlp.act.k.max(mlp.times.as_ref().map_or(0, |w| w.k)));
         Ok(BlockPlan {
             attention_norm,
             qkv,
@@ -382,7 +397,7 @@ impl Feed<'_> {
         let Limited { rows, facts, bounds } = &self.act;
         let needed = self.up.as_ref().map_or(0, |up| ring_of(&up.bounds, &finest(&up.facts), 0));
         n.spare(&format!("{name} MLP norm"), needed.max(input_ring(facts, &self.halves, 0)))?;
-        let f = n.f;
+        let f = F_INPUT;
         let op = format!("{name} nonlinearity");
         let k = input_ring(facts, &self.halves, f);
         if k > WIDEST {
@@ -413,8 +428,9 @@ impl Feed<'_> {
             let reason = format!("products proven up to {:.0} leave {f_activated} bits for their scale", self.given);
             return Err(refuse(&op, reason));
         }
-        let down = quantise(&op, rows, 0..rows.len, &units, bounds, f_activated + f_up, x.keep)?;
-        Ok(MlpPlan { act, curves: self.curves, f_activated, times, f_up, down })
+        let f_down = (f_activated + f_up).min(F_DOWN);
+        let down = quantise(&op, rows, 0..rows.len, &units, bounds, f_down, x.keep)?;
+        Ok(MlpPlan { act, curves: self.curves, f_activated, times, f_up, f_down, down })
     }
 }
 

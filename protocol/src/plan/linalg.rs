@@ -32,6 +32,11 @@ impl Matrix {
         Matrix { rows, cols, data }
     }
 
+    /// Every row.
+    pub fn each(&self) -> Vec<&[f64]> {
+        self.data.chunks_exact(self.cols).collect()
+    }
+
     /// Rows `at .. at + n`.
     pub fn slice(&self, at: usize, n: usize) -> Matrix {
         Matrix { rows: n, cols: self.cols, data: self.data[at * self.cols..][..n * self.cols].to_vec() }

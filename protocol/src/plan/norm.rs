@@ -14,6 +14,9 @@ use crate::model::decoder::{Config, NormKind};
 
 /// Fraction bits of the residual stream: rows of real models start small.
 pub const F_RESIDUAL: i32 = 16;
+/// Fraction bits of what linear layers read of normalised rows, and of attention's outputs: the products that these are have
+/// more, which truncation takes off with as many of the ring's.
+pub const F_INPUT: i32 = 16;
 /// Ring of sums of squares that are scaled down, which are then at most [`LARGEST`].
 pub const K_SQUARES: u32 = 62;
 pub const LARGEST: f64 = (1u64 << 60) as f64;
@@ -27,9 +30,9 @@ const LARGEST_EPS: f64 = 1e-3;
 pub struct PreNorm {
     /// Bound on the norm of a row.
     pub input: f64,
-    /// Fraction bits of the normalised row.
+    /// Fraction bits of the normalised row as a product.
     pub f: i32,
-    /// Ring of the normalised row: that of the widest layer that reads it.
+    /// Ring of that: of the widest layer that reads it at `2^-`[`F_INPUT`], and what truncation takes off.
     pub k: u32,
     /// Bits that squares are taken without; none where they fit the residual's ring.
     pub shift: u32,
@@ -59,6 +62,11 @@ impl PreNorm {
             return Err(refuse(op, format!("{least} fraction bits and {needed} above them are more than {WIDEST}")));
         }
         Ok(())
+    }
+
+    /// Layers of rings of up to `k` bits read it.
+    pub fn read_in(&mut self, k: u32) {
+        self.k = k + (self.f - F_INPUT) as u32;
     }
 
     /// A sum of squares in units, for a mean square of one.

@@ -30,10 +30,13 @@ pub fn prove(p: &Program) -> Result<(), Error> {
             }
             Kind::Tails(g) => f64::from(REACH) * pow2(g.k - 7),
             Kind::Join(g) => pow2(g.k_in - 2),
+            Kind::Truncate(g) => pow2(g.k - 1),
             _ => continue,
         };
         let beside = match &op.kind {
-            Kind::Residual(g) => Some((op.inputs[1], pow2(g.scale.k_out - 2))),
+            Kind::Residual(g) => {
+                Some((op.inputs[1], pow2(g.before.as_ref().map_or(g.scale.k_out, |before| before.k_in) - 2)))
+            }
             _ => None,
         };
         for (v, largest) in [(op.inputs[0], largest)].into_iter().chain(beside) {

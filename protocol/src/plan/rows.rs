@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::linalg::{Matrix, nearest, norm};
-use super::{Layer, SLACK, blocks, dot, max, pow2, refuse};
+use super::{Layer, SLACK, TRUNCATED, blocks, dot, max, pow2, refuse};
 use crate::Error;
 use crate::gemm::Packing;
 use crate::model::decoder::{Config, NormKind, centre};
@@ -199,7 +199,7 @@ pub fn finest(facts: &[Fact]) -> Vec<f64> {
 
 /// Bits that hold accumulators of these bounds, in units of weights times `2^-f`, four times over.
 pub fn ring_of(bounds: &[f64], units: &[f64], f: i32) -> u32 {
-    let needed = |(b, u): (&f64, &f64)| libm::log2((b * SLACK / u).max(1.0)) + f64::from(f);
+    let needed = |(b, u): (&f64, &f64)| libm::log2((b * SLACK * TRUNCATED / u).max(1.0)) + f64::from(f);
     libm::ceil(bounds.iter().zip(units).map(needed).fold(8.0, f64::max)) as u32 + 2
 }
 
