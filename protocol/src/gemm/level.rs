@@ -121,9 +121,8 @@ impl Level {
             Level::Avx2(cpu) => cpu.ternary(x, t, panels, bits, out),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(cpu) => cpu.ternary(x, t, panels, bits, out),
-            // Its vectors are of every processor that this is compiled for.
             #[cfg(target_arch = "aarch64")]
-            Level::Neon(_) => tables::outputs(x, t, panels, bits, out),
+            Level::Neon(cpu) => cpu.ternary(x, t, panels, bits, out),
         }
     }
 

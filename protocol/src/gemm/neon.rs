@@ -6,12 +6,14 @@
 
 use std::arch::aarch64::*;
 use std::arch::is_aarch64_feature_detected;
+use std::ops::Range;
 
 use super::level::widened;
 use super::limbs::{self, Limbs};
 use super::panels::Panel;
+use super::ternary::Ternary;
 use super::words::word_tile;
-use super::{LimbTile, MR, NR};
+use super::{LimbTile, MR, NR, tables};
 
 /// Rows that the limb kernel keeps in registers.
 const ROWS: usize = 4;
@@ -24,7 +26,8 @@ pub struct Neon(());
 
 impl Neon {
     pub(super) fn detect() -> Option<Neon> {
-        is_aarch64_feature_detected!("neon").then_some(Neon(()))
+        // Kernels read bytes of words in their order.
+        (cfg!(target_endian = "little") && is_aarch64_feature_detected!("neon")).then_some(Neon(()))
     }
 
     pub(super) fn limb_tile(self, a: &[i16], stride: usize, rows: usize, panel: Panel, tile: &mut LimbTile) {
@@ -44,6 +47,14 @@ impl Neon {
 
     pub(super) fn combine(self, limbs: &Limbs, sums: &[[i32; NR]], out: &mut [u64]) {
         limbs::combine(limbs, sums, out);
+    }
+
+    pub(super) fn ternary(self, x: &[u64], t: &Ternary, panels: Range<usize>, bits: u32, out: &mut [u64]) {
+        if x.len() / t.cols_in() <= Neon::few(bits) {
+            return self.byte_planes(x, t, panels, bits, out);
+        }
+        // Sums of several rows are vectors of every processor that this is compiled for.
+        tables::outputs(x, t, panels, bits, out);
     }
 
     pub(super) fn word32_tile(self, a: &[u32], k: usize, rows: usize, panel: &[u32], tile: &mut [[u32; NR]; MR]) {
