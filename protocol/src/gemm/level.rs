@@ -167,7 +167,7 @@ fn limb_tile_plain<W: Copy + Into<i32>>(a: &[i16], stride: usize, rows: usize, p
 }
 
 /// Goes through blocks of weights one by one, in 16 bits, each with the inputs from it on.
-pub(super) fn widened(blocks: &[Block], a: &[i16], mut with: impl FnMut(&[i16], &[i16])) {
+fn widened(blocks: &[Block], a: &[i16], mut with: impl FnMut(&[i16], &[i16])) {
     for (block, at) in blocks.iter().zip((0..).step_by(BLOCK)) {
         let mut wide = [[0; 2 * NR]; BLOCK / 2];
         block.widen(&mut wide);
