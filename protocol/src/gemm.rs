@@ -7,6 +7,9 @@
 //! Work is done in tiles of `MR` rows by `NR` columns over operands packed for them. The tile kernels are plain loops
 //! here; `simd` and `neon` compile or write them for the vector units found at run time ([`level`]).
 
+#[allow(unsafe_code)]
+#[cfg(target_arch = "aarch64")]
+mod byte_planes;
 pub(crate) mod gram;
 mod input;
 mod level;

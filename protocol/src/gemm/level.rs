@@ -121,9 +121,8 @@ impl Level {
             Level::Avx2(cpu) => cpu.ternary(x, t, panels, bits, out),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(cpu) => cpu.ternary(x, t, panels, bits, out),
-            // Its vectors are of every processor that this is compiled for.
             #[cfg(target_arch = "aarch64")]
-            Level::Neon(_) => tables::outputs(x, t, panels, bits, out),
+            Level::Neon(cpu) => cpu.ternary(x, t, panels, bits, out),
         }
     }
 
@@ -168,7 +167,7 @@ fn limb_tile_plain<W: Copy + Into<i32>>(a: &[i16], stride: usize, rows: usize, p
 }
 
 /// Goes through blocks of weights one by one, in 16 bits, each with the inputs from it on.
-pub(super) fn widened(blocks: &[Block], a: &[i16], mut with: impl FnMut(&[i16], &[i16])) {
+fn widened(blocks: &[Block], a: &[i16], mut with: impl FnMut(&[i16], &[i16])) {
     for (block, at) in blocks.iter().zip((0..).step_by(BLOCK)) {
         let mut wide = [[0; 2 * NR]; BLOCK / 2];
         block.widen(&mut wide);

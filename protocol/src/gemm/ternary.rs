@@ -3,14 +3,14 @@
 //!
 //! Three weights have 27 signed sums of three words, half of them the negatives of the others. A code of five bits names one:
 //! the magnitude of `9 t_0 + 3 t_1 + t_2` and its sign above. Six codes are a word of 32 bits, so that 18 weights take 1.8
-//! bits each. With AVX-512 a table is two registers, from which one instruction looks sixteen outputs' sums up ([`planes`]);
-//! elsewhere tables have the sums of several rows side by side and stay in the first-level cache ([`tables`]). Magnitudes
-//! multiply the sums of whole blocks, in the ring, so that every result is that of the same weights in 16 bits, bit for bit.
+//! bits each. With AVX-512 a table is two registers, from which one instruction looks sixteen outputs' sums up (`planes`), and
+//! with NEON a byte of each (`byte_planes`); elsewhere, and of many rows, tables have the sums of several rows side by side
+//! and stay in the first-level cache ([`tables`]). Magnitudes multiply the sums of whole blocks, in the ring, so that every
+//! result is that of the same weights in 16 bits, bit for bit.
 //!
 //! Indices of tables are weights, which are public, and their contents are sums of shares. What is read, and when, depends on
 //! weights and shapes only. Tables and sums are wiped.
 //!
-//! [`planes`]: super::planes
 //! [`tables`]: super::tables
 
 use std::io::{self, Read, Write};

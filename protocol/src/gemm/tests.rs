@@ -127,10 +127,16 @@ fn ternary_weights_at_every_height_and_the_ends_of_blocks() {
         }
     }
     // Blocks of all kernels, and one more or less.
-    for inp in [1007, 1008, 1009, 2016, 2017, 5000] {
+    for inp in [755, 756, 757, 1007, 1008, 1009, 1512, 1513, 2016, 2017, 5000] {
         let x: Vec<u64> = (0..3 * inp).map(|_| next()).collect();
         let w = ternary(33, inp, 32767, &mut next);
-        (1..=64).for_each(|bits| check_linear(&x, 3, 33, inp, &w, bits));
+        // Of so few rows that some kernels take another way, too.
+        for rows in [1, 3] {
+            (1..=64).for_each(|bits| check_linear(&x[..rows * inp], rows, 33, inp, &w, bits));
+        }
+        // The largest sums of bytes: every entry that is looked up has all bits.
+        let once: Vec<i16> = (0..inp).map(|i| i16::from(i % 3 == 0)).collect();
+        (1..=64).for_each(|bits| check_linear(&vec![u64::MAX; inp], 1, 1, inp, &once, bits));
         // The largest sums of planes that are cut for exact ones.
         for word in [0x5555_5555_5555_5555, 0xaaaa_aaaa_aaaa_aaaa, 1 << 21, 0x003f_ffff, u64::MAX >> 1, 1 << 63] {
             (33..=64).for_each(|bits| {
