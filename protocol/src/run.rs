@@ -3,16 +3,22 @@
 //! The dealer walks the program with masks only; the evaluator with shares and masked values. Both label all randomness
 //! with the step, and [`Prg`] refuses a label twice.
 
+mod dealing;
+
+use std::sync::Arc;
+
 use zeroize::Zeroize;
 
 use crate::backend::Backend;
 use crate::gates::{Deal, Halves, Masked, Take};
-use crate::prg::Prg;
+use crate::prg::{Prg, StepPrg, Words};
 use crate::program::{Kind, Op, Program, Value};
 use crate::ring::{check_packed, mask, pack_to, packed_len, unpack_to};
 use crate::vector::{self, Kernel};
 use crate::wipe::{Wiped, append, wipe};
 use crate::{DealerSink, Error, EvaluatorIo, Role};
+
+use dealing::Masks;
 
 /// The last step that reads each value.
 fn last_use(p: &Program) -> Vec<usize> {
@@ -25,13 +31,13 @@ fn last_use(p: &Program) -> Vec<usize> {
 }
 
 /// Expands one half of the masks of an opening's values.
-fn masks(p: &Program, op: &Op, step: u32, prg: &mut Prg) -> Result<Vec<Wiped<u64>>, Error> {
+fn masks(p: &Program, op: &Op, prg: &mut StepPrg) -> Result<Vec<Wiped<u64>>, Error> {
     op.inputs
         .iter()
         .enumerate()
         .map(|(slot, v)| {
             let mut l = Wiped::new(vec![0; p.values[*v].len()]);
-            prg.fill(step, slot as u32, p.values[*v].bits, &mut l)?;
+            prg.words(slot as u32, p.values[*v].bits)?.next(&mut l);
             Ok(l)
         })
         .collect()
@@ -41,29 +47,12 @@ fn masks(p: &Program, op: &Op, step: u32, prg: &mut Prg) -> Result<Vec<Wiped<u64
 const BLOCK: usize = 1024;
 
 /// Adds the second half of the masks of a value that is opened.
-fn add_masks(v: &Value, (step, slot): (u32, u32), prg: &mut Prg, to: &mut [u64]) -> Result<(), Error> {
-    let mut drawn = prg.words(step, slot, v.bits)?;
+fn add_masks(v: &Value, mut drawn: Words, to: &mut [u64]) {
     let mut half = Wiped::new(vec![0; BLOCK.min(to.len())]);
     for to in to.chunks_mut(BLOCK) {
         let half = &mut half[..to.len()];
         drawn.next(half);
         vector::run(Combine { to, with: half, xor: v.xor, keep: mask(v.bits) });
-    }
-    Ok(())
-}
-
-/// Which values' masks are needed by halves. None that another program left, of which a dealer keeps the sums.
-fn by_halves(p: &Program) -> Result<Vec<bool>, Error> {
-    let mut all = vec![false; p.values.len()];
-    for op in &p.ops {
-        op.inputs[..op.kind.by_halves()].iter().for_each(|v| all[*v] = true);
-    }
-    match p.carried[0].iter().find(|v| all[**v]) {
-        None => Ok(all),
-        Some(v) => {
-            let reason = "a value of the program before is read by halves of its mask".into();
-            Err(Error::Plan { op: p.values[*v].name.clone(), reason })
-        }
     }
 }
 
@@ -167,14 +156,6 @@ pub fn deal_next(
     state: &mut DealerState,
     sink: &mut dyn DealerSink,
 ) -> Result<(), Error> {
-    let mut prg = [e1, e2];
-    let last = last_use(p);
-    // Wiped when dropped, also where the sink fails.
-    let mut masks_of = DealerState { positions: 0, kept: vec![Vec::new(); p.values.len()] };
-    let lam = &mut masks_of.kept;
-    let by_halves = by_halves(p)?;
-    let mut firsts = DealerState { positions: 0, kept: vec![Vec::new(); p.values.len()] };
-    let firsts = &mut firsts.kept;
     let mut held = std::mem::take(state);
     // A share that is kept has no mask.
     let fits = |v: usize, l: &Vec<u64>| l.is_empty() || l.len() == p.values[v].len();
@@ -182,75 +163,57 @@ pub fn deal_next(
     if !all || p.carried[0].iter().zip(&held.kept).any(|(v, l)| !fits(*v, l)) {
         return Err(not_the_state(p, held.positions));
     }
+    let mut masks: Vec<Option<Arc<Masks>>> = vec![None; p.values.len()];
     for (v, l) in p.carried[0].iter().zip(&mut held.kept) {
-        lam[*v] = std::mem::take(l);
+        masks[*v] = Some(Arc::new(Masks::whole(std::mem::take(l))));
     }
-    for (i, op) in p.ops.iter().enumerate() {
-        let step = i as u32;
-        if matches!(op.kind, Kind::Open) {
-            let [a, b] = &mut prg;
-            for (slot, (out, mut l)) in op.outputs.iter().zip(masks(p, op, step, a)?).enumerate() {
-                lam[*out] = l.take();
-                if by_halves[*out] {
-                    firsts[*out] = lam[*out].clone();
-                }
-                add_masks(&p.values[*out], (step, slot as u32), b, &mut lam[*out])?;
-            }
-        }
-        let mut d = Deal::new(&mut prg, step, p.dealt_len(i));
-        let l = |n: usize| lam[op.inputs[n]].as_slice();
-        let halves = |n: usize| Halves { sum: l(n), first: &firsts[op.inputs[n]] };
-        match &op.kind {
-            Kind::Rescale(g) => g.deal(&mut d, halves(0))?,
-            Kind::Residual(g) => g.deal(&mut d, halves(0), halves(1))?,
-            Kind::Product(g) => g.deal(&mut d, l(0), l(1), sink.backend())?,
-            Kind::RowMax(g) => g.deal(&mut d, l(0))?,
-            Kind::And(g) => g.deal(&mut d, l(0))?,
-            Kind::CountClear(g) => g.deal(&mut d, l(0))?,
-            Kind::Exp(g) => g.deal(&mut d, l(0), l(1))?,
-            Kind::FlagRescale(g) => g.deal(&mut d, halves(0), l(1))?,
-            Kind::Piecewise(g) => g.deal(&mut d, l(0))?,
-            Kind::Select(g) => g.deal(&mut d, l(0), l(1))?,
-            Kind::Variance(g) => g.deal(&mut d, l(0))?,
-            Kind::Squares(g) => g.deal(&mut d, l(0))?,
-            Kind::Broadcast(g) => g.deal(&mut d, l(0), l(1))?,
-            Kind::Cosine(g) => g.deal(&mut d, l(0))?,
-            Kind::Tails(g) => g.deal(&mut d, l(0))?,
-            Kind::Join(g) => g.deal(&mut d, halves(0), halves(1), l(2), l(3))?,
-            Kind::Turn(g) => g.deal(&mut d, l(0), l(1))?,
-            Kind::Rotate(g) => g.deal(&mut d, halves(0))?,
-            Kind::Hadamard(g) => g.deal(&mut d, l(0), l(1))?,
-            Kind::Reached(g) => g.deal(&mut d, l(0))?,
-            Kind::Append => {
-                let mut grown =
-                    if last[op.inputs[0]] == i { std::mem::take(&mut lam[op.inputs[0]]) } else { l(0).to_vec() };
-                append(&mut grown, &lam[op.inputs[1]]);
-                lam[op.outputs[0]] = grown;
-            }
-            Kind::Input
-            | Kind::Open
-            | Kind::Linear { .. }
-            | Kind::Add
-            | Kind::RowSum(_)
-            | Kind::First { .. }
-            | Kind::Last { .. }
-            | Kind::Marks { .. }
-            | Kind::PadKeys(_) => {}
-        }
-        let [a, b] = d.end();
-        for (role, bytes) in [(Role::E1, a), (Role::E2, b)] {
-            if !bytes.is_empty() {
-                sink.send(role, step, bytes)?;
-            }
-        }
-        for v in op.inputs.iter().filter(|v| last[**v] == i) {
-            wipe(&mut lam[*v]);
-            wipe(&mut firsts[*v]);
-        }
-    }
-    let kept = p.carried[1].iter().map(|v| std::mem::take(&mut lam[*v])).collect();
+    let mut masks = dealing::deal_all(p, [e1, e2], masks, sink)?;
+    let kept = |v: &usize| match masks[*v].take().map(Arc::try_unwrap) {
+        None => Vec::new(),
+        Some(Ok(mut alone)) => alone.sum.take(),
+        Some(Err(shared)) => shared.sum.to_vec(),
+    };
+    let kept = p.carried[1].iter().map(kept).collect();
     *state = DealerState { positions: p.past + p.tokens, kept };
     Ok(())
+}
+
+/// Deals what an operation needs, from the masks of what it reads.
+fn deal_gate(op: &Op, d: &mut Deal, masks: &[Option<Arc<Masks>>], backend: &dyn Backend) -> Result<(), Error> {
+    let l = |n: usize| dealing::sum(&masks[n]);
+    let halves = |n: usize| Halves { sum: l(n), first: masks[n].as_ref().map_or(&[][..], |m| &m.first) };
+    match &op.kind {
+        Kind::Rescale(g) => g.deal(d, halves(0)),
+        Kind::Residual(g) => g.deal(d, halves(0), halves(1)),
+        Kind::Product(g) => g.deal(d, l(0), l(1), backend),
+        Kind::RowMax(g) => g.deal(d, l(0)),
+        Kind::And(g) => g.deal(d, l(0)),
+        Kind::CountClear(g) => g.deal(d, l(0)),
+        Kind::Exp(g) => g.deal(d, l(0), l(1)),
+        Kind::FlagRescale(g) => g.deal(d, halves(0), l(1)),
+        Kind::Piecewise(g) => g.deal(d, l(0)),
+        Kind::Select(g) => g.deal(d, l(0), l(1)),
+        Kind::Variance(g) => g.deal(d, l(0)),
+        Kind::Squares(g) => g.deal(d, l(0)),
+        Kind::Broadcast(g) => g.deal(d, l(0), l(1)),
+        Kind::Cosine(g) => g.deal(d, l(0)),
+        Kind::Tails(g) => g.deal(d, l(0)),
+        Kind::Join(g) => g.deal(d, halves(0), halves(1), l(2), l(3)),
+        Kind::Turn(g) => g.deal(d, l(0), l(1)),
+        Kind::Rotate(g) => g.deal(d, halves(0)),
+        Kind::Hadamard(g) => g.deal(d, l(0), l(1)),
+        Kind::Reached(g) => g.deal(d, l(0)),
+        Kind::Input
+        | Kind::Open
+        | Kind::Linear { .. }
+        | Kind::Add
+        | Kind::RowSum(_)
+        | Kind::First { .. }
+        | Kind::Last { .. }
+        | Kind::Append
+        | Kind::Marks { .. }
+        | Kind::PadKeys(_) => Ok(()),
+    }
 }
 
 /// An evaluator's values. Shares and halves of masks are wiped after their last use, also on an error. What both evaluators
@@ -322,8 +285,9 @@ pub fn evaluate_next(
     }
     for (i, op) in p.ops.iter().enumerate() {
         let step = i as u32;
+        let prg = prg.step(step)?;
         if matches!(op.kind, Kind::Open) {
-            open(p, op, step, &mut prg, &mut st, io, &last)?;
+            open(p, op, prg, &mut st, io, &last)?;
         } else if matches!(op.kind, Kind::Append) {
             let [a, b] = [0, 1].map(|n| op.inputs[n]);
             let mut grown = if last[a] == i {
@@ -343,7 +307,7 @@ pub fn evaluate_next(
                     reason: format!("step {step}: {want} bytes expected, {} received", msg.len()),
                 });
             }
-            let mut t = Take::new(&mut prg, role, step, &msg);
+            let mut t = Take::new(prg, role, &msg);
             let out = gate(p, op, &mut t, &st, role, io.backend())?;
             for (v, o) in op.outputs.iter().zip(out) {
                 st.share[*v] = o;
@@ -362,13 +326,13 @@ pub fn evaluate_next(
 fn open(
     p: &Program,
     op: &Op,
-    step: u32,
-    prg: &mut Prg,
+    mut prg: StepPrg,
     st: &mut State,
     io: &mut dyn EvaluatorIo,
     last: &[usize],
 ) -> Result<(), Error> {
-    let own = masks(p, op, step, prg)?;
+    let step = prg.step();
+    let own = masks(p, op, &mut prg)?;
     let mut sent = Vec::with_capacity(op.inputs.len());
     let mut msg = vec![0; p.opening_len(op)];
     let mut rest = msg.as_mut_slice();
