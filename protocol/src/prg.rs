@@ -155,6 +155,13 @@ impl Words {
         Words { stream: Ctr64BE::<Aes128>::new(key.into(), &iv.into()), bits, keystream: Wiped::new(Vec::new()) }
     }
 
+    /// The same words from word `at` on.
+    pub(crate) fn from(&self, at: usize) -> Words {
+        let mut words = Words { stream: self.stream.clone(), bits: self.bits, keystream: Wiped::new(Vec::new()) };
+        words.seek(at);
+        words
+    }
+
     /// The next words, in order.
     pub fn next(&mut self, out: &mut [u64]) {
         match self.bits {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use zeroize::Zeroize;
 
 use crate::backend::Backend;
+use crate::gates::parts::Parts;
 use crate::gates::{Deal, Halves, Masked, Take};
 use crate::prg::{Prg, StepPrg, Words};
 use crate::program::{Kind, Op, Program, Value};
@@ -30,19 +31,6 @@ fn last_use(p: &Program) -> Vec<usize> {
     last
 }
 
-/// Expands one half of the masks of an opening's values.
-fn masks(p: &Program, op: &Op, prg: &mut StepPrg) -> Result<Vec<Wiped<u64>>, Error> {
-    op.inputs
-        .iter()
-        .enumerate()
-        .map(|(slot, v)| {
-            let mut l = Wiped::new(vec![0; p.values[*v].len()]);
-            prg.words(slot as u32, p.values[*v].bits)?.next(&mut l);
-            Ok(l)
-        })
-        .collect()
-}
-
 /// Words that are added to others at a time, a multiple of eight.
 const BLOCK: usize = 1024;
 
@@ -57,15 +45,13 @@ fn add_masks(v: &Value, mut drawn: Words, to: &mut [u64]) {
 }
 
 /// Adds packed words, of which as many are there.
-fn add_packed(v: &Value, bytes: &[u8], to: &mut [u64]) -> Result<(), Error> {
-    check_packed(bytes, to.len(), v.bits)?;
+fn add_packed(v: &Value, bytes: &[u8], to: &mut [u64]) {
     let mut words = vec![0; BLOCK.min(to.len())];
     for (to, bytes) in to.chunks_mut(BLOCK).zip(bytes.chunks(BLOCK / 8 * v.bits as usize)) {
         let words = &mut words[..to.len()];
         unpack_to(bytes, v.bits, words);
         vector::run(Combine { to, with: words, xor: v.xor, keep: mask(v.bits) });
     }
-    Ok(())
 }
 
 /// Wipes all words past the first `keep` of `held` positions.
@@ -264,7 +250,7 @@ pub fn evaluate_next(
     state: &mut EvaluatorState,
     io: &mut dyn EvaluatorIo,
 ) -> Result<Vec<u64>, Error> {
-    let last = last_use(p);
+    let (last, parts) = (last_use(p), Parts::new(io.backend().threads()));
     let n = p.values.len();
     let mut st = State { share: vec![Vec::new(); n], masked: (0..n).map(|_| Masked::default()).collect() };
     let fits = input.iter().map(Vec::len).eq(p.inputs().map(|v| p.values[v].len()));
@@ -287,7 +273,7 @@ pub fn evaluate_next(
         let step = i as u32;
         let prg = prg.step(step)?;
         if matches!(op.kind, Kind::Open) {
-            open(p, op, prg, &mut st, io, &last)?;
+            open(p, op, prg, &mut st, io, &last, &parts)?;
         } else if matches!(op.kind, Kind::Append) {
             let [a, b] = [0, 1].map(|n| op.inputs[n]);
             let mut grown = if last[a] == i {
@@ -307,7 +293,7 @@ pub fn evaluate_next(
                     reason: format!("step {step}: {want} bytes expected, {} received", msg.len()),
                 });
             }
-            let mut t = Take::new(prg, role, &msg);
+            let mut t = Take::new(prg, role, &msg).by(parts.clone());
             let out = gate(p, op, &mut t, &st, role, io.backend())?;
             for (v, o) in op.outputs.iter().zip(out) {
                 st.share[*v] = o;
@@ -330,21 +316,36 @@ fn open(
     st: &mut State,
     io: &mut dyn EvaluatorIo,
     last: &[usize],
+    parts: &Parts,
 ) -> Result<(), Error> {
     let step = prg.step();
-    let own = masks(p, op, &mut prg)?;
+    // Words of a part, which are whole blocks and so begin at a byte of the message.
+    let each = |len: usize| parts.units(len.div_ceil(BLOCK), len) * BLOCK;
+    let mut own = Vec::with_capacity(op.inputs.len());
     let mut sent = Vec::with_capacity(op.inputs.len());
     let mut msg = vec![0; p.opening_len(op)];
     let mut rest = msg.as_mut_slice();
-    for (v, l) in op.inputs.iter().zip(&own) {
+    for (slot, v) in op.inputs.iter().enumerate() {
         let f = &p.values[*v];
+        let drawn = prg.words(slot as u32, f.bits)?;
+        let mut l = Wiped::new(vec![0; f.len()]);
         // What is read for the last time becomes the masked value where it lies.
         let mut m = if last[*v] == step as usize { std::mem::take(&mut st.share[*v]) } else { st.share[*v].clone() };
-        // A share may live in a wider ring than the one it is opened in: reduction is a homomorphism.
-        vector::run(Combine { to: &mut m, with: l, xor: f.xor, keep: mask(f.bits) });
         let head;
         (head, rest) = rest.split_at_mut(packed_len(f.len(), f.bits));
-        pack_to(&m, f.bits, head);
+        let (each, bytes) = (each(f.len()), |words: usize| words / 8 * f.bits as usize);
+        let words = m.chunks_mut(each).zip(l.chunks_mut(each));
+        parts.each(words.zip(head.chunks_mut(bytes(each))).enumerate().collect(), |(i, ((m, l), head))| {
+            let mut drawn = drawn.from(i * each);
+            let words = m.chunks_mut(BLOCK).zip(l.chunks_mut(BLOCK));
+            for ((m, l), head) in words.zip(head.chunks_mut(bytes(BLOCK))) {
+                drawn.next(l);
+                // A share may live in a wider ring than the one it is opened in: reduction is a homomorphism.
+                vector::run(Combine { to: m, with: l, xor: f.xor, keep: mask(f.bits) });
+                pack_to(m, f.bits, head);
+            }
+        });
+        own.push(l);
         sent.push(m);
     }
     let len = msg.len();
@@ -360,7 +361,9 @@ fn open(
         let f = &p.values[*v];
         let (head, tail) = rest.split_at(packed_len(f.len(), f.bits));
         rest = tail;
-        add_packed(f, head, &mut m)?;
+        check_packed(head, m.len(), f.bits)?;
+        let (each, bytes) = (each(m.len()), |words: usize| words / 8 * f.bits as usize);
+        parts.each(m.chunks_mut(each).zip(head.chunks(bytes(each))).collect(), |(m, head)| add_packed(f, head, m));
         st.masked[*out] = Masked { m, l: l.take() };
     }
     Ok(())
@@ -450,6 +453,66 @@ fn gate(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gemm::Threads;
+    use crate::prg::SessionKey;
+    use crate::program::{Id, Outcome};
+    use crate::ring::pack;
+
+    /// Another evaluator that opens the same words each time.
+    struct Other<'a>(&'a Program, Vec<u8>);
+
+    impl EvaluatorIo for Other<'_> {
+        fn dealt(&mut self, _: u32, _: usize) -> Result<Vec<u8>, Error> {
+            Err(Error::Transport("nothing is dealt".into()))
+        }
+
+        fn exchange(&mut self, _: u32, out: Vec<u8>) -> Result<Vec<u8>, Error> {
+            self.1 = out;
+            let words =
+                |v: &Id| (0..self.0.values[*v].len() as u64).map(|i| i.wrapping_mul(0x9e37_79b9)).collect::<Vec<_>>();
+            Ok(self.0.ops[0].inputs.iter().flat_map(|v| pack(&words(v), self.0.values[*v].bits)).collect())
+        }
+    }
+
+    #[test]
+    fn openings_are_the_same_in_parts() {
+        let shapes =
+            [(5000, 13, false), (3, 64, true), (2048, 1, false), (8191, 33, true), (0, 9, false), (1025, 64, false)];
+        let value = |(len, bits, xor)| Value { name: String::new(), shape: vec![len], bits, xor, ulp: 1.0, bound: 0.0 };
+        let n = shapes.len();
+        let p = Program {
+            values: [shapes, shapes].concat().into_iter().map(value).collect(),
+            ops: vec![Op { kind: Kind::Open, inputs: (0..n).collect(), outputs: (n..2 * n).collect() }],
+            past: 0,
+            tokens: 1,
+            inputs: (0..n).collect(),
+            output: 0,
+            carried: [vec![], vec![]],
+            result: Outcome::Logits,
+            digest: [0; 32],
+        };
+        let opened = |parts: &Parts, last: usize| {
+            let words = |v: &Value| (0..v.len() as u64).map(|i| i.wrapping_mul(0xbf58_476d_1ce4_e5b9)).collect();
+            let share = p.values[..n].iter().map(words).chain(vec![vec![]; n]).collect();
+            let mut st = State { share, masked: (0..2 * n).map(|_| Masked::default()).collect() };
+            let mut io = Other(&p, Vec::new());
+            let prg = Prg::new(&SessionKey::from_seed([7; 32])).step(0).unwrap();
+            open(&p, &p.ops[0], prg, &mut st, &mut io, &vec![last; 2 * n], parts).unwrap();
+            let kept = st.share.clone();
+            (std::mem::take(&mut io.1), st.masked.iter().map(|m| (m.m.clone(), m.l.clone())).collect::<Vec<_>>(), kept)
+        };
+        for last in [0, 1] {
+            let want = opened(&Parts::new(None), last);
+            assert!(want == opened(&Parts::least(Threads::new(3).unwrap()), last));
+            // As one that draws all first.
+            let mut prg = Prg::new(&SessionKey::from_seed([7; 32]));
+            for (v, (_, l)) in want.1[n..].iter().enumerate() {
+                let mut drawn = vec![0; p.values[v].len()];
+                prg.fill(0, v as u32, p.values[v].bits, &mut drawn).unwrap();
+                assert!(*l == drawn);
+            }
+        }
+    }
 
     #[test]
     fn states_forget_whole_positions_of_everything_they_keep() {

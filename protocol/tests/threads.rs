@@ -9,15 +9,18 @@ use tacet_protocol::model::decoder::DecoderModel;
 use tacet_protocol::plan::DecoderPlanner;
 use tacet_protocol::prg::{Prg, SessionKey};
 use tacet_protocol::program::Program;
-use tacet_protocol::run::{self, DealerState};
-use tacet_protocol::{DealerSink, Error, Role};
+use tacet_protocol::run::{self, DealerState, EvaluatorState};
+use tacet_protocol::{DealerSink, Error, EvaluatorIo, Role};
 
-/// Programs of one sequence: a prompt and what comes after it.
+/// A dealer's messages.
+type Sent = Vec<(Role, u32, Vec<u8>)>;
+
+/// Programs of one sequence: a prompt, long enough that its largest gates are divided, and what comes after it.
 fn programs(name: &str) -> Vec<Program> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(name);
     let planner = DecoderPlanner::new(&DecoderModel::load(&dir).unwrap()).unwrap();
     let program = |(past, rows)| planner.program(true, past, rows, false).unwrap();
-    [(0, 24), (24, 1), (25, 3)].into_iter().map(program).collect()
+    [(0, 60), (60, 1), (61, 3)].into_iter().map(program).collect()
 }
 
 fn prg(role: u8, n: usize) -> Prg {
@@ -27,7 +30,7 @@ fn prg(role: u8, n: usize) -> Prg {
 #[derive(Default)]
 struct Sink<'a> {
     backend: Option<&'a dyn Backend>,
-    sent: Vec<(Role, u32, Vec<u8>)>,
+    sent: Sent,
     /// Messages that it takes, if not all.
     most: Option<usize>,
 }
@@ -46,7 +49,7 @@ impl DealerSink for Sink<'_> {
     }
 }
 
-fn dealt(programs: &[Program], backend: &dyn Backend) -> Vec<Vec<(Role, u32, Vec<u8>)>> {
+fn dealt(programs: &[Program], backend: &dyn Backend) -> Vec<Sent> {
     let mut state = DealerState::default();
     let deal = |(n, p): (usize, &Program)| {
         let mut sink = Sink { backend: Some(backend), ..Sink::default() };
@@ -67,6 +70,58 @@ fn dealers_send_the_same_in_the_same_order() {
             for (n, (want, got)) in want.iter().zip(&got).enumerate() {
                 let differs = want.iter().zip(got).find(|(a, b)| a != b).map(|(a, _)| a.1);
                 assert!(want == got, "{name}, program {n}, {threads} threads: step {differs:?}");
+            }
+        }
+    }
+}
+
+/// An evaluator alone: the other's openings are zero.
+struct Alone<'a> {
+    backend: &'a dyn Backend,
+    dealt: std::vec::IntoIter<Vec<u8>>,
+    opened: Vec<Vec<u8>>,
+}
+
+impl EvaluatorIo for Alone<'_> {
+    fn dealt(&mut self, _: u32, _: usize) -> Result<Vec<u8>, Error> {
+        self.dealt.next().ok_or_else(|| Error::Transport("nothing dealt".into()))
+    }
+
+    fn exchange(&mut self, _: u32, out: Vec<u8>) -> Result<Vec<u8>, Error> {
+        let theirs = vec![0; out.len()];
+        self.opened.push(out);
+        Ok(theirs)
+    }
+
+    fn backend(&self) -> &dyn Backend {
+        self.backend
+    }
+}
+
+/// What an evaluator opens in each program, and its share of the result.
+fn evaluated(programs: &[Program], role: Role, dealt: &[Sent], backend: &dyn Backend) -> Vec<(Vec<Vec<u8>>, Vec<u64>)> {
+    let mut state = EvaluatorState::default();
+    let evaluate = |(n, (p, sent)): (usize, (&Program, &Sent))| {
+        let own: Vec<Vec<u8>> = sent.iter().filter(|(to, ..)| *to == role).map(|(.., bytes)| bytes.clone()).collect();
+        let input = p.inputs().map(|v| (0..p.values[v].len() as u64).map(|i| (i * 0x9e37) & 0xffff).collect());
+        let mut io = Alone { backend, dealt: own.into_iter(), opened: Vec::new() };
+        let prg = prg(if role == Role::E1 { 1 } else { 2 }, n);
+        let share = run::evaluate_next(p, role, prg, input.collect(), &mut state, &mut io).unwrap();
+        (io.opened, share)
+    };
+    programs.iter().zip(dealt).enumerate().map(evaluate).collect()
+}
+
+#[test]
+fn evaluators_open_the_same_and_end_with_the_same_share() {
+    for name in ["llama", "gpt2", "qwen3"] {
+        let programs = programs(name);
+        let dealt = dealt(&programs, &Cpu);
+        for role in [Role::E1, Role::E2] {
+            let want = evaluated(&programs, role, &dealt, &Cpu);
+            for threads in [1, 2, 5] {
+                let got = evaluated(&programs, role, &dealt, &Threads::new(threads).unwrap());
+                assert!(want == got, "{name}, {role:?}, {threads} threads");
             }
         }
     }

@@ -35,6 +35,16 @@ pub struct Segment {
     pub words: usize,
 }
 
+/// Every row with the words of one member of it, and how many those of the rows before it have.
+fn rows(segments: &[Segment]) -> Vec<(usize, usize)> {
+    let mut at = 0;
+    let row = |words| {
+        at += words;
+        (words, at - words)
+    };
+    segments.iter().flat_map(|s| std::iter::repeat_n(s.words, s.rows)).map(row).collect()
+}
+
 /// AND over `members` bit vectors of each group.
 ///
 /// `AND_i (m_i ^ l_i) = XOR_S AND_{i not in S} m_i AND_{i in S} l_i`: the dealer deals the products of two or more masks.
@@ -93,20 +103,26 @@ impl And {
     /// Evaluator: XOR share of the conjunctions, per segment `rows x words`.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
         let n = self.products();
-        let mut dealt = t.half(self.total() * n, 64)?;
+        let dealt = t.half(self.total() * n, 64)?;
         let mut out = vec![0; self.total()];
-        let (mut m, mut l, mut y) = (x.m.as_slice(), x.l.as_slice(), out.as_mut_slice());
         let lead = u64::from(t.leads()).wrapping_neg();
-        for s in &self.segments {
-            for _ in 0..s.rows {
-                let (own_m, own_l, to);
-                (own_m, m) = m.split_at(self.members * s.words);
-                (own_l, l) = l.split_at(self.members * s.words);
-                (to, y) = y.split_at_mut(s.words);
-                let dealt = dealt.next(s.words * n);
-                vector::run(Conjunction { members: self.members, m: own_m, l: own_l, lead, dealt, y: to });
-            }
-        }
+        let all = rows(&self.segments);
+        let first = |row: usize| all.get(row).map_or(self.total(), |(_, at)| *at);
+        t.divide(
+            all.len(),
+            [&mut out],
+            |row| [first(row)],
+            |rows, [mut y]| {
+                let mut dealt = dealt.from(first(rows.start) * n);
+                for &(words, at) in &all[rows] {
+                    let [m, l] = [&x.m, &x.l].map(|x| &x[self.members * at..][..self.members * words]);
+                    let to;
+                    (to, y) = y.split_at_mut(words);
+                    let dealt = dealt.next(words * n);
+                    vector::run(Conjunction { members: self.members, m, l, lead, dealt, y: to });
+                }
+            },
+        );
         Ok(out)
     }
 }
@@ -252,20 +268,34 @@ impl CountClear {
 
     /// Evaluator: one share per row.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
-        let mut words = x.m.iter();
-        let mut out = Vec::new();
-        for (s, mut rho) in self.segments.iter().zip(t.halves(&self.dealt())?) {
-            for _ in 0..s.rows {
-                let mut y = 0u64;
-                for m in words.by_ref().take(s.words) {
-                    vector::run(Count { m: *m, rho: rho.next(64), sum: &mut y });
-                    if t.leads() {
-                        y = y.wrapping_add(u64::from(m.count_zeros()));
+        let (halves, leads) = (t.halves(&self.dealt())?, t.leads());
+        let mut out = vec![0; self.segments.iter().map(|s| s.rows).sum()];
+        t.divide(
+            out.len(),
+            [&mut out],
+            |row| [row],
+            |rows, [mut out]| {
+                let (mut before, mut words) = (0, 0);
+                for (s, rho) in self.segments.iter().zip(&halves) {
+                    // Those of this segment.
+                    let own = rows.start.clamp(before, before + s.rows)..rows.end.clamp(before, before + s.rows);
+                    let skipped = (own.start - before) * s.words;
+                    let to;
+                    (to, out) = out.split_at_mut(own.len());
+                    let (mut rho, mut m) = (rho.from(64 * skipped), x.m[words + skipped..].iter());
+                    for y in to {
+                        for m in m.by_ref().take(s.words) {
+                            vector::run(Count { m: *m, rho: rho.next(64), sum: y });
+                            if leads {
+                                *y = y.wrapping_add(u64::from(m.count_zeros()));
+                            }
+                        }
+                        *y &= mask(self.ring(s));
                     }
+                    (before, words) = (before + s.rows, words + s.rows * s.words);
                 }
-                out.push(y & mask(self.ring(s)));
-            }
-        }
+            },
+        );
         Ok(out)
     }
 }

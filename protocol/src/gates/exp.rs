@@ -6,11 +6,13 @@
 //! brings the result into the next ring. Everything public is derived by IEEE products of tables from `libm`, so that both
 //! evaluators get the same words on any machine.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use super::bits::rotate_bits;
 use super::grid::Grid;
-use super::{Deal, Dealt, Halves, Masked, Take, rounded};
+use super::{Deal, Dealt, Half, Halves, Masked, Take, rounded};
 use crate::Error;
 use crate::ring::mask;
 use crate::vector::{self, Kernel};
@@ -159,20 +161,49 @@ impl Exp {
 
     /// Evaluator: share of the exponentials, and XOR share of the packed flags.
     pub fn eval(&self, t: &mut Take, s: &Masked, level: &Masked) -> Result<(Vec<u64>, Vec<u64>), Error> {
-        let n = self.grid.len();
+        let halves = t.halves(&self.dealt())?;
         let mut out = vec![0; self.len()];
         let mut flags = vec![0u64; self.flag_len()];
+        t.divide(
+            self.flag_len(),
+            [&mut out, &mut flags],
+            |i| [64 * i, i],
+            |blocks, [out, flags]| {
+                let scores = 64 * blocks.start..(64 * blocks.end).min(self.len());
+                self.eval_some(scores, &halves, s, level, (out, flags));
+            },
+        );
+        Ok((out, flags))
+    }
+
+    /// Some scores, from the first of a word's flags on.
+    fn eval_some(
+        &self,
+        scores: Range<usize>,
+        halves: &[Half],
+        s: &Masked,
+        level: &Masked,
+        (out, flags): (&mut [u64], &mut [u64]),
+    ) {
+        let n = self.grid.len();
         let mut at = 0;
-        for (i, &h) in self.heads.iter().enumerate() {
+        for ((i, &h), halves) in self.heads.iter().enumerate().zip(halves.chunks_exact(2)) {
+            // Those of this head, and the first of the row that they begin in.
+            let own = scores.start.max(i * n)..scores.end.min((i + 1) * n);
+            if own.is_empty() {
+                continue;
+            }
+            let mut e = own.start - i * n;
             let (wb, spared) = (self.window_bits(h), self.spared(&h));
-            let (words, bits) = Self::flags(h);
-            let mut tables = t.half(n * WINDOWS, self.k_out - spared)?;
-            let mut dealt_flags = t.half(n * words, bits)?;
+            let (words, _) = Self::flags(h);
+            let (mut tables, mut dealt_flags) = (halves[0].from(e * WINDOWS), halves[1].from(e * words));
+            // As for the whole head: what few and what many are made by may differ in the last bit.
             let low = Powers::new(wb, h.ulp, self.f_pub, n);
-            let mut e = 0;
-            for (row, m) in self.grid.split(&s.m[i * n..][..n]) {
+            for (row, first) in self.grid.starts() {
+                let end = (i * n + first + self.grid.row_len(row)).min(own.end);
                 let offset = self.offset(self.headroom(h), level.m[i * self.grid.rows + row], h);
-                for m in m {
+                // None of a row that ends before.
+                for m in s.m.get(i * n + e..end).unwrap_or_default() {
                     let m = m.wrapping_add(offset) & mask(self.k);
                     let window = (m >> wb) as usize;
                     let entry = tables.pick(e, WINDOWS, window % WINDOWS);
@@ -183,7 +214,6 @@ impl Exp {
                 }
             }
         }
-        Ok((out, flags))
     }
 }
 
@@ -277,15 +307,23 @@ impl FlagRescale {
 
     /// Evaluator: share of the kept values.
     pub fn eval(&self, t: &mut Take, x: &Masked, flag: &Masked) -> Result<Vec<u64>, Error> {
-        let mut halves = t.halves(&self.dealt())?;
+        let halves = t.halves(&self.dealt())?;
         let lead = u64::from(t.leads());
         let mut y = vec![0; self.len];
-        let own = x.m.chunks(64).zip(x.l.chunks(64));
-        for (((m, l), y), flags) in own.zip(y.chunks_mut(64)).zip(&flag.m) {
-            let mut dealt = halves.iter_mut().map(|h| h.next(m.len()));
-            let dealt = std::array::from_fn(|_| dealt.next().unwrap_or_default());
-            vector::run(Keep { g: self, lead, m, l, flags: *flags, dealt, y });
-        }
+        t.divide(
+            self.len.div_ceil(64),
+            [&mut y],
+            |i| [64 * i],
+            |blocks, [y]| {
+                let mut halves = super::from(&halves, 64 * blocks.start);
+                for (i, y) in blocks.zip(y.chunks_mut(64)) {
+                    let [m, l] = [&x.m, &x.l].map(|words| &words[64 * i..][..y.len()]);
+                    let mut dealt = halves.iter_mut().map(|h| h.next(m.len()));
+                    let dealt = std::array::from_fn(|_| dealt.next().unwrap_or_default());
+                    vector::run(Keep { g: self, lead, m, l, flags: flag.m[i], dealt, y });
+                }
+            },
+        );
         Ok(y)
     }
 }
@@ -401,6 +439,22 @@ mod tests {
                 // Half a unit of the 8-bit public factor, and what a raised flag may drop.
                 prop_assert!(err <= 6.0 + 2.1e-3 * want, "{} for {}", y, want);
             }
+        }
+
+        // That parts give what the whole does is checked wherever a gate is run.
+        #[test]
+        fn parts_may_begin_in_any_row_of_any_grid(
+            (rows, past, causal) in (1usize..14, 0usize..8, any::<bool>()),
+            level_bits in prop::collection::vec(6u32..=9, 1..4),
+            seed in any::<u64>(),
+        ) {
+            let mut w = World::seeded(seed);
+            let grid = if causal { Grid::causal(past, rows) } else { Grid::square(rows) };
+            let heads: Vec<Head> = level_bits.into_iter().map(|level_bits| Head { level_bits, ulp: 2f64.powi(-20) }).collect();
+            let ((_, ls, es), (_, ll, el)) =
+                (masked(&w.edges(28, heads.len() * grid.len()), 28, false), masked(&w.edges(12, heads.len() * rows), 12, false));
+            let g = Exp { grid, heads, k: 28, k_out: 40, f_pub: 8, f_deal: 11 };
+            w.run(&g.dealt(), |d| g.deal(d, &ls, &ll), |t, i| g.eval(t, &es[i], &el[i]));
         }
 
         #[test]

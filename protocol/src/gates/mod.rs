@@ -21,6 +21,7 @@ pub mod grid;
 pub mod hadamard;
 pub mod join;
 pub mod pad;
+pub(crate) mod parts;
 pub mod piecewise;
 pub mod product;
 pub mod reached;
@@ -41,6 +42,7 @@ use crate::{Error, Role};
 
 use deal::Subtract;
 pub use deal::{Deal, Dealing};
+use take::from;
 pub use take::{Half, Take};
 
 /// A value known to both evaluators as `m = x + l` mod 2^bits, with this evaluator's half of `l`.
@@ -203,7 +205,11 @@ pub fn scaled_as(width: Width, v: u64, mult: i64, shift: u32) -> u64 {
 #[cfg(test)]
 pub(crate) mod testing {
     //! Both evaluators and the dealer side by side, for gate tests.
+    use std::sync::LazyLock;
+
+    use super::parts::Parts;
     use super::*;
+    use crate::gemm::Threads;
     use crate::prg::{Prg, SessionKey};
     use crate::ring::mask;
 
@@ -220,6 +226,8 @@ pub(crate) mod testing {
     pub struct World {
         pub prg: [Prg; 2],
         pub eval: [Prg; 2],
+        /// The evaluators' once more, for several threads.
+        again: [Prg; 2],
         pub step: u32,
         seed: u64,
     }
@@ -227,7 +235,7 @@ pub(crate) mod testing {
     impl World {
         pub fn new() -> Self {
             let p = |i: u8| Prg::new(&SessionKey::from_seed([i; 32]));
-            World { prg: [p(1), p(2)], eval: [p(1), p(2)], step: 0, seed: 0x9e37_79b9_7f4a_7c15 }
+            World { prg: [p(1), p(2)], eval: [p(1), p(2)], again: [p(1), p(2)], step: 0, seed: 0x9e37_79b9_7f4a_7c15 }
         }
 
         pub fn seeded(seed: u64) -> Self {
@@ -270,8 +278,9 @@ pub(crate) mod testing {
             (lam, [Masked { m: m.clone(), l: a }, Masked { m, l: b }])
         }
 
-        /// Runs one gate on both sides, checks what it declares to deal, returns both evaluators' outputs.
-        pub fn run<T>(
+        /// Runs one gate on both sides, checks what it declares to deal, and that evaluators make the same in as many parts as
+        /// can be; returns both evaluators' outputs.
+        pub fn run<T: PartialEq>(
             &mut self,
             dealt: &[Dealt],
             deal: impl FnOnce(&mut Deal) -> Result<(), Error>,
@@ -288,6 +297,10 @@ pub(crate) mod testing {
                 let mut t = Take::new(self.eval[i].step(self.step).unwrap(), role, &out[i]);
                 let r = eval(&mut t, i).unwrap();
                 assert!(t.rest.is_empty(), "a dealt byte was not used");
+                static THREADS: LazyLock<Threads> = LazyLock::new(|| Threads::new(3).unwrap());
+                let t = Take::new(self.again[i].step(self.step).unwrap(), role, &out[i]);
+                let mut t = t.by(Parts::least(THREADS.clone()));
+                assert!(eval(&mut t, i).unwrap() == r, "several parts make something else");
                 r
             })
         }
@@ -315,6 +328,28 @@ mod tests {
                 let v = v & crate::ring::mask(bits);
                 prop_assert_eq!(scaled_as(Width::of(bits, &[mult], shift), v, mult, shift), scaled(v, mult, shift));
             }
+        }
+
+        #[test]
+        fn a_half_is_read_from_anywhere(
+            (n, bits, step) in (0usize..5000, 1u32..=64, 1u32..3),
+            (from, some, seed) in (0.0f64..=1.0, 0.0f64..=1.0, any::<u64>()),
+        ) {
+            let mut w = World::seeded(seed);
+            w.step = step - 1;
+            let from = (from * n as f64) as usize;
+            let some = (some * (n - from) as f64) as usize;
+            let v: Vec<u64> = w.edges(bits, n).iter().map(|[x, ..]| *x).collect();
+            let all = w.run(&[(n, bits)], |d| d.share(bits, v.clone()), |t, _| {
+                let half = t.half(n, bits)?;
+                let (mut whole, mut rest) = (vec![0; n], vec![0; n - from - some]);
+                let mut part = half.from(from);
+                let first = part.next(some).to_vec();
+                part.read(&mut rest);
+                half.read(&mut whole);
+                Ok(whole[from..] == [first, rest].concat())
+            });
+            prop_assert!(all[0] && all[1]);
         }
 
         #[test]

@@ -1,5 +1,8 @@
 //! An evaluator's side of a step: its halves of the dealt tensors, drawn or unpacked as they are read.
 
+use std::ops::Range;
+
+use super::parts::Parts;
 use super::{BLOCK, Dealt, index, seeded};
 use crate::prg::{StepPrg, Words};
 use crate::ring::{check_packed, packed_len, unpack_to, word_at};
@@ -12,6 +15,9 @@ pub struct Take<'a> {
     role: Role,
     slot: u32,
     pub(super) rest: &'a [u8],
+    /// Words of the tensors so far.
+    words: usize,
+    parts: Parts,
 }
 
 /// An evaluator's half of a dealt tensor, drawn or unpacked as it is read: either in order, or entry by entry.
@@ -23,7 +29,7 @@ pub struct Half<'a> {
     read: usize,
     buffer: Wiped<u64>,
     /// The buffer's words that wait.
-    waiting: std::ops::Range<usize>,
+    waiting: Range<usize>,
 }
 
 enum Source<'a> {
@@ -31,7 +37,32 @@ enum Source<'a> {
     Sent(&'a [u8]),
 }
 
-impl Half<'_> {
+impl<'a> Half<'a> {
+    /// The same tensor to be read in order from word `at` on, whatever has been read of this one; entries are numbered as in
+    /// this one.
+    pub fn from(&self, at: usize) -> Half<'a> {
+        // Eight words begin at a byte.
+        let read = at / 8 * 8;
+        let source = match &self.source {
+            Source::Drawn(w) => Source::Drawn(Box::new(w.from(read))),
+            Source::Sent(bytes) => Source::Sent(bytes),
+        };
+        let mut half = Half { source, read, buffer: Wiped::new(Vec::new()), waiting: 0..0, ..*self };
+        half.next(at - read);
+        half
+    }
+
+    /// Fills `out` with the words that come next.
+    pub fn read(mut self, out: &mut [u64]) {
+        let waiting = self.waiting.len().min(out.len());
+        let (head, tail) = out.split_at_mut(waiting);
+        head.copy_from_slice(self.next(waiting));
+        match &mut self.source {
+            Source::Drawn(w) => w.next(tail),
+            Source::Sent(bytes) => unpack_to(&bytes[self.read / 8 * self.bits as usize..], self.bits, tail),
+        }
+    }
+
     /// The next `n` words.
     ///
     /// # Panics
@@ -83,13 +114,31 @@ impl Half<'_> {
 impl<'a> Take<'a> {
     /// `msg` is the dealer's whole message for the generator's step.
     pub fn new(prg: StepPrg, role: Role, msg: &'a [u8]) -> Self {
-        Take { prg, role, slot: 0, rest: msg }
+        Take { prg, role, slot: 0, rest: msg, words: 0, parts: Parts::new(None) }
+    }
+
+    /// The same, so divided.
+    pub(crate) fn by(self, parts: Parts) -> Self {
+        Take { parts, ..self }
+    }
+
+    /// Makes `n` units of a gate's outputs in parts, of tensors that have been taken: `part` is given a range of units, and of
+    /// each output what is theirs, where unit `u` begins at word `at(u)`.
+    pub fn divide<const N: usize>(
+        &self,
+        n: usize,
+        out: [&mut [u64]; N],
+        at: impl Fn(usize) -> [usize; N],
+        part: impl Fn(Range<usize>, [&mut [u64]; N]) + Send + Sync,
+    ) {
+        self.parts.divide((n, self.words), out, at, part);
     }
 
     /// This evaluator's half of the next tensor, of `len` words.
     pub fn half(&mut self, len: usize, bits: u32) -> Result<Half<'a>, Error> {
         let (step, slot) = (self.prg.step(), self.slot);
         self.slot += 1;
+        self.words += len;
         let source = if seeded(step, slot) == index(self.role) {
             Source::Drawn(Box::new(self.prg.words(slot, bits)?))
         } else {
@@ -114,12 +163,8 @@ impl<'a> Take<'a> {
 
     /// All of this evaluator's half of the next tensor.
     pub fn next(&mut self, n: usize, bits: u32) -> Result<Vec<u64>, Error> {
-        let mut half = self.half(n, bits)?;
         let mut out = vec![0; n];
-        match &mut half.source {
-            Source::Drawn(w) => w.next(&mut out),
-            Source::Sent(bytes) => unpack_to(bytes, bits, &mut out),
-        }
+        self.half(n, bits)?.read(&mut out);
         Ok(out)
     }
 
@@ -127,4 +172,9 @@ impl<'a> Take<'a> {
     pub fn leads(&self) -> bool {
         self.role == Role::E1
     }
+}
+
+/// [`Half::from`] of tensors that are read side by side.
+pub fn from<'a>(halves: &[Half<'a>], at: usize) -> Vec<Half<'a>> {
+    halves.iter().map(|half| half.from(at)).collect()
 }

@@ -38,6 +38,11 @@ impl Threads {
         self.0.in_place_scope(work)
     }
 
+    /// Does the work on each of all these, some at once.
+    pub(crate) fn each<T: Send>(&self, all: Vec<T>, work: impl Fn(T) + Send + Sync) {
+        self.0.install(|| all.into_par_iter().for_each(work));
+    }
+
     /// As [`linear`].
     pub fn linear(&self, x: &[u64], rows: usize, w: &Weights, bits: u32, out: &mut [u64]) {
         let (inp, width) = (w.cols_in(), w.rows_out());
