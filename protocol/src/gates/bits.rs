@@ -1,5 +1,7 @@
 //! Gates on XOR-shared bits, packed 64 to a word: AND of several bits, and the sum of a row of bits as a ring share.
 
+use std::ops::Range;
+
 use super::{Deal, Dealt, Masked, Take};
 use crate::Error;
 use crate::ring::mask;
@@ -35,14 +37,19 @@ pub struct Segment {
     pub words: usize,
 }
 
-/// Every row with the words of one member of it, and how many those of the rows before it have.
-fn rows(segments: &[Segment]) -> Vec<(usize, usize)> {
-    let mut at = 0;
-    let row = |words| {
-        at += words;
-        (words, at - words)
-    };
-    segments.iter().flat_map(|s| std::iter::repeat_n(s.words, s.rows)).map(row).collect()
+/// Of some rows those of each segment, counted from its first.
+fn of_each(segments: &[Segment], rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let mut before = 0;
+    segments.iter().map(move |s| {
+        before += s.rows;
+        let own = |row: usize| s.rows - before.saturating_sub(row).min(s.rows);
+        own(rows.start)..own(rows.end)
+    })
+}
+
+/// Words of one member in the rows before `row`.
+fn words_before(segments: &[Segment], row: usize) -> usize {
+    segments.iter().zip(of_each(segments, 0..row)).map(|(s, rows)| rows.len() * s.words).sum()
 }
 
 /// AND over `members` bit vectors of each group.
@@ -106,20 +113,24 @@ impl And {
         let dealt = t.half(self.total() * n, 64)?;
         let mut out = vec![0; self.total()];
         let lead = u64::from(t.leads()).wrapping_neg();
-        let all = rows(&self.segments);
-        let first = |row: usize| all.get(row).map_or(self.total(), |(_, at)| *at);
+        let (rows, first) = (self.segments.iter().map(|s| s.rows).sum(), |row| words_before(&self.segments, row));
         t.divide(
-            all.len(),
+            rows,
             [&mut out],
             |row| [first(row)],
             |rows, [mut y]| {
-                let mut dealt = dealt.from(first(rows.start) * n);
-                for &(words, at) in &all[rows] {
-                    let [m, l] = [&x.m, &x.l].map(|x| &x[self.members * at..][..self.members * words]);
-                    let to;
-                    (to, y) = y.split_at_mut(words);
-                    let dealt = dealt.next(words * n);
-                    vector::run(Conjunction { members: self.members, m, l, lead, dealt, y: to });
+                let at = first(rows.start);
+                let mut dealt = dealt.from(at * n);
+                let [mut m, mut l] = [&x.m, &x.l].map(|x| &x[self.members * at..]);
+                for (s, own) in self.segments.iter().zip(of_each(&self.segments, rows)) {
+                    for _ in own {
+                        let (own_m, own_l, to);
+                        (own_m, m) = m.split_at(self.members * s.words);
+                        (own_l, l) = l.split_at(self.members * s.words);
+                        (to, y) = y.split_at_mut(s.words);
+                        let dealt = dealt.next(s.words * n);
+                        vector::run(Conjunction { members: self.members, m: own_m, l: own_l, lead, dealt, y: to });
+                    }
                 }
             },
         );
@@ -275,14 +286,11 @@ impl CountClear {
             [&mut out],
             |row| [row],
             |rows, [mut out]| {
-                let (mut before, mut words) = (0, 0);
-                for (s, rho) in self.segments.iter().zip(&halves) {
-                    // Those of this segment.
-                    let own = rows.start.clamp(before, before + s.rows)..rows.end.clamp(before, before + s.rows);
-                    let skipped = (own.start - before) * s.words;
+                let mut m = x.m[words_before(&self.segments, rows.start)..].iter();
+                for ((s, rho), own) in self.segments.iter().zip(&halves).zip(of_each(&self.segments, rows)) {
                     let to;
                     (to, out) = out.split_at_mut(own.len());
-                    let (mut rho, mut m) = (rho.from(64 * skipped), x.m[words + skipped..].iter());
+                    let mut rho = rho.from(64 * own.start * s.words);
                     for y in to {
                         for m in m.by_ref().take(s.words) {
                             vector::run(Count { m: *m, rho: rho.next(64), sum: y });
@@ -292,7 +300,6 @@ impl CountClear {
                         }
                         *y &= mask(self.ring(s));
                     }
-                    (before, words) = (before + s.rows, words + s.rows * s.words);
                 }
             },
         );

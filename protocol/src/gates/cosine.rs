@@ -168,7 +168,7 @@ impl Cosine {
             [&mut out],
             |row| [row * cols],
             |rows, [out]| {
-                let mut dealt = dealt.from(rows.start * words);
+                let (mut dealt, keep) = (dealt.from(rows.start * words), mask(self.k_out));
                 for (m, out) in x.m[rows.start * cols..].chunks_exact(cols).zip(out.chunks_exact_mut(cols)) {
                     let blocks = constant.chunks(LANES).zip(&blocks);
                     for ((m, out), (c, block)) in m.chunks(LANES).zip(out.chunks_mut(LANES)).zip(blocks) {
@@ -182,7 +182,7 @@ impl Cosine {
                             dealt,
                             sum: &mut sum,
                         });
-                        out.iter_mut().zip(sum).for_each(|(y, sum)| *y = sum & mask(self.k_out));
+                        out.iter_mut().zip(sum).for_each(|(y, sum)| *y = sum & keep);
                     }
                 }
             },

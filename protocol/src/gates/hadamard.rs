@@ -35,10 +35,10 @@ impl Hadamard {
             |i| [i],
             |all, [g]| {
                 half.from(all.start).read(g);
+                let (leads, keep) = (leads, mask(self.k));
                 for (i, g) in all.zip(g) {
                     let own = if leads { y.m[i].wrapping_sub(y.l[i]) } else { y.l[i].wrapping_neg() };
-                    *g = g.wrapping_add(x.m[i].wrapping_mul(own)).wrapping_sub(x.l[i].wrapping_mul(y.m[i]))
-                        & mask(self.k);
+                    *g = g.wrapping_add(x.m[i].wrapping_mul(own)).wrapping_sub(x.l[i].wrapping_mul(y.m[i])) & keep;
                 }
             },
         );

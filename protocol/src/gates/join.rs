@@ -143,11 +143,11 @@ impl Join {
             [&mut y],
             |i| [64 * i],
             |blocks, [y]| {
-                let mut halves = super::from(&halves, 64 * blocks.start);
+                let (mut halves, keep) = (super::from(&halves, 64 * blocks.start), mask(self.k_in));
                 for (i, y) in blocks.zip(y.chunks_mut(64)) {
                     let (n, c) = (y.len(), 64 * i % self.mult.len());
                     let [m, own_x, s, own_s] = [&x.m, &x.l, &s.m, &s.l].map(|words| &words[64 * i..][..n]);
-                    let raised = part(m).map(|m| m.wrapping_add(quarter) & mask(self.k_in));
+                    let raised = part(m).map(|m| m.wrapping_add(quarter) & keep);
                     let [scaled, own] = [&raised, &part(own_x)].map(|x| self.scaled(widths, x, &mult[c..][..64]));
                     let own_s = part(own_s);
                     let mut dealt = halves.iter_mut().map(|h| h.next(n));

@@ -166,7 +166,9 @@ impl HeadProduct {
             |i| [i],
             |all, [g]| {
                 half.from(all.start).read(g);
-                g.iter_mut().zip(&sum[all]).for_each(|(g, s)| *g = g.wrapping_add(*s) & mk);
+                // A word of its own, of which it is known that writing changes nothing.
+                let keep = mk;
+                g.iter_mut().zip(&sum[all]).for_each(|(g, s)| *g = g.wrapping_add(*s) & keep);
             },
         );
         Ok(g)

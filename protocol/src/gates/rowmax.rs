@@ -144,6 +144,7 @@ impl RowMax {
         };
         t.divide(self.level_bits.len() * rows, [&mut out], at, |all, [mut rest]| {
             for (h, one_hot) in halves.iter().enumerate().take(all.end.div_ceil(rows)).skip(all.start / rows) {
+                let (half, keep, drop) = (half, mask(self.k), self.k - self.level_bits[h]);
                 let own = all.start.max(h * rows) - h * rows..all.end.min((h + 1) * rows) - h * rows;
                 let w = self.words(h);
                 let mut one_hot = one_hot.from(starts[own.start].1 * w);
@@ -152,7 +153,7 @@ impl RowMax {
                     let m = &s.m[h * n + start..][..self.grid.row_len(row)];
                     let dealt = one_hot.next(m.len() * w);
                     for ((m, one), to) in m.iter().zip(dealt.chunks_exact(w)).zip(rotated.chunks_exact_mut(w)) {
-                        let level = (m.wrapping_add(half) & mask(self.k)) >> (self.k - self.level_bits[h]);
+                        let level = (m.wrapping_add(half) & keep) >> drop;
                         rotate(one, level as usize, to);
                     }
                     let acc;
