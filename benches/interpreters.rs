@@ -2,12 +2,17 @@
 //! `cargo bench -p tacet-party --bench interpreters -- --model DIR --tokens 128`.
 //!
 //! The time is what the thread had of a processor, so that it is meaningful while others share the machine.
+//!
+//! With `--threads 1,2`, in place of that: how long the dealer and either evaluator takes by so many threads, each party alone, by
+//! the clock on the wall. The numbers of threads take turns; medians, and the shortest.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tacet_party::clock::processor;
+use tacet_protocol::backend::{Backend, Cpu};
+use tacet_protocol::gemm::Threads;
 use tacet_protocol::model::BertModel;
 use tacet_protocol::plan::Planner;
 use tacet_protocol::prg::{Prg, SessionKey};
@@ -82,6 +87,83 @@ fn show(who: &str, spent: &BTreeMap<&'static str, Duration>) {
     }
 }
 
+/// A dealer that nobody waits for.
+struct Kept<'a> {
+    backend: &'a dyn Backend,
+    dealt: [Vec<Vec<u8>>; 2],
+}
+
+impl DealerSink for Kept<'_> {
+    fn send(&mut self, to: Role, _: u32, bytes: Vec<u8>) -> Result<(), Error> {
+        self.dealt[usize::from(to == Role::E2)].push(bytes);
+        Ok(())
+    }
+
+    fn backend(&self) -> &dyn Backend {
+        self.backend
+    }
+}
+
+/// An evaluator that waits for nobody: the other's openings are zero.
+struct Alone<'a> {
+    backend: &'a dyn Backend,
+    dealt: std::vec::IntoIter<Vec<u8>>,
+}
+
+impl EvaluatorIo for Alone<'_> {
+    fn dealt(&mut self, _: u32, _: usize) -> Result<Vec<u8>, Error> {
+        self.dealt.next().ok_or_else(|| Error::Transport("nothing dealt".into()))
+    }
+
+    fn exchange(&mut self, _: u32, out: Vec<u8>) -> Result<Vec<u8>, Error> {
+        Ok(vec![0; out.len()])
+    }
+
+    fn backend(&self) -> &dyn Backend {
+        self.backend
+    }
+}
+
+/// Times by which each number of threads is measured.
+const TRIES: usize = 15;
+
+fn alone(p: &Program, counts: &[usize]) {
+    let backend = |n: &usize| -> Box<dyn Backend> {
+        if *n == 1 { Box::new(Cpu) } else { Box::new(Threads::new(*n).expect("threads")) }
+    };
+    let backends: Vec<_> = counts.iter().map(backend).collect();
+    let mut took = vec![[const { Vec::new() }; 3]; counts.len()];
+    // The first try of each finds fresh memory and cold weights.
+    for _ in 0..=TRIES {
+        for (backend, took) in backends.iter().zip(&mut took) {
+            let mut sink = Kept { backend: &**backend, dealt: [Vec::new(), Vec::new()] };
+            let start = Instant::now();
+            run::deal(p, prg(1), prg(2), &mut sink).expect("dealing");
+            took[0].push(start.elapsed());
+            for ((role, dealt), took) in [Role::E1, Role::E2].into_iter().zip(sink.dealt).zip(&mut took[1..]) {
+                let input: Vec<Vec<u64>> = p.inputs().map(|v| vec![0; p.values[v].len()]).collect();
+                let mut io = Alone { backend: &**backend, dealt: dealt.into_iter() };
+                let start = Instant::now();
+                run::evaluate(p, role, prg(1 + u8::from(role == Role::E2)), input, &mut io).expect("evaluation");
+                took.push(start.elapsed());
+            }
+        }
+    }
+    for (n, took) in counts.iter().zip(&mut took) {
+        let of = |took: &mut Vec<Duration>| {
+            took.remove(0);
+            took.sort();
+            format!("{:4.0} ms ({:.0})", took[took.len() / 2].as_secs_f64() * 1e3, took[0].as_secs_f64() * 1e3)
+        };
+        let [dealer, e1, e2] = took.each_mut().map(of);
+        println!("{n:3} threads: dealer {dealer}, E1 {e1}, E2 {e2}");
+    }
+}
+
+fn prg(i: u8) -> Prg {
+    Prg::new(&SessionKey::from_seed([i; 32]))
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let value = |name: &str| args.iter().position(|a| a == name).and_then(|i| args.get(i + 1)).cloned();
@@ -92,7 +174,10 @@ fn main() {
     let tokens = value("--tokens").map_or(128, |t| t.parse().expect("--tokens takes a number"));
     let planner = Planner::new(&BertModel::load(dir.as_ref()).expect("a model")).expect("a plan");
     let p = planner.program(tokens).expect("a program");
-    let prg = |i: u8| Prg::new(&SessionKey::from_seed([i; 32]));
+    if let Some(counts) = value("--threads") {
+        let counts = counts.split(',').map(|n| n.parse().expect("--threads takes numbers"));
+        return alone(&p, &counts.collect::<Vec<_>>());
+    }
     for _ in 0..2 {
         let mut sink = Sink { clock: Clock::new(&p), dealt: [Vec::new(), Vec::new()] };
         run::deal(&p, prg(1), prg(2), &mut sink).expect("dealing");

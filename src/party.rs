@@ -26,7 +26,7 @@ pub struct Args {
     /// in hardware if there is one that is faster than the processor; `gpu` takes any, and fails without one
     #[arg(long)]
     backend: Option<BackendKind>,
-    /// Threads that products on the processor are divided among, in place of the configuration's; 0 for one a core
+    /// Threads that what the processor computes is divided among, in place of the configuration's; 0 for one a core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=1024))]
     threads: Option<u16>,
 }

@@ -1,4 +1,4 @@
-//! Where this party computes products: on its processor or on a graphics adapter.
+//! Where this party computes: products on its processor or on a graphics adapter, all else on the processor's threads.
 //!
 //! Every product is exact, so that no other party can tell; which one it was shows in the time a session takes, which
 //! depends on shapes. A device that fails ends the sessions that used it, before anything more is sent. The next session
@@ -17,10 +17,12 @@ use crate::config::BackendKind;
 use {
     crate::lock,
     std::sync::Mutex,
+    tacet_protocol::gates::product::HeadProduct,
+    tacet_protocol::program::Linear,
     tacet_shaders::{Choice, Gpu, GpuError},
 };
 
-/// What a party computes products with.
+/// What a party computes with.
 pub struct Compute {
     cpu: Arc<dyn Backend>,
     #[cfg(feature = "gpu")]
@@ -75,9 +77,31 @@ impl Compute {
             }
         }
         Ok(match &*gpu {
-            Some(gpu) => Arc::clone(gpu) as Arc<dyn Backend>,
+            Some(gpu) => Arc::new(Beside { gpu: Arc::clone(gpu), cpu: Arc::clone(&self.cpu) }),
             None => Arc::clone(&self.cpu),
         })
+    }
+}
+
+/// An adapter's products, beside the processor's threads.
+#[cfg(feature = "gpu")]
+struct Beside {
+    gpu: Arc<Gpu>,
+    cpu: Arc<dyn Backend>,
+}
+
+#[cfg(feature = "gpu")]
+impl Backend for Beside {
+    fn linear(&self, layer: &Arc<Linear>, x: &[u64], rows: usize, bits: u32) -> Result<Vec<u64>, Error> {
+        self.gpu.linear(layer, x, rows, bits)
+    }
+
+    fn product(&self, g: &HeadProduct, pairs: &[(&[u64], &[u64])]) -> Result<Vec<u64>, Error> {
+        self.gpu.product(g, pairs)
+    }
+
+    fn threads(&self) -> Option<Threads> {
+        self.cpu.threads()
     }
 }
 
@@ -147,14 +171,15 @@ mod tests {
     fn the_processor_is_always_there() {
         let compute = Compute::open(BackendKind::Cpu, 2).unwrap();
         assert_eq!(compute.name(), "cpu");
-        assert!(compute.backend().is_ok());
+        assert_eq!(compute.backend().unwrap().threads().map(|t| t.count()), Some(2));
+        assert!(Compute::open(BackendKind::Cpu, 1).is_ok_and(|c| c.backend().is_ok_and(|b| b.threads().is_none())));
         assert!(Compute::open(BackendKind::Auto, 1).is_ok_and(|c| c.backend().is_ok()));
     }
 
     #[test]
     fn a_wish_for_an_adapter_is_met_or_refused() {
-        match Compute::open(BackendKind::Gpu, 1) {
-            Ok(c) => assert!(c.name() != "cpu" && c.backend().is_ok()),
+        match Compute::open(BackendKind::Gpu, 2) {
+            Ok(c) => assert!(c.name() != "cpu" && c.backend().is_ok_and(|b| b.threads().is_some())),
             Err(e) => assert!(e.to_string().contains("backend = \"gpu\""), "{e}"),
         }
     }

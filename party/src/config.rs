@@ -35,8 +35,9 @@ pub struct Config {
     /// Where products are computed.
     #[serde(default)]
     pub backend: BackendKind,
-    /// Threads that products on the processor are divided among, for all sessions together; 0 for one a core of the machine.
-    /// With 1 each session computes by itself. Lower it where others share the machine.
+    /// Threads that what the processor computes is divided among, for all sessions together: products, dealing, and the large
+    /// gates and openings of an evaluator; 0 for one a core of the machine. With 1 each session computes by itself. Lower it
+    /// where others share the machine.
     #[serde(default)]
     pub threads: usize,
     /// Folder that plans of large models are kept in between starts; in the user's cache if absent, and empty for none.

@@ -1,4 +1,5 @@
-//! Where the products of an evaluator and of a dealer are computed: the processor, or a device that the caller brings.
+//! Where the products of an evaluator and of a dealer are computed: the processor, or a device that the caller brings; and
+//! the threads that the rest of their work is divided among.
 //!
 //! A backend sees what the caller's own memory holds already (shares, masked values and own halves of masks at an
 //! evaluator, masks at a dealer) and public weights; it is part of that party. What it computes is exact in the ring, so
@@ -26,6 +27,11 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// [`Error::Device`]: nothing was computed.
     fn product(&self, g: &HeadProduct, pairs: &[(&[u64], &[u64])]) -> Result<Vec<u64>, Error>;
+
+    /// Threads of the processor for all that is not a product; none where the caller's own does it.
+    fn threads(&self) -> Option<Threads> {
+        None
+    }
 }
 
 /// The calling thread; never fails.
@@ -72,6 +78,10 @@ impl Backend for Threads {
             }
         }
         Ok(out)
+    }
+
+    fn threads(&self) -> Option<Threads> {
+        (self.count() > 1).then(|| self.clone())
     }
 }
 

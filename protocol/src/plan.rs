@@ -52,6 +52,8 @@ const F_ATTENTION: i32 = 11;
 /// Bits of a row's largest exponential, as small as it may be, and of the reciprocal of attention.
 const F_LARGEST: i32 = 6;
 const F_RECIP: i32 = 18;
+/// Fraction bits of exponentials' public factor.
+const F_PUBLIC: i32 = 6;
 /// Ring of scores, of the GELU input's accumulators, and of those of values and of what goes to the residual.
 const K_SCORE: u32 = 28;
 const K_GELU_IN: u32 = 31;
@@ -330,7 +332,8 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
     };
     let score_bounds: Vec<f64> = (0..heads).map(bound).collect();
     let plan = STEPS.into_iter().filter_map(|step| score_heads(&score_bounds, step));
-    let plan = plan.min_by(|a, b| levels_cost(a, K_SCORE).total_cmp(&levels_cost(b, K_SCORE))).ok_or_else(|| {
+    let cost = |heads: &[Head]| levels_cost(heads, K_SCORE, F_LARGEST, F_PUBLIC);
+    let plan = plan.min_by(|a, b| cost(a).total_cmp(&cost(b))).ok_or_else(|| {
         refuse(&format!("{name} scores"), format!("proven range {:.0} is too wide", max(&score_bounds)))
     })?;
     let score_units: Vec<f64> = score_bounds.iter().zip(&plan).map(|(b, h)| b / h.ulp).collect();

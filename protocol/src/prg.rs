@@ -1,7 +1,8 @@
 //! Where randomness comes from: key agreement, session keys, and the mask generator.
 //!
 //! Two ends that hold the same [`SessionKey`] draw the same words for the same `(step, slot)`. A mask that served two
-//! openings would reveal their difference, so a [`Prg`] never goes back.
+//! openings would reveal their difference, so a [`Prg`] never goes back. Where steps are computed side by side, each takes a
+//! generator of its own from it, in the steps' order: a [`StepPrg`] knows no other step, and goes through its slots in order.
 
 use std::fmt;
 
@@ -77,16 +78,20 @@ impl Prg {
 
     /// The words of one index, uniform mod `2^bits`. Each `(step, slot)` must be greater than the one before.
     pub fn words(&mut self, step: u32, slot: u32, bits: u32) -> Result<Words, Error> {
-        assert!((1..=64).contains(&bits), "a ring has 1 to 64 bits");
         if self.last.is_some_and(|last| last >= (step, slot)) {
             return Err(Error::MaskReuse { step, slot });
         }
         self.last = Some((step, slot));
-        let mut iv = [0; 16];
-        iv[..4].copy_from_slice(&step.to_be_bytes());
-        iv[4..8].copy_from_slice(&slot.to_be_bytes());
-        let stream = Ctr64BE::<Aes128>::new(self.key.as_ref().into(), &iv.into());
-        Ok(Words { stream, bits, keystream: Wiped::new(Vec::new()) })
+        Ok(Words::new(&self.key, (step, slot), bits))
+    }
+
+    /// The generator of all slots of one step, which must be greater than every step before; this one then goes on after it.
+    pub fn step(&mut self, step: u32) -> Result<StepPrg, Error> {
+        if self.last.is_some_and(|last| last >= (step, 0)) {
+            return Err(Error::MaskReuse { step, slot: 0 });
+        }
+        self.last = Some((step, u32::MAX));
+        Ok(StepPrg { key: self.key.clone(), step, last: None })
     }
 
     /// Fills `out` with the first words of an index; see [`Self::words`].
@@ -102,6 +107,35 @@ impl fmt::Debug for Prg {
     }
 }
 
+/// A [`Prg`] of the slots of one step, which no other generator of the key has.
+pub struct StepPrg {
+    key: Zeroizing<[u8; 16]>,
+    step: u32,
+    last: Option<u32>,
+}
+
+impl StepPrg {
+    /// The step.
+    pub fn step(&self) -> u32 {
+        self.step
+    }
+
+    /// The words of one slot, uniform mod `2^bits`. Each slot must be greater than the one before.
+    pub fn words(&mut self, slot: u32, bits: u32) -> Result<Words, Error> {
+        if self.last.is_some_and(|last| last >= slot) {
+            return Err(Error::MaskReuse { step: self.step, slot });
+        }
+        self.last = Some(slot);
+        Ok(Words::new(&self.key, (self.step, slot), bits))
+    }
+}
+
+impl fmt::Debug for StepPrg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StepPrg").field("step", &self.step).field("last", &self.last).finish_non_exhaustive()
+    }
+}
+
 /// The words of one index of a [`Prg`].
 pub struct Words {
     stream: Ctr64BE<Aes128>,
@@ -113,6 +147,21 @@ pub struct Words {
 static ZEROS: [u8; CHUNK] = [0; CHUNK];
 
 impl Words {
+    fn new(key: &[u8; 16], (step, slot): (u32, u32), bits: u32) -> Words {
+        assert!((1..=64).contains(&bits), "a ring has 1 to 64 bits");
+        let mut iv = [0; 16];
+        iv[..4].copy_from_slice(&step.to_be_bytes());
+        iv[4..8].copy_from_slice(&slot.to_be_bytes());
+        Words { stream: Ctr64BE::<Aes128>::new(key.into(), &iv.into()), bits, keystream: Wiped::new(Vec::new()) }
+    }
+
+    /// The same words from word `at` on.
+    pub(crate) fn from(&self, at: usize) -> Words {
+        let mut words = Words { stream: self.stream.clone(), bits: self.bits, keystream: Wiped::new(Vec::new()) };
+        words.seek(at);
+        words
+    }
+
     /// The next words, in order.
     pub fn next(&mut self, out: &mut [u64]) {
         match self.bits {
@@ -256,6 +305,27 @@ mod tests {
     }
 
     #[test]
+    fn a_step_is_taken_once_and_in_order() {
+        let mut prg = prg();
+        let mut out = [0; 4];
+        prg.fill(1, 4, 32, &mut out).unwrap();
+        assert!(prg.step(1).is_err(), "a slot of it was drawn");
+        let (mut two, mut three) = (prg.step(2).unwrap(), prg.step(3).unwrap());
+        assert!(prg.step(2).is_err() && prg.step(3).is_err() && prg.fill(3, u32::MAX, 32, &mut out).is_err());
+        // Whichever is drawn from first.
+        for (prg, step) in [(&mut three, 3), (&mut two, 2)] {
+            for slot in [0, 2, u32::MAX] {
+                prg.words(slot, 32).unwrap().next(&mut out);
+                assert_eq!(words(step, slot, 32, 4), out);
+                let again = prg.words(slot, 32).map(drop);
+                assert!(matches!(again, Err(Error::MaskReuse { step: s, slot: t }) if (s, t) == (step, slot)));
+            }
+            assert!(prg.words(1, 32).is_err());
+        }
+        prg.fill(4, 0, 32, &mut out).unwrap();
+    }
+
+    #[test]
     fn indices_and_keys_give_unrelated_words() {
         let mut seen = std::collections::HashSet::new();
         for (step, slot) in [(0, 0), (0, 1), (1, 0), (256, 0), (0, 256)] {
@@ -293,8 +363,9 @@ mod tests {
     #[test]
     fn secrets_do_not_print() {
         let key = SessionKey::from_seed([0xab; 32]);
-        let all = format!("{key:?} {:?} {:?}", Prg::new(&key), Ephemeral::new().0);
-        assert_eq!(all, "SessionKey(..) Prg { last: None, .. } Ephemeral(..)");
+        let all =
+            format!("{key:?} {:?} {:?} {:?}", Prg::new(&key), Prg::new(&key).step(7).unwrap(), Ephemeral::new().0);
+        assert_eq!(all, "SessionKey(..) Prg { last: None, .. } StepPrg { step: 7, last: None, .. } Ephemeral(..)");
     }
 
     proptest! {

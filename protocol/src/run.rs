@@ -3,16 +3,23 @@
 //! The dealer walks the program with masks only; the evaluator with shares and masked values. Both label all randomness
 //! with the step, and [`Prg`] refuses a label twice.
 
+mod dealing;
+
+use std::sync::Arc;
+
 use zeroize::Zeroize;
 
 use crate::backend::Backend;
+use crate::gates::parts::Parts;
 use crate::gates::{Deal, Halves, Masked, Take};
-use crate::prg::Prg;
+use crate::prg::{Prg, StepPrg, Words};
 use crate::program::{Kind, Op, Program, Value};
 use crate::ring::{check_packed, mask, pack_to, packed_len, unpack_to};
 use crate::vector::{self, Kernel};
 use crate::wipe::{Wiped, append, wipe};
 use crate::{DealerSink, Error, EvaluatorIo, Role};
+
+use dealing::Masks;
 
 /// The last step that reads each value.
 fn last_use(p: &Program) -> Vec<usize> {
@@ -24,59 +31,27 @@ fn last_use(p: &Program) -> Vec<usize> {
     last
 }
 
-/// Expands one half of the masks of an opening's values.
-fn masks(p: &Program, op: &Op, step: u32, prg: &mut Prg) -> Result<Vec<Wiped<u64>>, Error> {
-    op.inputs
-        .iter()
-        .enumerate()
-        .map(|(slot, v)| {
-            let mut l = Wiped::new(vec![0; p.values[*v].len()]);
-            prg.fill(step, slot as u32, p.values[*v].bits, &mut l)?;
-            Ok(l)
-        })
-        .collect()
-}
-
 /// Words that are added to others at a time, a multiple of eight.
 const BLOCK: usize = 1024;
 
 /// Adds the second half of the masks of a value that is opened.
-fn add_masks(v: &Value, (step, slot): (u32, u32), prg: &mut Prg, to: &mut [u64]) -> Result<(), Error> {
-    let mut drawn = prg.words(step, slot, v.bits)?;
+fn add_masks(v: &Value, mut drawn: Words, to: &mut [u64]) {
     let mut half = Wiped::new(vec![0; BLOCK.min(to.len())]);
     for to in to.chunks_mut(BLOCK) {
         let half = &mut half[..to.len()];
         drawn.next(half);
         vector::run(Combine { to, with: half, xor: v.xor, keep: mask(v.bits) });
     }
-    Ok(())
-}
-
-/// Which values' masks are needed by halves. None that another program left, of which a dealer keeps the sums.
-fn by_halves(p: &Program) -> Result<Vec<bool>, Error> {
-    let mut all = vec![false; p.values.len()];
-    for op in &p.ops {
-        op.inputs[..op.kind.by_halves()].iter().for_each(|v| all[*v] = true);
-    }
-    match p.carried[0].iter().find(|v| all[**v]) {
-        None => Ok(all),
-        Some(v) => {
-            let reason = "a value of the program before is read by halves of its mask".into();
-            Err(Error::Plan { op: p.values[*v].name.clone(), reason })
-        }
-    }
 }
 
 /// Adds packed words, of which as many are there.
-fn add_packed(v: &Value, bytes: &[u8], to: &mut [u64]) -> Result<(), Error> {
-    check_packed(bytes, to.len(), v.bits)?;
+fn add_packed(v: &Value, bytes: &[u8], to: &mut [u64]) {
     let mut words = vec![0; BLOCK.min(to.len())];
     for (to, bytes) in to.chunks_mut(BLOCK).zip(bytes.chunks(BLOCK / 8 * v.bits as usize)) {
         let words = &mut words[..to.len()];
         unpack_to(bytes, v.bits, words);
         vector::run(Combine { to, with: words, xor: v.xor, keep: mask(v.bits) });
     }
-    Ok(())
 }
 
 /// Wipes all words past the first `keep` of `held` positions.
@@ -167,14 +142,6 @@ pub fn deal_next(
     state: &mut DealerState,
     sink: &mut dyn DealerSink,
 ) -> Result<(), Error> {
-    let mut prg = [e1, e2];
-    let last = last_use(p);
-    // Wiped when dropped, also where the sink fails.
-    let mut masks_of = DealerState { positions: 0, kept: vec![Vec::new(); p.values.len()] };
-    let lam = &mut masks_of.kept;
-    let by_halves = by_halves(p)?;
-    let mut firsts = DealerState { positions: 0, kept: vec![Vec::new(); p.values.len()] };
-    let firsts = &mut firsts.kept;
     let mut held = std::mem::take(state);
     // A share that is kept has no mask.
     let fits = |v: usize, l: &Vec<u64>| l.is_empty() || l.len() == p.values[v].len();
@@ -182,76 +149,58 @@ pub fn deal_next(
     if !all || p.carried[0].iter().zip(&held.kept).any(|(v, l)| !fits(*v, l)) {
         return Err(not_the_state(p, held.positions));
     }
+    let mut masks: Vec<Option<Arc<Masks>>> = vec![None; p.values.len()];
     for (v, l) in p.carried[0].iter().zip(&mut held.kept) {
-        lam[*v] = std::mem::take(l);
+        masks[*v] = Some(Arc::new(Masks::whole(std::mem::take(l))));
     }
-    for (i, op) in p.ops.iter().enumerate() {
-        let step = i as u32;
-        if matches!(op.kind, Kind::Open) {
-            let [a, b] = &mut prg;
-            for (slot, (out, mut l)) in op.outputs.iter().zip(masks(p, op, step, a)?).enumerate() {
-                lam[*out] = l.take();
-                if by_halves[*out] {
-                    firsts[*out] = lam[*out].clone();
-                }
-                add_masks(&p.values[*out], (step, slot as u32), b, &mut lam[*out])?;
-            }
-        }
-        let mut d = Deal::new(&mut prg, step, p.dealt_len(i));
-        let l = |n: usize| lam[op.inputs[n]].as_slice();
-        let halves = |n: usize| Halves { sum: l(n), first: &firsts[op.inputs[n]] };
-        match &op.kind {
-            Kind::Rescale(g) => g.deal(&mut d, halves(0))?,
-            Kind::Residual(g) => g.deal(&mut d, halves(0), halves(1))?,
-            Kind::Product(g) => g.deal(&mut d, l(0), l(1), sink.backend())?,
-            Kind::RowMax(g) => g.deal(&mut d, l(0))?,
-            Kind::And(g) => g.deal(&mut d, l(0))?,
-            Kind::CountClear(g) => g.deal(&mut d, l(0))?,
-            Kind::Exp(g) => g.deal(&mut d, l(0), l(1))?,
-            Kind::FlagRescale(g) => g.deal(&mut d, halves(0), l(1))?,
-            Kind::Piecewise(g) => g.deal(&mut d, l(0))?,
-            Kind::Select(g) => g.deal(&mut d, l(0), l(1))?,
-            Kind::Variance(g) => g.deal(&mut d, l(0))?,
-            Kind::Squares(g) => g.deal(&mut d, l(0))?,
-            Kind::Broadcast(g) => g.deal(&mut d, l(0), l(1))?,
-            Kind::Cosine(g) => g.deal(&mut d, l(0))?,
-            Kind::Tails(g) => g.deal(&mut d, l(0))?,
-            Kind::Join(g) => g.deal(&mut d, halves(0), halves(1), l(2), l(3))?,
-            Kind::Turn(g) => g.deal(&mut d, l(0), l(1))?,
-            Kind::Rotate(g) => g.deal(&mut d, halves(0))?,
-            Kind::Hadamard(g) => g.deal(&mut d, l(0), l(1))?,
-            Kind::Reached(g) => g.deal(&mut d, l(0))?,
-            Kind::Append => {
-                let mut grown =
-                    if last[op.inputs[0]] == i { std::mem::take(&mut lam[op.inputs[0]]) } else { l(0).to_vec() };
-                append(&mut grown, &lam[op.inputs[1]]);
-                lam[op.outputs[0]] = grown;
-            }
-            Kind::Input
-            | Kind::Open
-            | Kind::Linear { .. }
-            | Kind::Truncate(_)
-            | Kind::Gain(_)
-            | Kind::RowSum(_)
-            | Kind::First { .. }
-            | Kind::Last { .. }
-            | Kind::Marks { .. }
-            | Kind::PadKeys(_) => {}
-        }
-        let [a, b] = d.end();
-        for (role, bytes) in [(Role::E1, a), (Role::E2, b)] {
-            if !bytes.is_empty() {
-                sink.send(role, step, bytes)?;
-            }
-        }
-        for v in op.inputs.iter().filter(|v| last[**v] == i) {
-            wipe(&mut lam[*v]);
-            wipe(&mut firsts[*v]);
-        }
-    }
-    let kept = p.carried[1].iter().map(|v| std::mem::take(&mut lam[*v])).collect();
+    let mut masks = dealing::deal_all(p, [e1, e2], masks, sink)?;
+    let kept = |v: &usize| match masks[*v].take().map(Arc::try_unwrap) {
+        None => Vec::new(),
+        Some(Ok(mut alone)) => alone.sum.take(),
+        Some(Err(shared)) => shared.sum.to_vec(),
+    };
+    let kept = p.carried[1].iter().map(kept).collect();
     *state = DealerState { positions: p.past + p.tokens, kept };
     Ok(())
+}
+
+/// Deals what an operation needs, from the masks of what it reads.
+fn deal_gate(op: &Op, d: &mut Deal, masks: &[Option<Arc<Masks>>], backend: &dyn Backend) -> Result<(), Error> {
+    let l = |n: usize| dealing::sum(&masks[n]);
+    let halves = |n: usize| Halves { sum: l(n), first: masks[n].as_ref().map_or(&[][..], |m| &m.first) };
+    match &op.kind {
+        Kind::Rescale(g) => g.deal(d, halves(0)),
+        Kind::Residual(g) => g.deal(d, halves(0), halves(1)),
+        Kind::Product(g) => g.deal(d, l(0), l(1), backend),
+        Kind::RowMax(g) => g.deal(d, l(0)),
+        Kind::And(g) => g.deal(d, l(0)),
+        Kind::CountClear(g) => g.deal(d, l(0)),
+        Kind::Exp(g) => g.deal(d, l(0), l(1)),
+        Kind::FlagRescale(g) => g.deal(d, halves(0), l(1)),
+        Kind::Piecewise(g) => g.deal(d, l(0)),
+        Kind::Select(g) => g.deal(d, l(0), l(1)),
+        Kind::Variance(g) => g.deal(d, l(0)),
+        Kind::Squares(g) => g.deal(d, l(0)),
+        Kind::Broadcast(g) => g.deal(d, l(0), l(1)),
+        Kind::Cosine(g) => g.deal(d, l(0)),
+        Kind::Tails(g) => g.deal(d, l(0)),
+        Kind::Join(g) => g.deal(d, halves(0), halves(1), l(2), l(3)),
+        Kind::Turn(g) => g.deal(d, l(0), l(1)),
+        Kind::Rotate(g) => g.deal(d, halves(0)),
+        Kind::Hadamard(g) => g.deal(d, l(0), l(1)),
+        Kind::Reached(g) => g.deal(d, l(0)),
+        Kind::Input
+        | Kind::Open
+        | Kind::Linear { .. }
+        | Kind::Truncate(_)
+        | Kind::Gain(_)
+        | Kind::RowSum(_)
+        | Kind::First { .. }
+        | Kind::Last { .. }
+        | Kind::Append
+        | Kind::Marks { .. }
+        | Kind::PadKeys(_) => Ok(()),
+    }
 }
 
 /// An evaluator's values. Shares and halves of masks are wiped after their last use, also on an error. What both evaluators
@@ -302,7 +251,7 @@ pub fn evaluate_next(
     state: &mut EvaluatorState,
     io: &mut dyn EvaluatorIo,
 ) -> Result<Vec<u64>, Error> {
-    let last = last_use(p);
+    let (last, parts) = (last_use(p), Parts::new(io.backend().threads()));
     let n = p.values.len();
     let mut st = State { share: vec![Vec::new(); n], masked: (0..n).map(|_| Masked::default()).collect() };
     let fits = input.iter().map(Vec::len).eq(p.inputs().map(|v| p.values[v].len()));
@@ -323,8 +272,9 @@ pub fn evaluate_next(
     }
     for (i, op) in p.ops.iter().enumerate() {
         let step = i as u32;
+        let prg = prg.step(step)?;
         if matches!(op.kind, Kind::Open) {
-            open(p, op, step, &mut prg, &mut st, io, &last)?;
+            open(p, op, prg, &mut st, io, &last, &parts)?;
         } else if matches!(op.kind, Kind::Append) {
             let [a, b] = [0, 1].map(|n| op.inputs[n]);
             let mut grown = if last[a] == i {
@@ -335,6 +285,12 @@ pub fn evaluate_next(
             append(&mut grown.m, &st.masked[b].m);
             append(&mut grown.l, &st.masked[b].l);
             st.masked[op.outputs[0]] = grown;
+        } else if let Kind::Truncate(g) = &op.kind {
+            let x = &mut st.share[op.inputs[0]];
+            let mut y = if last[op.inputs[0]] == i { std::mem::take(x) } else { x.clone() };
+            let len = y.len();
+            parts.divide((len, len), [&mut y], |at| [at], |_, [y]| g.apply(y, role == Role::E1));
+            st.share[op.outputs[0]] = y;
         } else if !matches!(op.kind, Kind::Input) {
             let want = p.dealt_len(i)[crate::gates::index(role)] as usize;
             let msg = if want > 0 { io.dealt(step, want)? } else { Vec::new() };
@@ -344,7 +300,7 @@ pub fn evaluate_next(
                     reason: format!("step {step}: {want} bytes expected, {} received", msg.len()),
                 });
             }
-            let mut t = Take::new(&mut prg, role, step, &msg);
+            let mut t = Take::new(prg, role, &msg).by(parts.clone());
             let out = gate(p, op, &mut t, &st, role, io.backend())?;
             for (v, o) in op.outputs.iter().zip(out) {
                 st.share[*v] = o;
@@ -363,25 +319,40 @@ pub fn evaluate_next(
 fn open(
     p: &Program,
     op: &Op,
-    step: u32,
-    prg: &mut Prg,
+    mut prg: StepPrg,
     st: &mut State,
     io: &mut dyn EvaluatorIo,
     last: &[usize],
+    parts: &Parts,
 ) -> Result<(), Error> {
-    let own = masks(p, op, step, prg)?;
+    let step = prg.step();
+    // Words of a part, which are whole blocks and so begin at a byte of the message.
+    let each = |len: usize| parts.units(len.div_ceil(BLOCK), len) * BLOCK;
+    let mut own = Vec::with_capacity(op.inputs.len());
     let mut sent = Vec::with_capacity(op.inputs.len());
     let mut msg = vec![0; p.opening_len(op)];
     let mut rest = msg.as_mut_slice();
-    for (v, l) in op.inputs.iter().zip(&own) {
+    for (slot, v) in op.inputs.iter().enumerate() {
         let f = &p.values[*v];
+        let drawn = prg.words(slot as u32, f.bits)?;
+        let mut l = Wiped::new(vec![0; f.len()]);
         // What is read for the last time becomes the masked value where it lies.
         let mut m = if last[*v] == step as usize { std::mem::take(&mut st.share[*v]) } else { st.share[*v].clone() };
-        // A share may live in a wider ring than the one it is opened in: reduction is a homomorphism.
-        vector::run(Combine { to: &mut m, with: l, xor: f.xor, keep: mask(f.bits) });
         let head;
         (head, rest) = rest.split_at_mut(packed_len(f.len(), f.bits));
-        pack_to(&m, f.bits, head);
+        let (each, bytes) = (each(f.len()), |words: usize| words / 8 * f.bits as usize);
+        let words = m.chunks_mut(each).zip(l.chunks_mut(each));
+        parts.each(words.zip(head.chunks_mut(bytes(each))).enumerate().collect(), |(i, ((m, l), head))| {
+            let mut drawn = drawn.from(i * each);
+            let words = m.chunks_mut(BLOCK).zip(l.chunks_mut(BLOCK));
+            for ((m, l), head) in words.zip(head.chunks_mut(bytes(BLOCK))) {
+                drawn.next(l);
+                // A share may live in a wider ring than the one it is opened in: reduction is a homomorphism.
+                vector::run(Combine { to: m, with: l, xor: f.xor, keep: mask(f.bits) });
+                pack_to(m, f.bits, head);
+            }
+        });
+        own.push(l);
         sent.push(m);
     }
     let len = msg.len();
@@ -397,7 +368,9 @@ fn open(
         let f = &p.values[*v];
         let (head, tail) = rest.split_at(packed_len(f.len(), f.bits));
         rest = tail;
-        add_packed(f, head, &mut m)?;
+        check_packed(head, m.len(), f.bits)?;
+        let (each, bytes) = (each(m.len()), |words: usize| words / 8 * f.bits as usize);
+        parts.each(m.chunks_mut(each).zip(head.chunks(bytes(each))).collect(), |(m, head)| add_packed(f, head, m));
         st.masked[*out] = Masked { m, l: l.take() };
     }
     Ok(())
@@ -464,7 +437,6 @@ fn gate(
             }
             one(out)
         }
-        Kind::Truncate(g) => one(g.eval(s(0), role == Role::E1)),
         Kind::Gain(g) => one(g.eval(s(0), role == Role::E1)),
         Kind::RowSum(grid) => {
             let sum = |(_, row): (usize, &[u64])| row.iter().fold(0u64, |a, b| a.wrapping_add(*b)) & mk;
@@ -481,13 +453,73 @@ fn gate(
         Kind::Hadamard(g) => one(g.eval(t, m(0), m(1))?),
         Kind::Reached(g) => one(g.eval(t, m(0))?),
         Kind::PadKeys(g) => one(g.eval(role == Role::E1, s(0), s(1))),
-        Kind::Input | Kind::Open | Kind::Append => Ok(Vec::new()),
+        Kind::Input | Kind::Open | Kind::Append | Kind::Truncate(_) => Ok(Vec::new()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gemm::Threads;
+    use crate::prg::SessionKey;
+    use crate::program::{Id, Outcome};
+    use crate::ring::pack;
+
+    /// Another evaluator that opens the same words each time.
+    struct Other<'a>(&'a Program, Vec<u8>);
+
+    impl EvaluatorIo for Other<'_> {
+        fn dealt(&mut self, _: u32, _: usize) -> Result<Vec<u8>, Error> {
+            Err(Error::Transport("nothing is dealt".into()))
+        }
+
+        fn exchange(&mut self, _: u32, out: Vec<u8>) -> Result<Vec<u8>, Error> {
+            self.1 = out;
+            let words =
+                |v: &Id| (0..self.0.values[*v].len() as u64).map(|i| i.wrapping_mul(0x9e37_79b9)).collect::<Vec<_>>();
+            Ok(self.0.ops[0].inputs.iter().flat_map(|v| pack(&words(v), self.0.values[*v].bits)).collect())
+        }
+    }
+
+    #[test]
+    fn openings_are_the_same_in_parts() {
+        let shapes =
+            [(5000, 13, false), (3, 64, true), (2048, 1, false), (8191, 33, true), (0, 9, false), (1025, 64, false)];
+        let value = |(len, bits, xor)| Value { name: String::new(), shape: vec![len], bits, xor, ulp: 1.0, bound: 0.0 };
+        let n = shapes.len();
+        let p = Program {
+            values: [shapes, shapes].concat().into_iter().map(value).collect(),
+            ops: vec![Op { kind: Kind::Open, inputs: (0..n).collect(), outputs: (n..2 * n).collect() }],
+            past: 0,
+            tokens: 1,
+            inputs: (0..n).collect(),
+            output: 0,
+            carried: [vec![], vec![]],
+            result: Outcome::Logits,
+            digest: [0; 32],
+        };
+        let opened = |parts: &Parts, last: usize| {
+            let words = |v: &Value| (0..v.len() as u64).map(|i| i.wrapping_mul(0xbf58_476d_1ce4_e5b9)).collect();
+            let share = p.values[..n].iter().map(words).chain(vec![vec![]; n]).collect();
+            let mut st = State { share, masked: (0..2 * n).map(|_| Masked::default()).collect() };
+            let mut io = Other(&p, Vec::new());
+            let prg = Prg::new(&SessionKey::from_seed([7; 32])).step(0).unwrap();
+            open(&p, &p.ops[0], prg, &mut st, &mut io, &vec![last; 2 * n], parts).unwrap();
+            let kept = st.share.clone();
+            (std::mem::take(&mut io.1), st.masked.iter().map(|m| (m.m.clone(), m.l.clone())).collect::<Vec<_>>(), kept)
+        };
+        for last in [0, 1] {
+            let want = opened(&Parts::new(None), last);
+            assert!(want == opened(&Parts::least(Threads::new(3).unwrap()), last));
+            // As one that draws all first.
+            let mut prg = Prg::new(&SessionKey::from_seed([7; 32]));
+            for (v, (_, l)) in want.1[n..].iter().enumerate() {
+                let mut drawn = vec![0; p.values[v].len()];
+                prg.fill(0, v as u32, p.values[v].bits, &mut drawn).unwrap();
+                assert!(*l == drawn);
+            }
+        }
+    }
 
     #[test]
     fn states_forget_whole_positions_of_everything_they_keep() {

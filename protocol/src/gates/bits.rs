@@ -1,5 +1,7 @@
 //! Gates on XOR-shared bits, packed 64 to a word: AND of several bits, and the sum of a row of bits as a ring share.
 
+use std::ops::Range;
+
 use super::{Deal, Dealt, Masked, Take};
 use crate::Error;
 use crate::ring::mask;
@@ -33,6 +35,21 @@ pub struct Segment {
     pub rows: usize,
     /// Words of one member.
     pub words: usize,
+}
+
+/// Of some rows those of each segment, counted from its first.
+fn of_each(segments: &[Segment], rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let mut before = 0;
+    segments.iter().map(move |s| {
+        before += s.rows;
+        let own = |row: usize| s.rows - before.saturating_sub(row).min(s.rows);
+        own(rows.start)..own(rows.end)
+    })
+}
+
+/// Words of one member in the rows before `row`.
+fn words_before(segments: &[Segment], row: usize) -> usize {
+    segments.iter().zip(of_each(segments, 0..row)).map(|(s, rows)| rows.len() * s.words).sum()
 }
 
 /// AND over `members` bit vectors of each group.
@@ -93,20 +110,30 @@ impl And {
     /// Evaluator: XOR share of the conjunctions, per segment `rows x words`.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
         let n = self.products();
-        let mut dealt = t.half(self.total() * n, 64)?;
+        let dealt = t.half(self.total() * n, 64)?;
         let mut out = vec![0; self.total()];
-        let (mut m, mut l, mut y) = (x.m.as_slice(), x.l.as_slice(), out.as_mut_slice());
         let lead = u64::from(t.leads()).wrapping_neg();
-        for s in &self.segments {
-            for _ in 0..s.rows {
-                let (own_m, own_l, to);
-                (own_m, m) = m.split_at(self.members * s.words);
-                (own_l, l) = l.split_at(self.members * s.words);
-                (to, y) = y.split_at_mut(s.words);
-                let dealt = dealt.next(s.words * n);
-                vector::run(Conjunction { members: self.members, m: own_m, l: own_l, lead, dealt, y: to });
-            }
-        }
+        let (rows, first) = (self.segments.iter().map(|s| s.rows).sum(), |row| words_before(&self.segments, row));
+        t.divide(
+            rows,
+            [&mut out],
+            |row| [first(row)],
+            |rows, [mut y]| {
+                let at = first(rows.start);
+                let mut dealt = dealt.from(at * n);
+                let [mut m, mut l] = [&x.m, &x.l].map(|x| &x[self.members * at..]);
+                for (s, own) in self.segments.iter().zip(of_each(&self.segments, rows)) {
+                    for _ in own {
+                        let (own_m, own_l, to);
+                        (own_m, m) = m.split_at(self.members * s.words);
+                        (own_l, l) = l.split_at(self.members * s.words);
+                        (to, y) = y.split_at_mut(s.words);
+                        let dealt = dealt.next(s.words * n);
+                        vector::run(Conjunction { members: self.members, m: own_m, l: own_l, lead, dealt, y: to });
+                    }
+                }
+            },
+        );
         Ok(out)
     }
 }
@@ -252,20 +279,30 @@ impl CountClear {
 
     /// Evaluator: one share per row.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
-        let mut words = x.m.iter();
-        let mut out = Vec::new();
-        for (s, mut rho) in self.segments.iter().zip(t.halves(&self.dealt())?) {
-            for _ in 0..s.rows {
-                let mut y = 0u64;
-                for m in words.by_ref().take(s.words) {
-                    vector::run(Count { m: *m, rho: rho.next(64), sum: &mut y });
-                    if t.leads() {
-                        y = y.wrapping_add(u64::from(m.count_zeros()));
+        let (halves, leads) = (t.halves(&self.dealt())?, t.leads());
+        let mut out = vec![0; self.segments.iter().map(|s| s.rows).sum()];
+        t.divide(
+            out.len(),
+            [&mut out],
+            |row| [row],
+            |rows, [mut out]| {
+                let mut m = x.m[words_before(&self.segments, rows.start)..].iter();
+                for ((s, rho), own) in self.segments.iter().zip(&halves).zip(of_each(&self.segments, rows)) {
+                    let to;
+                    (to, out) = out.split_at_mut(own.len());
+                    let mut rho = rho.from(64 * own.start * s.words);
+                    for y in to {
+                        for m in m.by_ref().take(s.words) {
+                            vector::run(Count { m: *m, rho: rho.next(64), sum: y });
+                            if leads {
+                                *y = y.wrapping_add(u64::from(m.count_zeros()));
+                            }
+                        }
+                        *y &= mask(self.ring(s));
                     }
                 }
-                out.push(y & mask(self.ring(s)));
-            }
-        }
+            },
+        );
         Ok(out)
     }
 }

@@ -3,6 +3,8 @@
 use super::{Deal, Dealt, Masked, Take};
 use crate::Error;
 use crate::ring::mask;
+use crate::vector::{self, Kernel};
+use crate::wipe::Wiped;
 
 /// `n sum x^2 - (sum x)^2 = n ||x - mean||^2` of each row, or `sum x^2` if not `centre`; one element dealt per row.
 ///
@@ -121,14 +123,45 @@ impl Broadcast {
 
     /// Evaluator: share of the products.
     pub fn eval(&self, t: &mut Take, x: &Masked, r: &Masked) -> Result<Vec<u64>, Error> {
-        let mut g = t.next(self.rows * self.cols, self.k)?;
-        let (cm, cl) = (self.centred(&x.m), self.centred(&x.l));
-        for (i, g) in g.iter_mut().enumerate() {
-            let j = self.scalar(i);
-            let own = if t.leads() { r.m[j].wrapping_sub(r.l[j]) } else { r.l[j].wrapping_neg() };
-            *g = g.wrapping_add(cm[i].wrapping_mul(own)).wrapping_sub(cl[i].wrapping_mul(r.m[j])) & mask(self.k);
-        }
+        let (half, leads) = (t.half(self.rows * self.cols, self.k)?, t.leads());
+        let mut g = vec![0; self.rows * self.cols];
+        t.divide(
+            self.rows,
+            [&mut g],
+            |row| [row * self.cols],
+            |rows, [g]| {
+                let all = rows.start * self.cols..rows.end * self.cols;
+                half.from(all.start).read(g);
+                let [cm, cl] = [&x.m, &x.l].map(|x| Wiped::new(self.centred(&x[all.clone()])));
+                let groups = cm.chunks_exact(self.dim).zip(cl.chunks_exact(self.dim)).zip(g.chunks_exact_mut(self.dim));
+                for (i, ((m, l), y)) in groups.enumerate() {
+                    let j = self.scalar(all.start + i * self.dim);
+                    let own = if leads { r.m[j].wrapping_sub(r.l[j]) } else { r.l[j].wrapping_neg() };
+                    vector::run(Products { m, l, own, r: r.m[j], keep: mask(self.k), y });
+                }
+            },
+        );
         Ok(g)
+    }
+}
+
+/// Adds an evaluator's part of the products with one scalar.
+struct Products<'a> {
+    m: &'a [u64],
+    l: &'a [u64],
+    own: u64,
+    r: u64,
+    keep: u64,
+    y: &'a mut [u64],
+}
+
+impl Kernel for Products<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Products { m, l, own, r, keep, y } = self;
+        for (y, (m, l)) in y.iter_mut().zip(m.iter().zip(l)) {
+            *y = y.wrapping_add(m.wrapping_mul(own)).wrapping_sub(l.wrapping_mul(r)) & keep;
+        }
     }
 }
 

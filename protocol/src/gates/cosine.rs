@@ -156,20 +156,37 @@ impl Cosine {
     /// Evaluator: share of the series.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
         let blocks = self.blocks();
-        let mut dealt = t.half(self.words(), self.k_out)?;
+        let dealt = t.half(self.words(), self.k_out)?;
         let first = |a: &Vec<f64>| {
             if t.leads() { libm::round(a[0] * 2f64.powi(self.f_out as i32)) as i64 as u64 } else { 0 }
         };
         let constant: Vec<u64> = self.coef.iter().map(first).collect();
-        let mut out = Vec::with_capacity(x.m.len());
-        for row in x.m.chunks_exact(self.coef.len()) {
-            for ((m, c), block) in row.chunks(LANES).zip(constant.chunks(LANES)).zip(&blocks) {
-                let dealt = dealt.next(block.factors.len() * 2 * LANES).as_chunks().0;
-                let mut sum = lanes(c);
-                vector::run(Sums { tables: &TABLES, m: lanes(m), period: self.period, block, dealt, sum: &mut sum });
-                out.extend(sum[..m.len()].iter().map(|y| y & mask(self.k_out)));
-            }
-        }
+        let (cols, words) = (self.coef.len(), self.words() / self.rows.max(1));
+        let mut out = vec![0; x.m.len()];
+        t.divide(
+            self.rows,
+            [&mut out],
+            |row| [row * cols],
+            |rows, [out]| {
+                let (mut dealt, keep) = (dealt.from(rows.start * words), mask(self.k_out));
+                for (m, out) in x.m[rows.start * cols..].chunks_exact(cols).zip(out.chunks_exact_mut(cols)) {
+                    let blocks = constant.chunks(LANES).zip(&blocks);
+                    for ((m, out), (c, block)) in m.chunks(LANES).zip(out.chunks_mut(LANES)).zip(blocks) {
+                        let dealt = dealt.next(block.factors.len() * 2 * LANES).as_chunks().0;
+                        let mut sum = lanes(c);
+                        vector::run(Sums {
+                            tables: &TABLES,
+                            m: lanes(m),
+                            period: self.period,
+                            block,
+                            dealt,
+                            sum: &mut sum,
+                        });
+                        out.iter_mut().zip(sum).for_each(|(y, sum)| *y = sum & keep);
+                    }
+                }
+            },
+        );
         Ok(out)
     }
 }
@@ -290,6 +307,7 @@ mod tests {
         fn gelu_even_part_within_bound_over_its_range(
             range in prop::sample::select(vec![2.0, 4.0, 14.0, 30.0]),
             places in prop::collection::vec(prop_oneof![-1.0..=1.0, Just(1.0), Just(-1.0), Just(0.0)], 1..40),
+            rows in 1usize..4,
             seed in any::<u64>(),
         ) {
             // Fits take longer than the gate.
@@ -299,17 +317,18 @@ mod tests {
             let c = FITS.lock().unwrap().entry(range as u64).or_insert_with(fit).clone();
             let ulp = period / 2f64.powi(30);
             let mut w = World::seeded(seed);
-            let mut x = w.edges(31, places.len());
-            x.iter_mut().zip(&places).for_each(|([x, ..], p)| *x = (p * range / ulp) as i64 as u64 & mask(31));
+            let cols = places.len();
+            let mut x = w.edges(31, rows * cols);
+            x.iter_mut().zip(places.iter().cycle()).for_each(|([x, ..], p)| *x = (p * range / ulp) as i64 as u64 & mask(31));
             let (x, lam, e) = masked(&x, 31, false);
             // One column a value, so that columns of different series stand side by side.
-            let coef: Vec<Vec<f64>> = (0..x.len()).map(|i| if i % 3 == 2 { vec![0.25] } else { c.clone() }).collect();
+            let coef: Vec<Vec<f64>> = (0..cols).map(|i| if i % 3 == 2 { vec![0.25] } else { c.clone() }).collect();
             let turns = Arc::new(vec![1; coef.len()]);
-            let g = Cosine { rows: 1, coef: Arc::new(coef), turns, period: 30, f_out: 18, k_out: 24 };
+            let g = Cosine { rows, coef: Arc::new(coef), turns, period: 30, f_out: 18, k_out: 24 };
             let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
             for (i, (x, y)) in x.iter().zip(add(&s, 24)).enumerate() {
                 let x = crate::ring::signed(*x, 31) as f64 * ulp;
-                let (got, want) = (y as f64 / 262144.0, if i % 3 == 2 { 0.25 } else { half_gelu(x) });
+                let (got, want) = (y as f64 / 262144.0, if i % cols % 3 == 2 { 0.25 } else { half_gelu(x) });
                 prop_assert!((got - want).abs() < 0.012 + 0.001 * range, "range {}: {} for {} at {}", range, got, want, x);
             }
         }

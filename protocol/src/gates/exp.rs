@@ -6,22 +6,21 @@
 //! brings the result into the next ring. Everything public is derived by IEEE products of tables from `libm`, so that both
 //! evaluators get the same words on any machine.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use super::bits::rotate_bits;
 use super::grid::Grid;
-use super::{Deal, Dealt, Halves, Masked, Take, rounded};
+use super::{Deal, Dealt, Half, Halves, Masked, Take, rounded};
 use crate::Error;
 use crate::ring::mask;
 use crate::vector::{self, Kernel};
 
-/// Windows of the dealt powers, and log2 of the maximum levels' steps in each.
-const WINDOWS: usize = 4;
-const WINDOW_STEPS: u32 = 2;
-/// Steps below the bound from which on every exponential is zero.
-pub const VANISHED: u32 = (WINDOWS as u32) << WINDOW_STEPS;
-/// Bits of a place in a window that count.
-const USED: u32 = 16;
+/// Steps of the maximum's levels below the bound from which on every exponential is zero: all windows of the dealt powers.
+pub const VANISHED: u32 = 16;
+/// Bits of a place in a step that count.
+const USED: u32 = 14;
 
 /// Powers of two by which every exponential is smaller than it says, so that one of a row's bound is still below its ring's
 /// quarter when it has been truncated. All of a row are, so softmax does not see it.
@@ -37,20 +36,20 @@ pub struct Head {
 }
 
 impl Head {
-    /// Bits of a ring in which windows have as many as are used of them.
+    /// Bits of a ring in which steps have as many as are used of them.
     pub fn least_ring(&self) -> u32 {
-        self.level_bits - WINDOW_STEPS + USED
+        self.level_bits + USED
     }
 
-    /// Powers of two that a window is worth, rounded up; `k` is the scores' ring.
-    pub fn window(&self, k: u32) -> u32 {
-        libm::ceil(self.ulp * libm::exp2(f64::from(k - self.level_bits + WINDOW_STEPS))) as u32
+    /// Powers of two that a window of `2^steps` steps is worth, rounded up; `k` is the scores' ring.
+    pub fn window(&self, k: u32, steps: u32) -> u32 {
+        libm::ceil(self.ulp * libm::exp2(f64::from(k - self.level_bits + steps))) as u32
     }
 }
 
 /// Powers of two that the widest window of some heads is worth.
-pub fn widest(heads: &[Head], k: u32) -> u32 {
-    heads.iter().fold(0, |m, h| m.max(h.window(k)))
+pub fn widest(heads: &[Head], k: u32, steps: u32) -> u32 {
+    heads.iter().fold(0, |m, h| m.max(h.window(k, steps)))
 }
 
 /// Scores and a level count for each (head, row) to `2^(score - bound)` at scale `2^(f_pub + f_deal)`, and flags.
@@ -62,6 +61,8 @@ pub struct Exp {
     pub heads: Vec<Head>,
     /// Ring of the scores.
     pub k: u32,
+    /// log2 of the steps in a window, 2 or 3. All but the last window is right for certain, in that a value may be flagged.
+    pub window_steps: u32,
     /// Ring of the result, at least `f_pub + f_deal + 2`.
     pub k_out: u32,
     /// Bits of the public factor.
@@ -75,9 +76,14 @@ impl Exp {
         self.heads.len() * self.grid.len()
     }
 
+    /// Windows of the dealt powers.
+    fn windows(&self) -> usize {
+        (VANISHED >> self.window_steps) as usize
+    }
+
     /// Windows of the whole ring, as words of flags and bits of each.
-    fn flags(h: Head) -> (usize, u32) {
-        let n = 1usize << (h.level_bits - WINDOW_STEPS);
+    fn flags(&self, h: Head) -> (usize, u32) {
+        let n = 1usize << (h.level_bits - self.window_steps);
         (n.div_ceil(64), n.min(64) as u32)
     }
 
@@ -90,8 +96,8 @@ impl Exp {
     pub fn dealt(&self) -> Vec<Dealt> {
         let n = self.grid.len();
         let of = |h: &Head| {
-            let (words, bits) = Self::flags(*h);
-            [(n * WINDOWS, self.k_out - self.spared(h)), (n * words, bits)]
+            let (words, bits) = self.flags(*h);
+            [(n * self.windows(), self.k_out - self.spared(h)), (n * words, bits)]
         };
         self.heads.iter().flat_map(of).collect()
     }
@@ -99,11 +105,11 @@ impl Exp {
     /// Bits that this head's powers are dealt without: those by which its windows, and so the factors that multiply what was
     /// rounded, are narrower than the widest.
     fn spared(&self, h: &Head) -> u32 {
-        widest(&self.heads, self.k) - h.window(self.k)
+        widest(&self.heads, self.k, self.window_steps) - h.window(self.k, self.window_steps)
     }
 
     fn window_bits(&self, h: Head) -> u32 {
-        self.k - h.level_bits + WINDOW_STEPS
+        self.k - h.level_bits + self.window_steps
     }
 
     /// What is added to a score's word for that of `x - bound`, given the word of the bound's level.
@@ -118,30 +124,31 @@ impl Exp {
 
     /// Dealer.
     pub fn deal(&self, d: &mut Deal, ls: &[u64], ll: &[u64]) -> Result<(), Error> {
-        let n = self.grid.len();
+        let (n, windows) = (self.grid.len(), self.windows());
         for (i, &h) in self.heads.iter().enumerate() {
             let (wb, spared) = (self.window_bits(h), self.spared(&h));
             // Twice, so that every rotation is a slice.
-            let hi: [f64; 2 * WINDOWS] = std::array::from_fn(|i| {
-                let i = i % WINDOWS;
-                let e = if i == 0 { 0.0 } else { (i as f64 - WINDOWS as f64) * 2f64.powi(wb as i32) * h.ulp };
+            let power = |i: usize| {
+                let i = i % windows;
+                let e = if i == 0 { 0.0 } else { (i as f64 - windows as f64) * 2f64.powi(wb as i32) * h.ulp };
                 libm::exp2(e + f64::from(self.f_deal) - f64::from(spared) - BELOW)
-            });
-            let low = Powers::new(wb, -h.ulp, 0, n);
+            };
+            let hi: Vec<f64> = (0..2 * windows).map(power).collect();
+            let low = Powers::new((wb, self.window_steps), -h.ulp, 0, n);
             // Flags by window of the whole ring: set for all but the exp table's.
-            let (words, bits) = Self::flags(h);
+            let (words, bits) = self.flags(h);
             let mut pattern = vec![0u64; words];
-            (1..=words * bits as usize - WINDOWS).for_each(|i| pattern[i / 64] |= 1 << (i % 64));
-            let mut tables = d.tensor(n * WINDOWS, self.k_out - spared)?;
+            (1..=words * bits as usize - windows).for_each(|i| pattern[i / 64] |= 1 << (i % 64));
+            let mut tables = d.tensor(n * windows, self.k_out - spared)?;
             let mut flags = d.some_bits(n * words, bits)?;
             for (row, l) in self.grid.split(&ls[i * n..][..n]) {
                 let offset = self.offset(0, ll[i * self.grid.rows + row], h);
                 for l in l {
                     let l = l.wrapping_add(offset) & mask(self.k);
                     let (lh, low) = ((l >> wb) as usize, low.of(l));
-                    let at = WINDOWS - lh % WINDOWS;
-                    let to = tables.room(d, WINDOWS);
-                    to.iter_mut().zip(&hi[at..at + WINDOWS]).for_each(|(to, hi)| *to = rounded(hi * low));
+                    let at = windows - lh % windows;
+                    let to = tables.room(d, windows);
+                    to.iter_mut().zip(&hi[at..at + windows]).for_each(|(to, hi)| *to = rounded(hi * low));
                     rotate_bits(&pattern, lh, bits, flags.room(d, words));
                 }
             }
@@ -170,23 +177,52 @@ impl Exp {
 
     /// Evaluator: share of the exponentials, and XOR share of the packed flags.
     pub fn eval(&self, t: &mut Take, s: &Masked, level: &Masked) -> Result<(Vec<u64>, Vec<u64>), Error> {
-        let n = self.grid.len();
+        let halves = t.halves(&self.dealt())?;
         let mut out = vec![0; self.len()];
         let mut flags = vec![0u64; self.flag_len()];
+        t.divide(
+            self.flag_len(),
+            [&mut out, &mut flags],
+            |i| [64 * i, i],
+            |blocks, [out, flags]| {
+                let scores = 64 * blocks.start..(64 * blocks.end).min(self.len());
+                self.eval_some(scores, &halves, s, level, (out, flags));
+            },
+        );
+        Ok((out, flags))
+    }
+
+    /// Some scores, from the first of a word's flags on.
+    fn eval_some(
+        &self,
+        scores: Range<usize>,
+        halves: &[Half],
+        s: &Masked,
+        level: &Masked,
+        (out, flags): (&mut [u64], &mut [u64]),
+    ) {
+        let (n, windows) = (self.grid.len(), self.windows());
         let mut at = 0;
-        for (i, &h) in self.heads.iter().enumerate() {
+        for ((i, &h), halves) in self.heads.iter().enumerate().zip(halves.chunks_exact(2)) {
+            // Those of this head, and the first of the row that they begin in.
+            let own = scores.start.max(i * n)..scores.end.min((i + 1) * n);
+            if own.is_empty() {
+                continue;
+            }
+            let mut e = own.start - i * n;
             let (wb, spared) = (self.window_bits(h), self.spared(&h));
-            let (words, bits) = Self::flags(h);
-            let mut tables = t.half(n * WINDOWS, self.k_out - spared)?;
-            let mut dealt_flags = t.half(n * words, bits)?;
-            let low = Powers::new(wb, h.ulp, self.f_pub, n);
-            let mut e = 0;
-            for (row, m) in self.grid.split(&s.m[i * n..][..n]) {
+            let (words, _) = self.flags(h);
+            let (mut tables, mut dealt_flags) = (halves[0].from(e * windows), halves[1].from(e * words));
+            // As for the whole head: what few and what many are made by may differ in the last bit.
+            let low = Powers::new((wb, self.window_steps), h.ulp, self.f_pub, n);
+            for (row, first) in self.grid.starts() {
+                let end = (i * n + first + self.grid.row_len(row)).min(own.end);
                 let offset = self.offset(self.headroom(h), level.m[i * self.grid.rows + row], h);
-                for m in m {
+                // None of a row that ends before.
+                for m in s.m.get(i * n + e..end).unwrap_or_default() {
                     let m = m.wrapping_add(offset) & mask(self.k);
                     let window = (m >> wb) as usize;
-                    let entry = tables.pick(e, WINDOWS, window % WINDOWS);
+                    let entry = tables.pick(e, windows, window % windows);
                     out[at] = (entry << spared).wrapping_mul(rounded(low.of(m))) & mask(self.k_out);
                     let bit = dealt_flags.pick(e, words, window / 64) >> (window % 64) & 1;
                     flags[at / 64] |= bit << (at % 64);
@@ -194,34 +230,37 @@ impl Exp {
                 }
             }
         }
-        Ok((out, flags))
     }
 }
 
-/// `2^(unit low(x) + f)` for the low bits of a word, of which [`USED`] count.
+/// `2^(unit low(x) + f)` for the low bits of a word, the place in a window, of which [`USED`] count of each step.
 struct Powers {
     bits: u32,
-    /// Exponent of a unit of the low bits' top byte, and what is added.
+    /// Bits that count below the top byte.
+    fine: u32,
+    /// Exponent of a unit of those that count, and what is added.
     unit: f64,
     f: f64,
-    /// Of either byte, where they are used often enough to be worth making.
-    tables: Option<[[f64; 256]; 2]>,
+    /// Of the top byte and of the rest, where they are used often enough to be worth making.
+    tables: Option<[Vec<f64>; 2]>,
 }
 
 impl Powers {
-    /// To be used so many times.
-    fn new(bits: u32, unit: f64, f: i32, times: usize) -> Powers {
-        let (unit, f) = (2f64.powi(bits as i32 - 8) * unit, f64::from(f));
-        let coarse = || std::array::from_fn(|a| libm::exp2(a as f64 * unit + f));
-        let fine = || std::array::from_fn(|a| libm::exp2((a as f64 + 0.5) * unit / 256.0));
-        Powers { bits, unit, f, tables: (times > 512).then(|| [coarse(), fine()]) }
+    /// For windows of so many bits and `2^steps` steps, to be used so many times.
+    fn new((bits, steps): (u32, u32), unit: f64, f: i32, times: usize) -> Powers {
+        let (unit, f, bits_used) = (2f64.powi(bits as i32 - 8) * unit, f64::from(f), USED + steps - 8);
+        let part = unit / (1u64 << bits_used) as f64;
+        let coarse = || (0..256).map(|a| libm::exp2(f64::from(a) * unit + f)).collect();
+        let fine = || (0..1 << bits_used).map(|a| libm::exp2((f64::from(a) + 0.5) * part)).collect();
+        Powers { bits, fine: bits_used, unit: part, f, tables: (times > 512).then(|| [coarse(), fine()]) }
     }
 
+    #[inline(always)]
     fn of(&self, x: u64) -> f64 {
-        let low = (x & mask(self.bits)) >> (self.bits - USED);
+        let low = (x & mask(self.bits)) >> (self.bits - 8 - self.fine);
         match &self.tables {
-            Some([coarse, fine]) => coarse[(low >> 8) as usize] * fine[(low & 255) as usize],
-            None => libm::exp2((low as f64 + 0.5) * self.unit / 256.0 + self.f),
+            Some([coarse, fine]) => coarse[(low >> self.fine) as usize] * fine[(low & mask(self.fine)) as usize],
+            None => libm::exp2((low as f64 + 0.5) * self.unit + self.f),
         }
     }
 }
@@ -288,15 +327,23 @@ impl FlagRescale {
 
     /// Evaluator: share of the kept values.
     pub fn eval(&self, t: &mut Take, x: &Masked, flag: &Masked) -> Result<Vec<u64>, Error> {
-        let mut halves = t.halves(&self.dealt())?;
+        let halves = t.halves(&self.dealt())?;
         let lead = u64::from(t.leads());
         let mut y = vec![0; self.len];
-        let own = x.m.chunks(64).zip(x.l.chunks(64));
-        for (((m, l), y), flags) in own.zip(y.chunks_mut(64)).zip(&flag.m) {
-            let mut dealt = halves.iter_mut().map(|h| h.next(m.len()));
-            let dealt = std::array::from_fn(|_| dealt.next().unwrap_or_default());
-            vector::run(Keep { g: self, lead, m, l, flags: *flags, dealt, y });
-        }
+        t.divide(
+            self.len.div_ceil(64),
+            [&mut y],
+            |i| [64 * i],
+            |blocks, [y]| {
+                let mut halves = super::from(&halves, 64 * blocks.start);
+                for (i, y) in blocks.zip(y.chunks_mut(64)) {
+                    let [m, l] = [&x.m, &x.l].map(|words| &words[64 * i..][..y.len()]);
+                    let mut dealt = halves.iter_mut().map(|h| h.next(m.len()));
+                    let dealt = std::array::from_fn(|_| dealt.next().unwrap_or_default());
+                    vector::run(Keep { g: self, lead, m, l, flags: flag.m[i], dealt, y });
+                }
+            },
+        );
         Ok(y)
     }
 }
@@ -373,14 +420,16 @@ mod tests {
             tokens in 1usize..8,
             // The planner's steps are of 2 to 6 powers of two.
             heads in prop::collection::vec((6u32..=11, 2.0f64..6.0), 1..3),
-            level in 0.0f64..1.0,
+            (level, window_steps) in (0.0f64..1.0, 2u32..=3),
             seed in any::<u64>(),
         ) {
             let k = 28;
             let mut w = World::seeded(seed);
             let n = tokens * tokens;
+            // Wide ones, whose last is half of the range, are for steps of three at least.
+            let step = |step: f64| if window_steps == 2 { step } else { 3.0 + (step - 2.0) / 4.0 };
             let heads: Vec<Head> =
-                heads.into_iter().map(|(level_bits, step)| Head { level_bits, ulp: step * 2f64.powi(level_bits as i32 - k as i32) }).collect();
+                heads.into_iter().map(|(level_bits, s)| (level_bits, step(s))).map(|(level_bits, step)| Head { level_bits, ulp: step * 2f64.powi(level_bits as i32 - k as i32) }).collect();
             let (mut x, mut bound) = (w.edges(k, heads.len() * n), vec![]);
             let mut levels = w.edges(12, heads.len() * tokens);
             for (i, h) in heads.iter().enumerate() {
@@ -397,9 +446,9 @@ mod tests {
             }
             let ((x, ls, es), (_, ll, el)) = (masked(&x, k, false), masked(&levels, 12, false));
             // As fine as the planner makes it, and half as much.
-            let shift = widest(&heads, k) + 6;
+            let shift = widest(&heads, k, window_steps) + 6;
             let k_out = 19 + shift + 2;
-            let g = Exp { grid: Grid::square(tokens), heads, k, k_out, f_pub: 8, f_deal: 11 + shift as i32 };
+            let g = Exp { grid: Grid::square(tokens), heads, k, window_steps, k_out, f_pub: 8, f_deal: 11 + shift as i32 };
             let s = w.run(&g.dealt(), |d| g.deal(d, &ls, &ll), |t, i| g.eval(t, &es[i], &el[i]));
             let [(e1, f1), (e2, f2)] = s;
             let flags: Vec<u64> = f1.iter().zip(&f2).map(|(a, b)| a ^ b).collect();
@@ -408,7 +457,8 @@ mod tests {
             let (mut e, mut k_in) = ([e1, e2], k_out);
             if spare < shift {
                 let t = Truncate { k: k_out, shift: shift - spare, raise: true };
-                (e, k_in) = ([t.eval(&e[0], true), t.eval(&e[1], false)], k_out - t.shift);
+                e.iter_mut().enumerate().for_each(|(i, e)| t.apply(e, i == 0));
+                k_in = k_out - t.shift;
             }
             let e: Vec<u64> = e[0].iter().zip(&e[1]).map(|(a, b)| a.wrapping_add(*b) & mask(k_in)).collect();
             let r = FlagRescale { len: e.len(), shift: spare, k_in, k_out: 40 };
@@ -420,6 +470,22 @@ mod tests {
                 // Half a unit of the 8-bit public factor, and what a raised flag may drop.
                 prop_assert!(err <= 6.0 + 2.1e-3 * want, "{} for {}", y, want);
             }
+        }
+
+        // That parts give what the whole does is checked wherever a gate is run.
+        #[test]
+        fn parts_may_begin_in_any_row_of_any_grid(
+            (rows, past, causal) in (1usize..14, 0usize..8, any::<bool>()),
+            level_bits in prop::collection::vec(6u32..=9, 1..4),
+            seed in any::<u64>(),
+        ) {
+            let mut w = World::seeded(seed);
+            let grid = if causal { Grid::causal(past, rows) } else { Grid::square(rows) };
+            let heads: Vec<Head> = level_bits.into_iter().map(|level_bits| Head { level_bits, ulp: 2f64.powi(-20) }).collect();
+            let ((_, ls, es), (_, ll, el)) =
+                (masked(&w.edges(28, heads.len() * grid.len()), 28, false), masked(&w.edges(12, heads.len() * rows), 12, false));
+            let g = Exp { grid, heads, k: 28, window_steps: 2, k_out: 40, f_pub: 8, f_deal: 11 };
+            w.run(&g.dealt(), |d| g.deal(d, &ls, &ll), |t, i| g.eval(t, &es[i], &el[i]));
         }
 
         #[test]

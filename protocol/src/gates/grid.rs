@@ -38,6 +38,15 @@ impl Grid {
         self.rows == 0
     }
 
+    /// Every row with its first score's place in a head.
+    pub fn starts(&self) -> impl Iterator<Item = (usize, usize)> {
+        let (grid, mut at) = (*self, 0);
+        (0..grid.rows).map(move |i| {
+            at += grid.row_len(i);
+            (i, at - grid.row_len(i))
+        })
+    }
+
     /// The rows of one head, each with its number.
     pub fn split<'a, T>(&self, mut head: &'a [T]) -> impl Iterator<Item = (usize, &'a [T])> {
         let grid = *self;
@@ -79,6 +88,7 @@ mod tests {
     fn causal_rows_grow_by_one() {
         let g = Grid::causal(2, 3);
         assert_eq!((g.len(), g.row_of()), (3 + 4 + 5, vec![0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2]));
+        assert_eq!(g.starts().collect::<Vec<_>>(), [(0, 0), (1, 3), (2, 7)]);
         let head: Vec<u32> = (1..=12).collect();
         let dense = g.dense(&head);
         assert_eq!(dense, [1, 2, 3, 0, 0, 4, 5, 6, 7, 0, 8, 9, 10, 11, 12]);

@@ -27,11 +27,21 @@ impl Hadamard {
 
     /// Evaluator: share of the products.
     pub fn eval(&self, t: &mut Take, x: &Masked, y: &Masked) -> Result<Vec<u64>, Error> {
-        let mut g = t.next(self.len, self.k)?;
-        for (i, g) in g.iter_mut().enumerate() {
-            let own = if t.leads() { y.m[i].wrapping_sub(y.l[i]) } else { y.l[i].wrapping_neg() };
-            *g = g.wrapping_add(x.m[i].wrapping_mul(own)).wrapping_sub(x.l[i].wrapping_mul(y.m[i])) & mask(self.k);
-        }
+        let (half, leads) = (t.half(self.len, self.k)?, t.leads());
+        let mut g = vec![0; self.len];
+        t.divide(
+            self.len,
+            [&mut g],
+            |i| [i],
+            |all, [g]| {
+                half.from(all.start).read(g);
+                let (leads, keep) = (leads, mask(self.k));
+                for (i, g) in all.zip(g) {
+                    let own = if leads { y.m[i].wrapping_sub(y.l[i]) } else { y.l[i].wrapping_neg() };
+                    *g = g.wrapping_add(x.m[i].wrapping_mul(own)).wrapping_sub(x.l[i].wrapping_mul(y.m[i])) & keep;
+                }
+            },
+        );
         Ok(g)
     }
 

@@ -131,27 +131,48 @@ impl Join {
         above: &Masked,
         inside: &Masked,
     ) -> Result<Vec<u64>, Error> {
-        let mut halves = t.halves(&self.dealt())?;
+        let halves = t.halves(&self.dealt())?;
         let quarter = 1u64 << (self.k_in - 2);
         let wraps = self.wraps().map(|w| super::cycle(&w));
         let quarters = self.columns(|mult, shift| scaled(quarter, mult, shift)).map(|q| super::cycle(&q));
         let (mult, widths) = (super::cycle(&self.mult), self.widths());
         let lead = u64::from(t.leads());
         let mut y = vec![0; self.len];
-        let own = x.l.chunks(64).zip(s.l.chunks(64));
-        let each = x.m.chunks(64).zip(s.m.chunks(64)).zip(own).zip(y.chunks_mut(64)).enumerate();
-        for (i, (((m, s), (own_x, own_s)), y)) in each {
-            let (n, c) = (m.len(), 64 * i % self.mult.len());
-            let raised = part(m).map(|m| m.wrapping_add(quarter) & mask(self.k_in));
-            let [scaled, own] = [&raised, &part(own_x)].map(|x| self.scaled(widths, x, &mult[c..][..64]));
-            let own_s = part(own_s);
-            let mut dealt = halves.iter_mut().map(|h| h.next(n));
-            let dealt: [&[u64]; DEALT] = std::array::from_fn(|_| dealt.next().unwrap_or_default());
-            let (quarters, wraps) = (quarters.each_ref().map(|q| &q[c..][..n]), wraps.each_ref().map(|w| &w[c..][..n]));
-            let bits = [above.m[i], inside.m[i]];
-            let (raised, scaled, own, own_s) = (&raised, &scaled, &own, &own_s);
-            vector::run(Joined { g: self, lead, raised, s, scaled, own, own_s, quarters, wraps, bits, dealt, y });
-        }
+        t.divide(
+            self.len.div_ceil(64),
+            [&mut y],
+            |i| [64 * i],
+            |blocks, [y]| {
+                let (mut halves, keep) = (super::from(&halves, 64 * blocks.start), mask(self.k_in));
+                for (i, y) in blocks.zip(y.chunks_mut(64)) {
+                    let (n, c) = (y.len(), 64 * i % self.mult.len());
+                    let [m, own_x, s, own_s] = [&x.m, &x.l, &s.m, &s.l].map(|words| &words[64 * i..][..n]);
+                    let raised = part(m).map(|m| m.wrapping_add(quarter) & keep);
+                    let [scaled, own] = [&raised, &part(own_x)].map(|x| self.scaled(widths, x, &mult[c..][..64]));
+                    let own_s = part(own_s);
+                    let mut dealt = halves.iter_mut().map(|h| h.next(n));
+                    let dealt: [&[u64]; DEALT] = std::array::from_fn(|_| dealt.next().unwrap_or_default());
+                    let quarters = quarters.each_ref().map(|q| &q[c..][..n]);
+                    let wraps = wraps.each_ref().map(|w| &w[c..][..n]);
+                    let bits = [above.m[i], inside.m[i]];
+                    let (raised, scaled, own, own_s) = (&raised, &scaled, &own, &own_s);
+                    vector::run(Joined {
+                        g: self,
+                        lead,
+                        raised,
+                        s,
+                        scaled,
+                        own,
+                        own_s,
+                        quarters,
+                        wraps,
+                        bits,
+                        dealt,
+                        y,
+                    });
+                }
+            },
+        );
         Ok(y)
     }
 }

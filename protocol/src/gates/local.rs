@@ -33,28 +33,25 @@ impl Truncate {
         x.iter().map(|x| x * unit).collect()
     }
 
-    /// Evaluator: from its share, which may have bits above the ring.
-    pub fn eval(&self, x: &[u64], leads: bool) -> Vec<u64> {
-        let mut y = vec![0; x.len()];
+    /// Evaluator: its share, which may have bits above the ring, becomes one of the result.
+    pub fn apply(&self, x: &mut [u64], leads: bool) {
         // Both evaluators' are half of a unit each.
         let offset = 1u64 << (self.shift - 1) << u32::from(leads && self.raise);
-        vector::run(Shift { g: self, offset, x, y: &mut y });
-        y
+        vector::run(Shift { g: self, offset, x });
     }
 }
 
 struct Shift<'a> {
     g: &'a Truncate,
     offset: u64,
-    x: &'a [u64],
-    y: &'a mut [u64],
+    x: &'a mut [u64],
 }
 
 impl Kernel for Shift<'_> {
     #[inline(always)]
     fn run(self) {
         let (offset, keep, shift) = (self.offset, mask(self.g.k), self.g.shift);
-        self.y.iter_mut().zip(self.x).for_each(|(y, x)| *y = (x.wrapping_add(offset) & keep) >> shift);
+        self.x.iter_mut().for_each(|x| *x = (x.wrapping_add(offset) & keep) >> shift);
     }
 }
 
@@ -138,7 +135,9 @@ mod tests {
             let first: Vec<u64> = halves.iter().zip(edges.iter().cycle()).map(|(h, e)| if h & 1 == 1 { *h } else { *e }).collect();
             let g = Truncate { k, shift, raise };
             let second: Vec<u64> = x.iter().zip(&first).map(|(x, a)| x.wrapping_sub(*a) ^ (above & !mask(k))).collect();
-            let (a, b) = (g.eval(&first, true), g.eval(&second, false));
+            let (mut a, mut b) = (first, second);
+            g.apply(&mut a, true);
+            g.apply(&mut b, false);
             for ((x, a), b) in x.iter().zip(a).zip(b) {
                 prop_assert!(a <= mask(k - shift) && b <= mask(k - shift));
                 // x / 2^s + e in units of 2^-s, modulo the ring.

@@ -15,12 +15,14 @@
 pub mod bits;
 pub mod broadcast;
 pub mod cosine;
+mod deal;
 pub mod exp;
 pub mod grid;
 pub mod hadamard;
 pub mod join;
 pub mod local;
 pub mod pad;
+pub(crate) mod parts;
 pub mod piecewise;
 pub mod product;
 pub mod reached;
@@ -31,13 +33,18 @@ pub mod rowmax;
 pub mod select;
 pub mod squares;
 pub mod tails;
+mod take;
 pub mod turn;
 
-use crate::prg::{Prg, Words};
-use crate::ring::{check_packed, pack_to, packed_len, unpack_to, word_at};
+use crate::ring::packed_len;
 use crate::vector::{self, Kernel};
-use crate::wipe::{Wiped, wipe};
+use crate::wipe::wipe;
 use crate::{Error, Role};
+
+use deal::Subtract;
+pub use deal::{Deal, Dealing};
+use take::from;
+pub use take::{Half, Take};
 
 /// A value known to both evaluators as `m = x + l` mod 2^bits, with this evaluator's half of `l`.
 #[derive(Default)]
@@ -116,6 +123,9 @@ impl Kernel for Bits<'_> {
 /// One dealt tensor: element count and ring.
 pub type Dealt = (usize, u32);
 
+/// Words that dealt tensors are drawn, packed and unpacked at a time, a multiple of eight.
+pub(crate) const BLOCK: usize = 1024;
+
 /// The evaluator, 0 or 1, that expands its half of slot `slot` from a seed; the other receives words.
 /// Alternates so that both links carry half.
 fn seeded(step: u32, slot: u32) -> usize {
@@ -129,271 +139,6 @@ pub fn dealt_bytes(step: u32, tensors: &[Dealt]) -> [u64; 2] {
         out[1 - seeded(step, slot as u32)] += packed_len(n, bits) as u64;
     }
     out
-}
-
-/// Words that dealt tensors are drawn, packed and unpacked at a time, a multiple of eight.
-const BLOCK: usize = 1024;
-
-/// The dealer's side of one step.
-pub struct Deal<'a> {
-    prg: &'a mut [Prg; 2],
-    step: u32,
-    slot: u32,
-    /// Messages for E1 and E2, of which so many bytes are taken by tensors.
-    out: [Vec<u8>; 2],
-    taken: [usize; 2],
-}
-
-/// A tensor that is being dealt: one half is drawn, the other written into the message at its own place.
-pub struct Dealing {
-    side: usize,
-    at: usize,
-    bits: u32,
-    xor: bool,
-    drawn: Words,
-    words: Wiped<u64>,
-    half: Wiped<u64>,
-    len: usize,
-}
-
-impl Dealing {
-    /// Room for the next `n` words of the tensor; all earlier ones have been written.
-    pub fn room(&mut self, d: &mut Deal, n: usize) -> &mut [u64] {
-        if self.len >= BLOCK {
-            let whole = self.len / 8 * 8;
-            self.flush(d, whole);
-        }
-        if self.words.len() < self.len + n {
-            self.words.resize((self.len + n).next_multiple_of(BLOCK), 0);
-        }
-        self.len += n;
-        &mut self.words[self.len - n..self.len]
-    }
-
-    fn flush(&mut self, d: &mut Deal, n: usize) {
-        self.half.resize(n, 0);
-        self.drawn.next(&mut self.half);
-        vector::run(Subtract { words: &mut self.words[..n], half: &self.half, xor: self.xor });
-        let len = packed_len(n, self.bits);
-        pack_to(&self.words[..n], self.bits, &mut d.out[self.side][self.at..][..len]);
-        self.at += len;
-        self.words.copy_within(n..self.len, 0);
-        self.len -= n;
-    }
-
-    /// Writes the last words.
-    pub fn end(mut self, d: &mut Deal) {
-        let n = self.len;
-        self.flush(d, n);
-    }
-}
-
-struct Subtract<'a> {
-    words: &'a mut [u64],
-    half: &'a [u64],
-    xor: bool,
-}
-
-impl Kernel for Subtract<'_> {
-    #[inline(always)]
-    fn run(self) {
-        let pairs = self.words.iter_mut().zip(self.half);
-        if self.xor {
-            pairs.for_each(|(w, h)| *w ^= h);
-        } else {
-            pairs.for_each(|(w, h)| *w = w.wrapping_sub(*h));
-        }
-    }
-}
-
-impl<'a> Deal<'a> {
-    /// Starts dealing for `step`, whose tensors take `len` bytes for E1 and E2.
-    pub fn new(prg: &'a mut [Prg; 2], step: u32, len: [u64; 2]) -> Self {
-        // Zeroed by the system where it is fresh.
-        Deal { prg, step, slot: 0, out: len.map(|n| vec![0; n as usize]), taken: [0; 2] }
-    }
-
-    /// The messages, complete.
-    pub fn end(self) -> [Vec<u8>; 2] {
-        debug_assert_eq!(self.taken, self.out.each_ref().map(Vec::len), "step {}: what it declares to deal", self.step);
-        self.out
-    }
-
-    /// Begins additive shares mod `2^bits` of a tensor of `n` words.
-    pub fn tensor(&mut self, n: usize, bits: u32) -> Result<Dealing, Error> {
-        self.begin(n, bits, false)
-    }
-
-    /// Begins additive shares of several tensors, which are written side by side.
-    pub fn tensors(&mut self, all: &[Dealt]) -> Result<Vec<Dealing>, Error> {
-        all.iter().map(|(n, bits)| self.tensor(*n, *bits)).collect()
-    }
-
-    /// Begins XOR shares of `n` whole words.
-    pub fn bits(&mut self, n: usize) -> Result<Dealing, Error> {
-        self.begin(n, 64, true)
-    }
-
-    /// Begins XOR shares of `n` words of fewer bits.
-    pub fn some_bits(&mut self, n: usize, bits: u32) -> Result<Dealing, Error> {
-        self.begin(n, bits, true)
-    }
-
-    fn begin(&mut self, n: usize, bits: u32, xor: bool) -> Result<Dealing, Error> {
-        let seeded = seeded(self.step, self.slot);
-        let drawn = self.prg[seeded].words(self.step, self.slot, bits)?;
-        self.slot += 1;
-        let at = self.taken[1 - seeded];
-        self.taken[1 - seeded] += packed_len(n, bits);
-        let empty = || Wiped::new(Vec::new());
-        Ok(Dealing { side: 1 - seeded, at, bits, xor, drawn, words: empty(), half: empty(), len: 0 })
-    }
-
-    fn whole(&mut self, mut t: Dealing, v: Vec<u64>) {
-        let v = Wiped::new(v);
-        for part in v.chunks(BLOCK) {
-            t.room(self, part.len()).copy_from_slice(part);
-        }
-        t.end(self);
-    }
-
-    /// Deals additive shares of `v` mod 2^bits.
-    pub fn share(&mut self, bits: u32, v: Vec<u64>) -> Result<(), Error> {
-        let t = self.tensor(v.len(), bits)?;
-        self.whole(t, v);
-        Ok(())
-    }
-
-    /// Deals XOR shares of words of so many bits.
-    pub fn xor(&mut self, bits: u32, v: Vec<u64>) -> Result<(), Error> {
-        let t = self.some_bits(v.len(), bits)?;
-        self.whole(t, v);
-        Ok(())
-    }
-}
-
-/// An evaluator's side of one step: its halves of the dealt tensors, in the order they were dealt.
-pub struct Take<'a> {
-    prg: &'a mut Prg,
-    role: Role,
-    step: u32,
-    slot: u32,
-    rest: &'a [u8],
-}
-
-/// An evaluator's half of a dealt tensor, drawn or unpacked as it is read: either in order, or entry by entry.
-pub struct Half<'a> {
-    source: Source<'a>,
-    bits: u32,
-    len: usize,
-    /// Words that have entered the buffer.
-    read: usize,
-    buffer: Wiped<u64>,
-    /// The buffer's words that wait.
-    waiting: std::ops::Range<usize>,
-}
-
-enum Source<'a> {
-    Drawn(Box<Words>),
-    Sent(&'a [u8]),
-}
-
-impl Half<'_> {
-    /// The next `n` words.
-    ///
-    /// # Panics
-    /// If the tensor has fewer.
-    pub fn next(&mut self, n: usize) -> &[u64] {
-        if self.waiting.len() < n {
-            self.buffer.copy_within(self.waiting.clone(), 0);
-            let have = self.waiting.len();
-            let more = (n - have).next_multiple_of(BLOCK).min(self.len - self.read);
-            if self.buffer.len() < have + more {
-                self.buffer.resize(have + more, 0);
-            }
-            let to = &mut self.buffer[have..have + more];
-            match &mut self.source {
-                Source::Drawn(w) => w.next(to),
-                // A multiple of eight words ends at a byte.
-                Source::Sent(bytes) => unpack_to(&bytes[self.read / 8 * self.bits as usize..], self.bits, to),
-            }
-            self.read += more;
-            self.waiting = 0..have + more;
-        }
-        let from = self.waiting.start;
-        self.waiting.start += n;
-        &self.buffer[from..from + n]
-    }
-
-    /// Entry `i` of table `t`, where every table has `n` entries; tables are asked for in order.
-    pub fn pick(&mut self, t: usize, n: usize, i: usize) -> u64 {
-        match self.source {
-            Source::Drawn(_) => self.next(n)[i],
-            Source::Sent(bytes) => word_at(bytes, self.bits, t * n + i),
-        }
-    }
-
-    /// Words from `at` on, out of order.
-    pub fn at(&mut self, at: usize, out: &mut [u64]) {
-        match &mut self.source {
-            Source::Drawn(w) => {
-                w.seek(at);
-                w.next(out);
-            }
-            Source::Sent(bytes) => {
-                out.iter_mut().enumerate().for_each(|(i, o)| *o = word_at(bytes, self.bits, at + i));
-            }
-        }
-    }
-}
-
-impl<'a> Take<'a> {
-    /// `msg` is the dealer's whole message for `step`.
-    pub fn new(prg: &'a mut Prg, role: Role, step: u32, msg: &'a [u8]) -> Self {
-        Take { prg, role, step, slot: 0, rest: msg }
-    }
-
-    /// This evaluator's half of the next tensor, of `len` words.
-    pub fn half(&mut self, len: usize, bits: u32) -> Result<Half<'a>, Error> {
-        let slot = self.slot;
-        self.slot += 1;
-        let source = if seeded(self.step, slot) == index(self.role) {
-            Source::Drawn(Box::new(self.prg.words(self.step, slot, bits)?))
-        } else {
-            let bytes = packed_len(len, bits);
-            let Some((head, tail)) = self.rest.split_at_checked(bytes) else {
-                return Err(Error::Malformed {
-                    what: "dealt message",
-                    reason: format!("step {}: {} bytes missing", self.step, bytes - self.rest.len()),
-                });
-            };
-            self.rest = tail;
-            check_packed(head, len, bits)?;
-            Source::Sent(head)
-        };
-        Ok(Half { source, bits, len, read: 0, buffer: Wiped::new(Vec::new()), waiting: 0..0 })
-    }
-
-    /// This evaluator's halves of the next tensors, which are read side by side.
-    pub fn halves(&mut self, all: &[Dealt]) -> Result<Vec<Half<'a>>, Error> {
-        all.iter().map(|(n, bits)| self.half(*n, *bits)).collect()
-    }
-
-    /// All of this evaluator's half of the next tensor.
-    pub fn next(&mut self, n: usize, bits: u32) -> Result<Vec<u64>, Error> {
-        let mut half = self.half(n, bits)?;
-        let mut out = vec![0; n];
-        match &mut half.source {
-            Source::Drawn(w) => w.next(&mut out),
-            Source::Sent(bytes) => unpack_to(bytes, bits, &mut out),
-        }
-        Ok(out)
-    }
-
-    /// Whether this evaluator adds the public part of a result.
-    pub fn leads(&self) -> bool {
-        self.role == Role::E1
-    }
 }
 
 /// What belongs to the columns of a tensor that is read 64 elements at a time: as many as there are and 64 more, round and
@@ -461,8 +206,12 @@ pub fn scaled_as(width: Width, v: u64, mult: i64, shift: u32) -> u64 {
 #[cfg(test)]
 pub(crate) mod testing {
     //! Both evaluators and the dealer side by side, for gate tests.
+    use std::sync::LazyLock;
+
+    use super::parts::Parts;
     use super::*;
-    use crate::prg::SessionKey;
+    use crate::gemm::Threads;
+    use crate::prg::{Prg, SessionKey};
     use crate::ring::mask;
 
     /// The words of [`World::edges`], their masks, and both evaluators' views.
@@ -478,6 +227,8 @@ pub(crate) mod testing {
     pub struct World {
         pub prg: [Prg; 2],
         pub eval: [Prg; 2],
+        /// The evaluators' once more, for several threads.
+        again: [Prg; 2],
         pub step: u32,
         seed: u64,
     }
@@ -485,7 +236,7 @@ pub(crate) mod testing {
     impl World {
         pub fn new() -> Self {
             let p = |i: u8| Prg::new(&SessionKey::from_seed([i; 32]));
-            World { prg: [p(1), p(2)], eval: [p(1), p(2)], step: 0, seed: 0x9e37_79b9_7f4a_7c15 }
+            World { prg: [p(1), p(2)], eval: [p(1), p(2)], again: [p(1), p(2)], step: 0, seed: 0x9e37_79b9_7f4a_7c15 }
         }
 
         pub fn seeded(seed: u64) -> Self {
@@ -528,23 +279,29 @@ pub(crate) mod testing {
             (lam, [Masked { m: m.clone(), l: a }, Masked { m, l: b }])
         }
 
-        /// Runs one gate on both sides, checks what it declares to deal, returns both evaluators' outputs.
-        pub fn run<T>(
+        /// Runs one gate on both sides, checks what it declares to deal, and that evaluators make the same in as many parts as
+        /// can be; returns both evaluators' outputs.
+        pub fn run<T: PartialEq>(
             &mut self,
             dealt: &[Dealt],
             deal: impl FnOnce(&mut Deal) -> Result<(), Error>,
             eval: impl Fn(&mut Take, usize) -> Result<T, Error>,
         ) -> [T; 2] {
             self.step += 1;
-            let mut d = Deal::new(&mut self.prg, self.step, dealt_bytes(self.step, dealt));
+            let prg = self.prg.each_mut().map(|prg| prg.step(self.step).unwrap());
+            let mut d = Deal::new(prg, dealt_bytes(self.step, dealt));
             deal(&mut d).unwrap();
             assert_eq!(d.taken.map(|n| n as u64), dealt_bytes(self.step, dealt));
             let out = d.end();
             std::array::from_fn(|i| {
                 let role = [Role::E1, Role::E2][i];
-                let mut t = Take::new(&mut self.eval[i], role, self.step, &out[i]);
+                let mut t = Take::new(self.eval[i].step(self.step).unwrap(), role, &out[i]);
                 let r = eval(&mut t, i).unwrap();
                 assert!(t.rest.is_empty(), "a dealt byte was not used");
+                static THREADS: LazyLock<Threads> = LazyLock::new(|| Threads::new(3).unwrap());
+                let t = Take::new(self.again[i].step(self.step).unwrap(), role, &out[i]);
+                let mut t = t.by(Parts::least(THREADS.clone()));
+                assert!(eval(&mut t, i).unwrap() == r, "several parts make something else");
                 r
             })
         }
@@ -572,6 +329,28 @@ mod tests {
                 let v = v & crate::ring::mask(bits);
                 prop_assert_eq!(scaled_as(Width::of(bits, &[mult], shift), v, mult, shift), scaled(v, mult, shift));
             }
+        }
+
+        #[test]
+        fn a_half_is_read_from_anywhere(
+            (n, bits, step) in (0usize..5000, 1u32..=64, 1u32..3),
+            (from, some, seed) in (0.0f64..=1.0, 0.0f64..=1.0, any::<u64>()),
+        ) {
+            let mut w = World::seeded(seed);
+            w.step = step - 1;
+            let from = (from * n as f64) as usize;
+            let some = (some * (n - from) as f64) as usize;
+            let v: Vec<u64> = w.edges(bits, n).iter().map(|[x, ..]| *x).collect();
+            let all = w.run(&[(n, bits)], |d| d.share(bits, v.clone()), |t, _| {
+                let half = t.half(n, bits)?;
+                let (mut whole, mut rest) = (vec![0; n], vec![0; n - from - some]);
+                let mut part = half.from(from);
+                let first = part.next(some).to_vec();
+                part.read(&mut rest);
+                half.read(&mut whole);
+                Ok(whole[from..] == [first, rest].concat())
+            });
+            prop_assert!(all[0] && all[1]);
         }
 
         #[test]

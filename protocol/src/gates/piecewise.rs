@@ -13,7 +13,7 @@
 //! are dealt in a narrow ring, and what is picked is brought to one unit in a wide one.
 
 use super::bits::rotate_bits;
-use super::{Deal, Dealt, Masked, Take};
+use super::{Deal, Dealt, Half, Masked, Take};
 use crate::Error;
 use crate::ring::mask;
 use crate::vector::{self, Kernel};
@@ -230,28 +230,38 @@ impl Piecewise {
     /// Evaluator: shares of the value at every scale (`rows x scales`), and one word of flags a row.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<(Vec<u64>, Vec<u64>), Error> {
         let Scales { count, windows, .. } = self.scales;
-        let mut tables = t.half(self.tables(), self.k_out)?;
-        let mut dealt = t.halves(&self.dealt()[1..])?;
-        let mut out = Vec::with_capacity(self.rows * count);
-        let mut flags = vec![0u64; self.rows];
-        for (r, &m) in x.m.iter().enumerate() {
-            for s in 0..count {
-                let window = (m >> self.scales.drop_of(s)) as usize % windows;
-                let mut a = [0u64; TERMS];
-                tables.at(((r * count + s) * windows + window) * self.terms(), &mut a[..self.terms()]);
-                let p = self.low(m, s);
-                // Powers keep as many bits as the position, so that no rounded coefficient is multiplied by more.
-                let square = (p * p) >> self.rho_bits;
-                let powers = [p, square, (square * p) >> self.rho_bits, (square * square) >> self.rho_bits];
-                let terms = a[1..].iter().zip(powers);
-                out.push(terms.fold(a[0], |sum, (a, p)| sum.wrapping_add(a.wrapping_mul(p))) & mask(self.k_out));
-                if let Some(flag) = dealt.get_mut(s) {
-                    let at = (m >> self.scales.drop_of(s + 1) & mask(self.scales.flag_bits(s))) as usize;
-                    let word = flag.next(self.scales.flag(s).0)[at / 64];
-                    flags[r] |= (word >> (at % 64) & 1) << s;
+        let tables = t.half(self.tables(), self.k_out)?;
+        let dealt = t.halves(&self.dealt()[1..])?;
+        let (mut out, mut flags) = (vec![0; self.rows * count], vec![0u64; self.rows]);
+        t.divide(
+            self.rows,
+            [&mut out, &mut flags],
+            |row| [row * count, row],
+            |rows, [out, flags]| {
+                let mut tables = tables.from(0);
+                let flag = dealt.iter().zip(self.flags());
+                let mut dealt: Vec<Half> = flag.map(|(half, (words, _))| half.from(rows.start * words)).collect();
+                for ((r, out), flags) in rows.zip(out.chunks_exact_mut(count)).zip(flags) {
+                    let m = x.m[r];
+                    for (s, out) in out.iter_mut().enumerate() {
+                        let window = (m >> self.scales.drop_of(s)) as usize % windows;
+                        let mut a = [0u64; TERMS];
+                        tables.at(((r * count + s) * windows + window) * self.terms(), &mut a[..self.terms()]);
+                        let p = self.low(m, s);
+                        // Powers keep as many bits as the position, so that no rounded coefficient is multiplied by more.
+                        let square = (p * p) >> self.rho_bits;
+                        let powers = [p, square, (square * p) >> self.rho_bits, (square * square) >> self.rho_bits];
+                        let terms = a[1..].iter().zip(powers);
+                        *out = terms.fold(a[0], |sum, (a, p)| sum.wrapping_add(a.wrapping_mul(p))) & mask(self.k_out);
+                        if let Some(flag) = dealt.get_mut(s) {
+                            let at = (m >> self.scales.drop_of(s + 1) & mask(self.scales.flag_bits(s))) as usize;
+                            let word = flag.next(self.scales.flag(s).0)[at / 64];
+                            *flags |= (word >> (at % 64) & 1) << s;
+                        }
+                    }
                 }
-            }
-        }
+            },
+        );
         Ok((out, flags))
     }
 }

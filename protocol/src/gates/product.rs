@@ -158,8 +158,19 @@ impl HeadProduct {
             [(&long.m, &kept), (&long.l, &negative)]
         };
         let sum = Zeroizing::new(backend.product(self, &pairs)?);
-        let mut g = t.next(self.out_len(), self.k)?;
-        g.iter_mut().zip(sum.iter()).for_each(|(g, s)| *g = g.wrapping_add(*s) & mk);
+        let half = t.half(self.out_len(), self.k)?;
+        let mut g = vec![0; self.out_len()];
+        t.divide(
+            g.len(),
+            [&mut g],
+            |i| [i],
+            |all, [g]| {
+                half.from(all.start).read(g);
+                // A word of its own, of which it is known that writing changes nothing.
+                let keep = mk;
+                g.iter_mut().zip(&sum[all]).for_each(|(g, s)| *g = g.wrapping_add(*s) & keep);
+            },
+        );
         Ok(g)
     }
 }

@@ -81,20 +81,28 @@ impl Rescale {
 
     /// Evaluator: share of the rescaled columns.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
-        let mut carry = t.half(self.len(), self.k_bit())?;
-        let mut top = t.half(self.len(), self.k_bit())?;
-        let n = self.mult.len();
+        let carry = t.half(self.len(), self.k_bit())?;
+        let top = t.half(self.len(), self.k_bit())?;
+        let (n, leads) = (self.mult.len(), t.leads());
         let terms = Terms::new(self);
         let mut y = vec![0; self.len()];
-        let rows = x.m.chunks_exact(self.stride).zip(x.l.chunks_exact(self.stride));
-        for ((m, l), y) in rows.zip(y.chunks_exact_mut(n)) {
-            let [m, l] = [m, l].map(|row| &row[self.first..][..n]);
-            if t.leads() {
-                terms.public(m, y);
-            }
-            terms.own(l, y);
-            terms.wraps(m, carry.next(n), top.next(n), y);
-        }
+        t.divide(
+            self.rows,
+            [&mut y],
+            |row| [row * n],
+            |rows, [y]| {
+                let [mut carry, mut top] = [&carry, &top].map(|half| half.from(rows.start * n));
+                let [m, l] = [&x.m, &x.l].map(|words| words[rows.start * self.stride..].chunks_exact(self.stride));
+                for ((m, l), y) in m.zip(l).zip(y.chunks_exact_mut(n)) {
+                    let [m, l] = [m, l].map(|row| &row[self.first..][..n]);
+                    if leads {
+                        terms.public(m, y);
+                    }
+                    terms.own(l, y);
+                    terms.wraps(m, carry.next(n), top.next(n), y);
+                }
+            },
+        );
         Ok(y)
     }
 }

@@ -128,29 +128,46 @@ impl RowMax {
             .iter()
             .map(|set| std::array::from_fn(|i| u64::from(set >> i & 1).wrapping_neg()))
             .collect();
+        let (halves, leads) = (t.halves(&self.dealt())?, t.leads());
+        let (n, rows) = (self.grid.len(), self.grid.rows);
+        // Of each head, the first of its words.
+        let mut first = vec![0];
+        first.extend((0..self.level_bits.len()).scan(0, |at, h| {
+            *at += rows * TESTS * self.words(h);
+            Some(*at)
+        }));
+        let starts: Vec<(usize, usize)> = self.grid.starts().collect();
         let mut out = vec![0; self.out_len()];
-        let mut rest = out.as_mut_slice();
-        for (h, m) in s.m.chunks_exact(self.grid.len()).enumerate() {
-            let w = self.words(h);
-            let mut one_hot = t.half(m.len() * w, 64)?;
-            let mut rotated = vec![0; self.grid.keys * w];
-            for (_, m) in self.grid.split(m) {
-                let dealt = one_hot.next(m.len() * w);
-                for ((m, one), to) in m.iter().zip(dealt.chunks_exact(w)).zip(rotated.chunks_exact_mut(w)) {
-                    let level = (m.wrapping_add(half) & mask(self.k)) >> (self.k - self.level_bits[h]);
-                    rotate(one, level as usize, to);
-                }
-                let acc;
-                (acc, rest) = rest.split_at_mut(TESTS * w);
-                vector::run(Parities { words: w, sets: &sets, rotated: &rotated[..m.len() * w], acc });
-                for acc in acc.chunks_exact_mut(w) {
-                    thermometer(acc);
-                    if t.leads() {
-                        acc.iter_mut().for_each(|v| *v = !*v);
+        let at = |row: usize| {
+            let words = self.level_bits.get(row / rows).map_or(0, |_| self.words(row / rows));
+            [first[row / rows] + row % rows * TESTS * words]
+        };
+        t.divide(self.level_bits.len() * rows, [&mut out], at, |all, [mut rest]| {
+            for (h, one_hot) in halves.iter().enumerate().take(all.end.div_ceil(rows)).skip(all.start / rows) {
+                let (half, keep, drop) = (half, mask(self.k), self.k - self.level_bits[h]);
+                let own = all.start.max(h * rows) - h * rows..all.end.min((h + 1) * rows) - h * rows;
+                let w = self.words(h);
+                let mut one_hot = one_hot.from(starts[own.start].1 * w);
+                let mut rotated = vec![0; self.grid.keys * w];
+                for &(row, start) in &starts[own] {
+                    let m = &s.m[h * n + start..][..self.grid.row_len(row)];
+                    let dealt = one_hot.next(m.len() * w);
+                    for ((m, one), to) in m.iter().zip(dealt.chunks_exact(w)).zip(rotated.chunks_exact_mut(w)) {
+                        let level = (m.wrapping_add(half) & keep) >> drop;
+                        rotate(one, level as usize, to);
+                    }
+                    let acc;
+                    (acc, rest) = rest.split_at_mut(TESTS * w);
+                    vector::run(Parities { words: w, sets: &sets, rotated: &rotated[..m.len() * w], acc });
+                    for acc in acc.chunks_exact_mut(w) {
+                        thermometer(acc);
+                        if leads {
+                            acc.iter_mut().for_each(|v| *v = !*v);
+                        }
                     }
                 }
             }
-        }
+        });
         Ok(out)
     }
 }

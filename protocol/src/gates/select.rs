@@ -12,7 +12,7 @@
 //! made of `m'` and of `l` is rounded, each once wherever it stands, so that the result is within a unit. Evaluators see the opened values and flags, each
 //! under a mask of its own, and read the dealt tables at places that only these decide.
 
-use super::{Deal, Dealt, Masked, Take};
+use super::{Deal, Dealt, Half, Masked, Take};
 use crate::Error;
 use crate::ring::mask;
 
@@ -118,34 +118,45 @@ impl Select {
 
     /// Evaluator: one share per row.
     pub fn eval(&self, t: &mut Take, v: &Masked, flags: &Masked) -> Result<Vec<u64>, Error> {
-        let mut halves = t.halves(&self.dealt())?;
+        let halves = t.halves(&self.dealt())?;
         let tables = self.tables();
         let quarter = 1u64 << (self.k_in - 2);
-        let (mut public, mut wrapped) = (vec![0; self.scales()], vec![0; self.scales()]);
-        let row = |(r, m): (usize, &[u64])| {
-            for ((m, public), wrapped) in m.iter().zip(&mut public).zip(&mut wrapped) {
-                let m = m.wrapping_add(quarter) & mask(self.k_in);
-                (*public, *wrapped) = (m.wrapping_sub(quarter), 1 - (m >> (self.k_in - 1)));
-            }
-            let mut halves = halves.iter_mut();
-            let mut y = 0u64;
-            for (s, table) in tables.iter().enumerate() {
-                let case = self.gathered(s, flags.m[r]);
-                let mut entry = || halves.next().map_or(0, |h| h.pick(r, 1 << table.flags, case));
-                let dealt = table.rings.map(|k| if k > 0 { entry() } else { 0 });
-                let [one, top, next, masks] = dealt;
-                y = y.wrapping_add(one.wrapping_mul(self.stepped(s, &public)));
-                y = y.wrapping_sub(masks << table.zeros);
-                if table.rings[1] > 0 {
-                    y = y.wrapping_add((wrapped[s] * top) << self.wrap(self.shifts[s]));
+        let mut out = vec![0; self.rows];
+        t.divide(
+            self.rows,
+            [&mut out],
+            |row| [row],
+            |rows, [out]| {
+                let words = self.dealt().into_iter().map(|(len, _)| len / self.rows.max(1));
+                let mut halves: Vec<Half> =
+                    halves.iter().zip(words).map(|(h, words)| h.from(rows.start * words)).collect();
+                let (mut public, mut wrapped) = (vec![0; self.scales()], vec![0; self.scales()]);
+                for (r, y) in rows.zip(out) {
+                    let m = &v.m[r * self.scales()..][..self.scales()];
+                    for ((m, public), wrapped) in m.iter().zip(&mut public).zip(&mut wrapped) {
+                        let m = m.wrapping_add(quarter) & mask(self.k_in);
+                        (*public, *wrapped) = (m.wrapping_sub(quarter), 1 - (m >> (self.k_in - 1)));
+                    }
+                    let mut halves = halves.iter_mut();
+                    for (s, table) in tables.iter().enumerate() {
+                        let case = self.gathered(s, flags.m[r]);
+                        let mut entry = || halves.next().map_or(0, |h| h.pick(r, 1 << table.flags, case));
+                        let dealt = table.rings.map(|k| if k > 0 { entry() } else { 0 });
+                        let [one, top, next, masks] = dealt;
+                        *y = y.wrapping_add(one.wrapping_mul(self.stepped(s, &public)));
+                        *y = y.wrapping_sub(masks << table.zeros);
+                        if table.rings[1] > 0 {
+                            *y = y.wrapping_add((wrapped[s] * top) << self.wrap(self.shifts[s]));
+                        }
+                        if table.rings[2] > 0 {
+                            *y = y.wrapping_sub((wrapped[s + 1] * next) << self.wrap(self.shifts[s + 1]));
+                        }
+                    }
+                    *y &= mask(self.k_out);
                 }
-                if table.rings[2] > 0 {
-                    y = y.wrapping_sub((wrapped[s + 1] * next) << self.wrap(self.shifts[s + 1]));
-                }
-            }
-            y & mask(self.k_out)
-        };
-        Ok(v.m.chunks_exact(self.scales()).enumerate().map(row).collect())
+            },
+        );
+        Ok(out)
     }
 }
 

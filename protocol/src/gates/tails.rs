@@ -67,17 +67,26 @@ impl Tails {
 
     /// Evaluator: XOR shares of "above" and "inside".
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<(Vec<u64>, Vec<u64>), Error> {
-        let mut dealt = t.half(self.len, 64)?;
+        let dealt = t.half(self.len, 64)?;
         let lead = u64::from(t.leads()).wrapping_neg();
-        let (mut above, mut inside) = (Vec::with_capacity(self.out_len()), Vec::with_capacity(self.out_len()));
+        let (mut above, mut inside) = (vec![0; self.out_len()], vec![0; self.out_len()]);
         let inner = super::cycle(&self.inner);
-        for (i, m) in x.m.chunks(64).enumerate() {
-            let (dealt, inner) = (dealt.next(m.len()), &inner[64 * i % self.inner.len()..]);
-            let mut flags = [0; 2];
-            vector::run(Flags { top: self.k - 7, m, dealt, inner: &inner[..m.len()], flags: &mut flags });
-            above.push(flags[0]);
-            inside.push(flags[0] ^ flags[1] ^ (lead & mask(m.len() as u32)));
-        }
+        t.divide(
+            self.out_len(),
+            [&mut above, &mut inside],
+            |i| [i; 2],
+            |blocks, [above, inside]| {
+                let mut dealt = dealt.from(64 * blocks.start);
+                for ((i, above), inside) in blocks.zip(above).zip(inside) {
+                    let m = &x.m[64 * i..self.len.min(64 * (i + 1))];
+                    let (dealt, inner) = (dealt.next(m.len()), &inner[64 * i % self.inner.len()..]);
+                    let mut flags = [0; 2];
+                    vector::run(Flags { top: self.k - 7, m, dealt, inner: &inner[..m.len()], flags: &mut flags });
+                    *above = flags[0];
+                    *inside = flags[0] ^ flags[1] ^ (lead & mask(m.len() as u32));
+                }
+            },
+        );
         Ok((above, inside))
     }
 }

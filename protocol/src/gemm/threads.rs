@@ -2,9 +2,10 @@
 //! shapes.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use rayon::prelude::*;
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use rayon::{Scope, ThreadPool, ThreadPoolBuilder};
 
 use super::input::Input;
 use super::{Level, MR, Weights, linear};
@@ -13,8 +14,9 @@ use crate::Error;
 /// Multiply-accumulates, of which a part has to have as many to be worth waking a thread for: some forty microseconds.
 const PART: usize = 1 << 20;
 
-/// Threads that wait for products to share.
-pub struct Threads(ThreadPool);
+/// Threads that wait for work to share; a clone stands for the same ones.
+#[derive(Clone)]
+pub struct Threads(Arc<ThreadPool>);
 
 impl Threads {
     /// So many threads; 0 for one a core of the machine.
@@ -22,13 +24,23 @@ impl Threads {
     /// # Errors
     /// [`Error::Device`]: the system does not give them.
     pub fn new(threads: usize) -> Result<Threads, Error> {
-        let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("product {i}"));
-        pool.build().map(Threads).map_err(|e| Error::Device(format!("{threads} threads: {e}")))
+        let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("compute {i}"));
+        pool.build().map(|pool| Threads(Arc::new(pool))).map_err(|e| Error::Device(format!("{threads} threads: {e}")))
     }
 
     /// Threads.
     pub fn count(&self) -> usize {
         self.0.current_num_threads()
+    }
+
+    /// Runs `work` on the calling thread, which may give jobs to these; returns when all are done.
+    pub(crate) fn scope<'s, T>(&self, work: impl FnOnce(&Scope<'s>) -> T) -> T {
+        self.0.in_place_scope(work)
+    }
+
+    /// Does the work on each of all these, some at once.
+    pub(crate) fn each<T: Send>(&self, all: Vec<T>, work: impl Fn(T) + Send + Sync) {
+        self.0.install(|| all.into_par_iter().for_each(work));
     }
 
     /// As [`linear`].

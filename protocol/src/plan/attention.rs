@@ -2,10 +2,11 @@
 //! the row sums. Nine rounds, the last of which the caller shares; eight with `few_rows`.
 
 use super::build::{Build, SPARE, log2_ceil, scales};
+use super::rows::WIDEST;
 use super::{SLACK, pow2};
 use crate::gates::bits::{And, CountClear};
 use crate::gates::broadcast::Broadcast;
-use crate::gates::exp::{Exp, FlagRescale, Head, widest};
+use crate::gates::exp::{Exp, FlagRescale, Head, VANISHED, widest};
 use crate::gates::grid::Grid;
 use crate::gates::pad::PadKeys;
 use crate::gates::product::{HeadProduct, Side};
@@ -18,6 +19,8 @@ use crate::program::{Id, Kind};
 pub const STEP: f64 = 4.0;
 /// Steps that a row's maximum may lie below its bound, the one of headroom included.
 const BELOW: f64 = 3.0;
+/// Powers of two of a step from which on a window of eight steps, less those, is far enough below a row's largest exponential.
+const LEAST_STEP: u32 = 3;
 
 /// One layer's attention.
 pub struct Attend<'a> {
@@ -68,11 +71,30 @@ pub fn depth(heads: &[Head], k: u32) -> i32 {
     libm::ceil(BELOW * largest_step(heads, k)) as i32
 }
 
-/// About how many bytes are dealt of a score for what its head's levels and the layer's steps decide: one-hots, tests and
-/// zero flags of every level; powers, in rings that windows widen; and what depth widens or lengthens, in rows of 128.
-pub fn levels_cost(heads: &[Head], k: u32) -> f64 {
-    let of = |h: &Head| 0.245 * pow2(h.level_bits as i32) + 0.5 * f64::from(h.window(k));
-    heads.iter().map(of).sum::<f64>() / heads.len() as f64 + 1.65 * f64::from(depth(heads, k))
+/// About how many bytes are dealt of a score for what its head's levels and the layer's steps decide, with windows of so many
+/// steps: one-hots, tests and zero flags of every level; powers, in rings that windows widen; and what depth widens or lengthens,
+/// in rows of 128.
+fn cost(heads: &[Head], k: u32, steps: u32) -> f64 {
+    let windows = f64::from(VANISHED >> steps);
+    let flags = 0.125 * pow2(-(steps as i32));
+    let of =
+        |h: &Head| (0.214 + flags) * pow2(h.level_bits as i32) + windows / 8.0 * f64::from(h.window(k, steps) + 11);
+    let mean = heads.iter().map(of).sum::<f64>() / heads.len() as f64;
+    mean + (1.15 + windows / 8.0) * f64::from(depth(heads, k))
+}
+
+/// log2 of the steps in a window of exponentials at `2^-f_exp`, whose public factors have `f_pub` bits.
+fn window_steps(heads: &[Head], k: u32, f_exp: i32, f_pub: i32) -> u32 {
+    let wide = widest(heads, k, 3) as i32;
+    // A dealt factor is rounded as a double is; half of such a range is only sometimes kept.
+    let fits = f_exp + wide - 3 <= 50 && f_exp + wide + f_pub - 1 <= WIDEST as i32;
+    let kept = heads.iter().all(|h| h.window(k, 3) >= 8 * LEAST_STEP);
+    if fits && kept && cost(heads, k, 3) < cost(heads, k, 2) { 3 } else { 2 }
+}
+
+/// See [`cost`], for the windows that are taken.
+pub fn levels_cost(heads: &[Head], k: u32, f_largest: i32, f_pub: i32) -> f64 {
+    cost(heads, k, window_steps(heads, k, f_largest + depth(heads, k), f_pub))
 }
 
 /// Of each head.
@@ -137,10 +159,12 @@ impl Build {
         // Exponentials below the bound, zeroed where the windows alias.
         // A dealt factor is rounded to a unit and multiplied by a public one of up to a window's width: to some units of the
         // kept exponential.
-        let window = widest(a.heads, a.k) as i32;
+        let window_steps = window_steps(a.heads, a.k, a.f_exp, a.f_pub);
+        let window = widest(a.heads, a.k, window_steps) as i32;
         let (f_exp, f) = (a.f_exp, a.f_exp + window + a.f_pub - 3);
-        let k = f as u32 + 2;
-        let exp = Exp { grid: a.grid, heads: a.heads.to_vec(), k: a.k, k_out: k, f_pub: a.f_pub, f_deal: f - a.f_pub };
+        let (k, f_pub) = (f as u32 + 2, a.f_pub);
+        let heads_of = a.heads.to_vec();
+        let exp = Exp { grid: a.grid, heads: heads_of, k: a.k, window_steps, k_out: k, f_pub, f_deal: f - f_pub };
         // Scores lie at least a step below the bound; where the windows alias the flag is set and nothing is kept.
         let largest = pow2(f) * 0.995;
         let e = self.value("exponentials", &scores, k, pow2(-f), largest);

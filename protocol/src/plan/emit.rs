@@ -10,8 +10,8 @@ use super::attention::{Attend, attention_ring, depth, level_bits};
 use super::build::{Activated, Build, Part, log2_ceil, scales};
 use super::prove::prove;
 use super::{
-    Block, F, F_ATTENTION, F_GELU, F_LARGEST, F_NORMALISED, F_SERIES, F_VALUE, K_GELU_IN, K_LAYER, K_SCORE, Layer,
-    NormPlan, Planner, pow2, refuse,
+    Block, F, F_ATTENTION, F_GELU, F_LARGEST, F_NORMALISED, F_PUBLIC, F_SERIES, F_VALUE, K_GELU_IN, K_LAYER, K_SCORE,
+    Layer, NormPlan, Planner, pow2, refuse,
 };
 use crate::Error;
 use crate::gates::broadcast::Broadcast;
@@ -157,7 +157,7 @@ impl Emit<'_> {
             k_av,
             k: self.b.values[s].bits,
             f_exp,
-            f_pub: 6,
+            f_pub: F_PUBLIC,
             f_sum: depth(&b.heads, K_SCORE) + 1,
             // As fine as the exponentials.
             f_out: f_exp,
