@@ -2,6 +2,9 @@
 //!
 //! The dealer walks the program with masks only; the evaluator with shares and masked values. Both label all randomness
 //! with the step, and [`Prg`] refuses a label twice.
+//!
+//! With threads of the backend's, a dealer deals several operations at once, and an evaluator, whose operations wait for one
+//! another, makes a large one in parts. Every message and share is that of one thread.
 
 mod dealing;
 
