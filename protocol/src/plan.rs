@@ -32,7 +32,7 @@ use crate::model::{BertModel, Dense, Norm, Pooling};
 use crate::program::{Linear, Program};
 use crate::query::LENGTHS;
 use activation::{Activation, Curve, Curves, half_ring, half_rings};
-use attention::{STEP, depth, levels_cost};
+use attention::{LEAST_STEP, STEP, depth, levels_cost};
 pub use decoder::{DecoderPlanner, Keep};
 pub use kept::{Progress, Shelf};
 pub(crate) use linalg::dot;
@@ -295,8 +295,7 @@ fn permuted<T: Clone>(v: &[T], order: &[usize]) -> Vec<T> {
     order.iter().map(|i| v[*i].clone()).collect()
 }
 
-/// Most powers of two that a step of a layer's row maxima is worth, of which that is taken of which least is dealt; the
-/// least is half of the middle one.
+/// Most powers of two that a step of a layer's row maxima is worth, of which that is taken of which least is dealt.
 const STEPS: [f64; 4] = [STEP - 0.5, STEP, STEP + 1.0, STEP + 2.0];
 
 /// Scales of scores of these bounds, if some have steps of at most so much.
@@ -304,7 +303,7 @@ fn score_heads(bounds: &[f64], most: f64) -> Option<Vec<Head>> {
     let head = |bound: &f64| {
         let step = |b: u32| 2.0 * bound * TRUNCATED / ((1u64 << b) as f64 - RESERVED);
         let level_bits = (6..=11).find(|b| step(*b) <= most)?;
-        let ulp = step(level_bits).max(STEP / 2.0) * pow2(level_bits as i32 - K_SCORE as i32);
+        let ulp = step(level_bits).max(f64::from(LEAST_STEP)) * pow2(level_bits as i32 - K_SCORE as i32);
         Some(Head { level_bits, ulp })
     };
     bounds.iter().map(head).collect()

@@ -20,7 +20,7 @@ pub const STEP: f64 = 4.0;
 /// Steps that a row's maximum may lie below its bound, the one of headroom included.
 const BELOW: f64 = 3.0;
 /// Powers of two of a step from which on a window of eight steps, less those, is far enough below a row's largest exponential.
-const LEAST_STEP: u32 = 3;
+pub const LEAST_STEP: u32 = 3;
 
 /// One layer's attention.
 pub struct Attend<'a> {
