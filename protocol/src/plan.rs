@@ -2,8 +2,9 @@
 //!
 //! After a layer norm the input of every linear layer is `g * y + b` with `sum y = 0` and `||y|| = sqrt(d)`, so
 //! `|w . x| <= ||centred(w g)|| sqrt(d) + |w . b|` holds for every prompt, and a score of one head is at most the spectral
-//! norm of its bilinear form times `d`. Attention outputs are convex combinations of value rows; `|GELU(h)| <= |h|`. Every
-//! accumulator's unit is chosen so that its bound fits its ring; a tensor that cannot be bounded refuses the model.
+//! norm of its bilinear form times `d`. It is `y` that layers read: their weights are `centred(w g)`, their biases take `w . b` in.
+//! Attention outputs are convex combinations of value rows; `|GELU(h)| <= |h|`. Every accumulator's unit is chosen so that
+//! its bound fits its ring; a tensor that cannot be bounded refuses the model.
 
 mod activation;
 mod attention;
@@ -340,7 +341,7 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
     let mut value_norm = Vec::new();
     for h in 0..heads {
         let (qh, kh, vh) = (q.slice(h * dim, dim), k.slice(h * dim, dim), v.slice(h * dim, dim));
-        let (nq, nk) = (norm(&qh.data), norm(&kh.data));
+        let (nq, nk) = (norm(&qh.data).max(1e-30), norm(&kh.data).max(1e-30));
         let a = per_log2 / plan[h].ulp;
         let aq = libm::sqrt(a * nk / nq);
         qk_scale[h * dim..][..dim].fill(aq);

@@ -92,7 +92,8 @@ impl Kernel for Pack<'_> {
             1..=8 => pack_groups::<8>(self.words, self.bits, self.out),
             9..=16 => pack_groups::<4>(self.words, self.bits, self.out),
             17..=32 => pack_groups::<2>(self.words, self.bits, self.out),
-            _ => pack_groups::<1>(self.words, self.bits, self.out),
+            33..=63 => pack_groups::<1>(self.words, self.bits, self.out),
+            _ => self.out.as_chunks_mut().0.iter_mut().zip(self.words).for_each(|(to, w)| *to = w.to_le_bytes()),
         }
     }
 }
@@ -147,7 +148,13 @@ const WINDOW: usize = 72;
 impl Kernel for Unpack<'_> {
     #[inline(always)]
     fn run(self) {
-        let Unpack { mut bytes, bits, words } = self;
+        let Unpack { mut bytes, bits, mut words } = self;
+        if bits == 64 {
+            let whole = bytes.as_chunks::<8>().0;
+            let n = words.len().min(whole.len());
+            words[..n].iter_mut().zip(whole).for_each(|(word, le)| *word = u64::from_le_bytes(*le));
+            (bytes, words) = (&bytes[8 * n..], &mut words[n..]);
+        }
         let (blocks, last) = words.as_chunks_mut::<8>();
         for block in blocks {
             match bytes.first_chunk::<WINDOW>() {
