@@ -19,7 +19,8 @@ use crate::program::{Id, Kind};
 pub const STEP: f64 = 4.0;
 /// Steps that a row's maximum may lie below its bound, the one of headroom included.
 const BELOW: f64 = 3.0;
-/// Powers of two of a step from which on a window of eight steps, less those, is far enough below a row's largest exponential.
+/// Powers of two of a step from which on windows may have eight of them: what is not kept of a row is then below `2^-15` of its
+/// largest exponential, little enough for rows of a text and not for those of long answers.
 pub const LEAST_STEP: u32 = 3;
 
 /// One layer's attention.
@@ -52,6 +53,8 @@ pub struct Attend<'a> {
     /// Degree of the polynomial in one, and bits of a position.
     pub degree: usize,
     pub rho: u32,
+    /// Whether windows of exponentials may have eight steps, each worth at least [`LEAST_STEP`].
+    pub wide: bool,
     /// Spend dealt bytes a row to save a round.
     pub few_rows: bool,
 }
@@ -83,13 +86,12 @@ fn cost(heads: &[Head], k: u32, steps: u32) -> f64 {
     mean + (1.15 + windows / 8.0) * f64::from(depth(heads, k))
 }
 
-/// log2 of the steps in a window of exponentials at `2^-f_exp`, whose public factors have `f_pub` bits.
+/// log2 of the steps, each of at least [`LEAST_STEP`], in a window of exponentials at `2^-f_exp`, whose public factors have `f_pub` bits.
 fn window_steps(heads: &[Head], k: u32, f_exp: i32, f_pub: i32) -> u32 {
     let wide = widest(heads, k, 3) as i32;
-    // A dealt factor is rounded as a double is; half of such a range is only sometimes kept.
+    // A dealt factor is rounded as a double is.
     let fits = f_exp + wide - 3 <= 50 && f_exp + wide + f_pub - 1 <= WIDEST as i32;
-    let kept = heads.iter().all(|h| h.window(k, 3) >= 8 * LEAST_STEP);
-    if fits && kept && cost(heads, k, 3) < cost(heads, k, 2) { 3 } else { 2 }
+    if fits && cost(heads, k, 3) < cost(heads, k, 2) { 3 } else { 2 }
 }
 
 /// See [`cost`], for the windows that are taken.
@@ -159,7 +161,7 @@ impl Build {
         // Exponentials below the bound, zeroed where the windows alias.
         // A dealt factor is rounded to a unit and multiplied by a public one of up to a window's width: to some units of the
         // kept exponential.
-        let window_steps = window_steps(a.heads, a.k, a.f_exp, a.f_pub);
+        let window_steps = if a.wide { window_steps(a.heads, a.k, a.f_exp, a.f_pub) } else { 2 };
         let window = widest(a.heads, a.k, window_steps) as i32;
         let (f_exp, f) = (a.f_exp, a.f_exp + window + a.f_pub - 3);
         let (k, f_pub) = (f as u32 + 2, a.f_pub);

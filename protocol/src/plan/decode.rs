@@ -316,6 +316,7 @@ impl Emit<'_> {
             windows: 16,
             degree: DEGREE,
             rho: RHO,
+            wide: false,
             few_rows: self.rows <= FEW_ROWS,
         };
         let a = self.b.attend(s, v, &attend);

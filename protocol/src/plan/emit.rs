@@ -166,6 +166,7 @@ impl Emit<'_> {
             windows: 16,
             degree: 3,
             rho: 7,
+            wide: true,
             few_rows: false,
         };
         let a = self.b.attend(s, v, &attend);
