@@ -38,7 +38,7 @@ pub use decoder::{DecoderPlanner, Keep};
 pub use kept::{Progress, Shelf};
 pub(crate) use linalg::dot;
 use linalg::{Matrix, eigenvalue_bound, norm};
-use rows::{WIDEST, aligned};
+use rows::{WIDEST, aligned, largest};
 
 /// Room for the rounding of weights and fixed point in every bound.
 const SLACK: f64 = 1.02;
@@ -160,10 +160,6 @@ fn pow2(e: i32) -> f64 {
     libm::exp2(e as f64)
 }
 
-fn largest(row: &[f64]) -> f64 {
-    row.iter().fold(0f64, |m, w| m.max(w.abs()))
-}
-
 /// Room for the unit that a truncation is off by, in rings of sixteen bits and more.
 const TRUNCATED: f64 = 1.0 + 1e-4;
 
@@ -200,7 +196,7 @@ impl Planner {
     /// [`Error::Plan`] names the operation that cannot be bounded within its ring.
     pub fn new(model: &BertModel) -> Result<Planner, Error> {
         let c = &model.config;
-        let mut blocks: Vec<Block> = Vec::new();
+        let mut blocks = Vec::new();
         let mut norm_in = &model.embeddings.norm;
         for (i, l) in model.layers.iter().enumerate() {
             blocks.push(block(&format!("layer {i}"), l, norm_in, c.num_attention_heads)?);

@@ -173,7 +173,7 @@ impl Build {
         let flags = self.bits("zero flags", &[exp.flag_len()]);
         self.op(Kind::Exp(exp), &[s, level], &[e, flags]);
         let below = SPARE.min(f - f_exp);
-        let e = self.truncate_raised(e, (f - f_exp - below) as u32);
+        let e = self.truncated(e, (f - f_exp - below) as u32, true);
         let [e, flags] = self.open([e, flags]);
         let kept = self.value("kept exponentials", &scores, a.k_av, pow2(-f_exp), pow2(f_exp) + 2.0);
         let (shift, k_in) = (below as u32, self.values[e].bits);

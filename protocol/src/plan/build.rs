@@ -183,12 +183,8 @@ impl Build {
         self.truncated(x, shift, false)
     }
 
-    /// As [`Self::truncate`], for one that is opened and rescaled by a power of two.
-    pub fn truncate_raised(&mut self, x: Id, shift: u32) -> Id {
-        self.truncated(x, shift, true)
-    }
-
-    fn truncated(&mut self, x: Id, shift: u32, raise: bool) -> Id {
+    /// As [`Self::truncate`], raised for what is opened and rescaled by a power of two.
+    pub fn truncated(&mut self, x: Id, shift: u32, raise: bool) -> Id {
         if shift == 0 {
             return x;
         }
@@ -283,7 +279,7 @@ impl Build {
         let inside = self.bits(&format!("{name} inside"), &[tails.out_len()]);
         self.op(Kind::Tails(tails), &[h], &[above, inside]);
         let below = SPARE.min(f_series as i32 - f);
-        let s = self.truncate_raised(s, (f_series as i32 - f - below) as u32);
+        let s = self.truncated(s, (f_series as i32 - f - below) as u32, true);
         let k_series = self.values[s].bits;
         let [s, above, inside] = self.open([s, above, inside]);
         let (mult, shift) = fixed(scale);

@@ -99,8 +99,8 @@ impl Emit<'_> {
         let g = Gain { k, gain: ints(&n.gain, pow2(f)), mean, bias: ints(&bias, pow2(F + f)) };
         let x = self.b.value(name, &[self.t, n.gain.len()], k, pow2(-F - f), bound * pow2(F + f));
         self.b.op(Kind::Gain(g), &[y], &[x]);
-        let shift = (f - F_BELOW) as u32;
-        Ok(if centred { self.b.truncate_raised(x, shift) } else { self.b.truncate(x, shift) })
+        // The residual's part is rescaled by a power of two.
+        Ok(self.b.truncated(x, (f - F_BELOW) as u32, centred))
     }
 
     /// The next residual in the ring `k`, of a layer that reads `y` and the row before, which are opened here.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::build::scales;
 use super::decoder::DEGREE;
 use super::linalg::{eigenvalue_bound, norm};
-use super::rows::{Rows, WEIGHT, WIDEST, Wide, quantise};
+use super::rows::{Rows, WEIGHT, WIDEST, Wide, largest, quantise};
 use super::{SLACK, pow2, refuse};
 use crate::Error;
 use crate::gates::piecewise::Scales;
@@ -135,7 +135,6 @@ impl HeadNorm {
         let mut typical = [f64::INFINITY, 0.0];
         for h in 0..heads {
             let m = rows.matrix(h * dim, dim);
-            let largest = |row: &[f64]| row.iter().fold(1e-30, |m: f64, w| m.max(w.abs()));
             let unit = largest(&m.data) / WEIGHT;
             let one = unit * pow2(-F_RESIDUAL);
             let s = shift(libm::sqrt(eigenvalue_bound(&m.gram(), 6)) * SLACK * residual / one);

@@ -177,7 +177,8 @@ pub fn weights_in_blocks(c: &Config) -> usize {
     c.layers * c.hidden * (attention + 3 * c.intermediate)
 }
 
-fn largest(row: &[f64]) -> f64 {
+/// Largest magnitude of a row's weights, above zero.
+pub fn largest(row: &[f64]) -> f64 {
     row.iter().fold(1e-30, |m, w| m.max(w.abs()))
 }
 
