@@ -17,8 +17,10 @@ use crate::config::BackendKind;
 use {
     crate::lock,
     std::sync::Mutex,
+    tacet_protocol::Role,
+    tacet_protocol::backend::Evaluation,
     tacet_protocol::gates::product::HeadProduct,
-    tacet_protocol::program::Linear,
+    tacet_protocol::program::{Linear, Program},
     tacet_shaders::{Choice, Gpu, GpuError},
 };
 
@@ -102,6 +104,10 @@ impl Backend for Beside {
 
     fn threads(&self) -> Option<Threads> {
         self.cpu.threads()
+    }
+
+    fn evaluation(&self, p: &Program, role: Role) -> Result<Option<Box<dyn Evaluation>>, Error> {
+        self.gpu.evaluation(p, role)
     }
 }
 

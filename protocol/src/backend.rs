@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use crate::Error;
 use crate::gates::product::{HeadProduct, Side};
 use crate::gemm::{Threads, linear};
-use crate::program::Linear;
+use crate::program::{Id, Linear, Program};
+use crate::{Error, Role};
 
 /// Computes matrix products in Z_2^bits.
 pub trait Backend: Send + Sync {
@@ -32,6 +32,48 @@ pub trait Backend: Send + Sync {
     fn threads(&self) -> Option<Threads> {
         None
     }
+
+    /// A device for all that an evaluator computes of a program; none where it is for products at most.
+    ///
+    /// # Errors
+    /// [`Error::Device`]: nothing was computed.
+    fn evaluation(&self, _: &Program, _: Role) -> Result<Option<Box<dyn Evaluation>>, Error> {
+        Ok(None)
+    }
+}
+
+/// What an evaluator has of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Its share.
+    Share,
+    /// The masked words.
+    Masked,
+    /// Its half of the mask.
+    Mask,
+}
+
+/// One evaluation on a device, which keeps the values: an evaluator brings what it draws and receives, and sends what the
+/// device packed. Everything on the device is zero or destroyed when this is dropped.
+pub trait Evaluation {
+    /// Puts a value there that the program starts from; before anything is computed.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    fn put(&mut self, v: Id, part: Part, words: &[u64]) -> Result<(), Error>;
+
+    /// Computes the next of the program's [`crate::run::segments`], fed as that says; returns the message that opens its
+    /// last values, empty after the last segment.
+    ///
+    /// # Errors
+    /// [`Error::Device`]: nothing is to be sent.
+    fn run(&mut self, segment: usize, fed: &[u8]) -> Result<Vec<u8>, Error>;
+
+    /// What the program leaves, after the last segment.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    fn get(&mut self, v: Id, part: Part) -> Result<Vec<u64>, Error>;
 }
 
 /// The calling thread; never fails.

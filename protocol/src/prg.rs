@@ -174,8 +174,18 @@ impl Words {
 
     /// Goes to word `at`.
     pub fn seek(&mut self, at: usize) {
-        let width = [1u64, 2, 4, 8][(self.bits.div_ceil(8).next_power_of_two().trailing_zeros()) as usize];
-        self.stream.seek(at as u64 * width);
+        self.stream.seek(at as u64 * Words::width(self.bits) as u64);
+    }
+
+    /// Bytes of the keystream that a word mod `2^bits` is read from: little-endian, less the bits above.
+    pub fn width(bits: u32) -> usize {
+        bits.div_ceil(8).next_power_of_two() as usize
+    }
+
+    /// The keystream that the next words are read from, [`Self::width`] bytes for each.
+    pub fn bytes(&mut self, out: &mut [u8]) {
+        out.fill(0);
+        self.stream.apply_keystream(out);
     }
 
     fn widen<const B: usize>(&mut self, out: &mut [u64]) {

@@ -320,6 +320,27 @@ pub struct Program {
 }
 
 impl Program {
+    /// A program without a model and a state: what tests and benches of a backend compute.
+    pub fn of(values: Vec<Value>, ops: Vec<Op>, inputs: Vec<Id>, output: Id) -> Program {
+        let (carried, result) = ([Vec::new(), Vec::new()], Outcome::Sum);
+        Program { values, ops, past: 0, tokens: 0, inputs, output, carried, result, digest: [0; 32] }.seal(&[0; 32])
+    }
+
+    /// Values that a program before this one leaves for it, and those that this one leaves.
+    pub fn carried(&self) -> &[Vec<Id>; 2] {
+        &self.carried
+    }
+
+    /// The last step that reads or makes each value; what is left for a program after this one is read past every step.
+    pub fn last_use(&self) -> Vec<usize> {
+        let mut last = vec![0; self.values.len()];
+        for (i, op) in self.ops.iter().enumerate() {
+            op.inputs.iter().chain(&op.outputs).for_each(|v| last[*v] = i);
+        }
+        self.carried[1].iter().for_each(|v| last[*v] = usize::MAX);
+        last
+    }
+
     /// Positions before those of this program.
     pub fn past(&self) -> usize {
         self.past

@@ -7,6 +7,7 @@
 //! another, makes a large one in parts. Every message and share is that of one thread.
 
 mod dealing;
+mod device;
 
 use std::sync::Arc;
 
@@ -23,16 +24,7 @@ use crate::wipe::{Wiped, append, wipe};
 use crate::{DealerSink, Error, EvaluatorIo, Role};
 
 use dealing::Masks;
-
-/// The last step that reads each value.
-fn last_use(p: &Program) -> Vec<usize> {
-    let mut last = vec![0; p.values.len()];
-    for (i, op) in p.ops.iter().enumerate() {
-        op.inputs.iter().chain(&op.outputs).for_each(|v| last[*v] = i);
-    }
-    p.carried[1].iter().for_each(|v| last[*v] = usize::MAX);
-    last
-}
+pub use device::{Segment, Source, segments};
 
 /// Words that are added to others at a time, a multiple of eight.
 const BLOCK: usize = 1024;
@@ -254,7 +246,7 @@ pub fn evaluate_next(
     state: &mut EvaluatorState,
     io: &mut dyn EvaluatorIo,
 ) -> Result<Vec<u64>, Error> {
-    let (last, parts) = (last_use(p), Parts::new(io.backend().threads()));
+    let (last, parts) = (p.last_use(), Parts::new(io.backend().threads()));
     let n = p.values.len();
     let mut st = State { share: vec![Vec::new(); n], masked: (0..n).map(|_| Masked::default()).collect() };
     let fits = input.iter().map(Vec::len).eq(p.inputs().map(|v| p.values[v].len()));
@@ -272,6 +264,14 @@ pub fn evaluate_next(
     }
     for (v, kept) in p.carried[0].iter().zip(&mut held.kept) {
         (st.share[*v], st.masked[*v]) = std::mem::take(kept);
+    }
+    let device = io.backend().evaluation(p, role)?;
+    if let Some(mut device) = device {
+        let start = p.inputs().chain(p.carried[0].iter().copied());
+        let start = start.map(|v| (v, (std::mem::take(&mut st.share[v]), std::mem::take(&mut st.masked[v])))).collect();
+        let (output, kept) = device::evaluate(p, role, prg, start, &mut *device, io)?;
+        *state = EvaluatorState { positions: p.past + p.tokens, kept };
+        return Ok(output);
     }
     for (i, op) in p.ops.iter().enumerate() {
         let step = i as u32;
@@ -295,14 +295,7 @@ pub fn evaluate_next(
             parts.divide((len, len), [&mut y], |at| [at], |_, [y]| g.apply(y, role == Role::E1));
             st.share[op.outputs[0]] = y;
         } else if !matches!(op.kind, Kind::Input) {
-            let want = p.dealt_len(i)[crate::gates::index(role)] as usize;
-            let msg = if want > 0 { io.dealt(step, want)? } else { Vec::new() };
-            if msg.len() != want {
-                return Err(Error::Malformed {
-                    what: "dealt message",
-                    reason: format!("step {step}: {want} bytes expected, {} received", msg.len()),
-                });
-            }
+            let msg = dealt(p, i, role, io)?;
             let mut t = Take::new(prg, role, &msg).by(parts.clone());
             let out = gate(p, op, &mut t, &st, role, io.backend())?;
             for (v, o) in op.outputs.iter().zip(out) {
@@ -317,6 +310,28 @@ pub fn evaluate_next(
     let kept = p.carried[1].iter().map(kept).collect();
     *state = EvaluatorState { positions: p.past + p.tokens, kept };
     Ok(std::mem::take(&mut st.share[p.output]))
+}
+
+/// The dealer's message for a step, as long as it must be.
+fn dealt(p: &Program, step: usize, role: Role, io: &mut dyn EvaluatorIo) -> Result<Vec<u8>, Error> {
+    let want = p.dealt_len(step)[crate::gates::index(role)] as usize;
+    let msg = if want > 0 { io.dealt(step as u32, want)? } else { Vec::new() };
+    if msg.len() == want {
+        return Ok(msg);
+    }
+    let reason = format!("step {step}: {want} bytes expected, {} received", msg.len());
+    Err(Error::Malformed { what: "dealt message", reason })
+}
+
+/// The other evaluator's opening for this one's, of the same length.
+fn exchange(step: u32, message: Vec<u8>, io: &mut dyn EvaluatorIo) -> Result<Vec<u8>, Error> {
+    let len = message.len();
+    let got = io.exchange(step, message)?;
+    if got.len() == len {
+        return Ok(got);
+    }
+    let reason = format!("step {step}: {len} bytes expected, {} received", got.len());
+    Err(Error::Malformed { what: "opening", reason })
 }
 
 fn open(
@@ -358,14 +373,7 @@ fn open(
         own.push(l);
         sent.push(m);
     }
-    let len = msg.len();
-    let got = io.exchange(step, msg)?;
-    if got.len() != len {
-        return Err(Error::Malformed {
-            what: "opening",
-            reason: format!("step {step}: {len} bytes expected, {} received", got.len()),
-        });
-    }
+    let got = exchange(step, msg, io)?;
     let mut rest = got.as_slice();
     for (((v, out), mut m), mut l) in op.inputs.iter().zip(&op.outputs).zip(sent).zip(own) {
         let f = &p.values[*v];

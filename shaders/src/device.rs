@@ -13,7 +13,8 @@ use wgpu::{BufferUsages, Features, MapMode, PollType};
 
 use crate::adapter::{self, Adapter};
 use crate::error::GpuError;
-use crate::kernel::{Kernel, Layout, TILE, Word};
+use crate::evaluation::Gates;
+use crate::kernel::{Kernel, Layout, Word};
 
 /// A job that takes longer has hung: jobs are cut to what slow adapters do in a few seconds.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -74,17 +75,21 @@ impl Health {
 
 pub(crate) struct Device {
     pub about: Adapter,
-    /// Most bytes of a binding.
+    /// Most bytes of a binding of a job.
     pub room: usize,
+    /// Most bytes of any.
+    pub room_for_all: usize,
     /// Whether dot products of bytes are faster than products of words, in rings up to 32 bits and above.
     pub dots: [bool; 2],
     /// Whether wide words may be u64.
     pub int64: bool,
-    device: wgpu::Device,
-    queue: wgpu::Queue,
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
     trouble: Arc<Mutex<Trouble>>,
-    bindings: wgpu::BindGroupLayout,
+    pub bindings: wgpu::BindGroupLayout,
     pipelines: HashMap<Kernel, wgpu::ComputePipeline>,
+    /// Kernels of gates.
+    pub gates: Gates,
     shape: wgpu::Buffer,
     scratch: Option<Scratch>,
 }
@@ -133,14 +138,17 @@ impl Device {
                 entry(3, storage(false)),
             ],
         });
+        let gates = Gates::new(&device);
         let limits = device.limits();
         let room = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size / 2);
         let shape = buffer(&device, SHAPE as usize, BufferUsages::UNIFORM | BufferUsages::COPY_DST);
-        let room = usize::try_from(room).unwrap_or(ROOM).min(ROOM) & !255;
+        let room_for_all = usize::try_from(room).unwrap_or(ROOM) & !255;
+        let room = room_for_all.min(ROOM);
         let int64 = about.int64;
         let new = Device {
             about,
             room,
+            room_for_all,
             dots: [false; 2],
             int64,
             device,
@@ -148,6 +156,7 @@ impl Device {
             trouble,
             bindings,
             pipelines: HashMap::new(),
+            gates,
             shape,
             scratch: None,
         };
@@ -181,7 +190,7 @@ impl Device {
     }
 
     /// Fails if the device said that something is wrong.
-    fn check(&self) -> Result<(), GpuError> {
+    pub(crate) fn check(&self) -> Result<(), GpuError> {
         let mut t = lock(&self.trouble);
         let other = t.other.take();
         match &t.lost {
@@ -190,7 +199,7 @@ impl Device {
         }
     }
 
-    fn gone(&self, reason: &str) -> GpuError {
+    pub(crate) fn gone(&self, reason: &str) -> GpuError {
         let reason = lock(&self.trouble).lost.get_or_insert(reason.to_string()).clone();
         GpuError::Lost { adapter: self.about.to_string(), reason }
     }
@@ -205,7 +214,7 @@ impl Device {
         Ok(b)
     }
 
-    fn pipeline(&mut self, kernel: Kernel) -> Result<wgpu::ComputePipeline, GpuError> {
+    pub(crate) fn pipeline(&mut self, kernel: Kernel) -> Result<wgpu::ComputePipeline, GpuError> {
         if let Some(p) = self.pipelines.get(&kernel) {
             return Ok(p.clone());
         }
@@ -300,10 +309,7 @@ impl Device {
             let mut pass = encoder.begin_compute_pass(&Default::default());
             pass.set_pipeline(pipeline);
             pass.set_bind_group(0, &group, &[]);
-            let [x, y] = match job.kernel.layout {
-                Layout::Tiles => [(job.columns * 4).div_ceil(TILE.1), job.rows.div_ceil(TILE.0)],
-                Layout::Rows | Layout::RowsBySubgroups => [job.columns, job.rows],
-            };
+            let [x, y] = job.kernel.workgroups(job.rows, job.columns);
             for _ in 0..job.times {
                 pass.dispatch_workgroups(x as u32, y as u32, job.batch as u32);
             }
@@ -318,12 +324,12 @@ impl Device {
         self.check()
     }
 
-    fn finish(&self, job: &Job, s: &Scratch, take: impl FnOnce(&[u8])) -> Result<(), GpuError> {
-        let out = job.out() as u64;
+    /// Waits for all that was submitted and maps so many bytes of each buffer.
+    pub(crate) fn map(&self, buffers: &[(&wgpu::Buffer, MapMode, u64)]) -> Result<(), GpuError> {
         let failed = Arc::new(Mutex::new(false));
-        for (b, mode, len) in [(&s.down, MapMode::Read, out), (&s.up, MapMode::Write, s.up.size())] {
+        for (b, mode, len) in buffers {
             let failed = Arc::clone(&failed);
-            b.slice(..len).map_async(mode, move |r| *lock(&failed) |= r.is_err());
+            b.slice(..*len).map_async(*mode, move |r| *lock(&failed) |= r.is_err());
         }
         // A device that is lost while it is waited for ends in a panic inside wgpu.
         let wait = PollType::Wait { submission_index: None, timeout: Some(PATIENCE) };
@@ -335,6 +341,12 @@ impl Device {
         if *lock(&failed) {
             return Err(self.gone("its memory cannot be read"));
         }
+        Ok(())
+    }
+
+    fn finish(&self, job: &Job, s: &Scratch, take: impl FnOnce(&[u8])) -> Result<(), GpuError> {
+        let out = job.out() as u64;
+        self.map(&[(&s.down, MapMode::Read, out), (&s.up, MapMode::Write, s.up.size())])?;
         let end = |e: wgpu::MapRangeError| self.gone(&e.to_string());
         take(&s.down.slice(..out).get_mapped_range().map_err(end)?);
         s.down.unmap();
@@ -384,7 +396,7 @@ impl Device {
     }
 }
 
-fn buffer(device: &wgpu::Device, size: usize, usage: BufferUsages) -> wgpu::Buffer {
+pub(crate) fn buffer(device: &wgpu::Device, size: usize, usage: BufferUsages) -> wgpu::Buffer {
     let mapped_at_creation = usage.contains(BufferUsages::MAP_WRITE);
     device.create_buffer(&wgpu::BufferDescriptor { label: None, size: size as u64, usage, mapped_at_creation })
 }

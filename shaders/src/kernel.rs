@@ -57,9 +57,17 @@ pub(crate) struct Kernel {
 }
 
 /// Rows and columns of a tile.
-pub(crate) const TILE: (usize, usize) = (32, 64);
+const TILE: (usize, usize) = (32, 64);
 
 impl Kernel {
+    /// Workgroups along the columns, of which there are so many groups of four, and along the rows.
+    pub(crate) fn workgroups(self, rows: usize, columns: usize) -> [usize; 2] {
+        match self.layout {
+            Layout::Tiles => [(columns * 4).div_ceil(TILE.1), rows.div_ceil(TILE.0)],
+            Layout::Rows | Layout::RowsBySubgroups => [columns, rows],
+        }
+    }
+
     /// Its WGSL; declarations may come in any order.
     pub(crate) fn source(self) -> String {
         let word: &[&str] = match self.word {

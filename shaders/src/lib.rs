@@ -16,6 +16,7 @@
 mod adapter;
 mod device;
 mod error;
+mod evaluation;
 mod kernel;
 mod linear;
 mod product;
@@ -26,16 +27,17 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tacet_protocol::Error;
-use tacet_protocol::backend::{Backend, Cpu};
+use tacet_protocol::backend::{Backend, Cpu, Evaluation};
 use tacet_protocol::gates::product::HeadProduct;
-use tacet_protocol::program::Linear;
+use tacet_protocol::program::{Kind, Linear, Program};
+use tacet_protocol::{Error, Role};
 
 pub use adapter::{Adapter, Choice, adapters};
 pub use error::GpuError;
 pub use rates::Rate;
 
 use device::{Device, Health};
+use evaluation::Layouts;
 use linear::Resident;
 
 /// Multiply-accumulates of a job: well within what drivers let a device work at a time.
@@ -53,13 +55,27 @@ pub struct Gpu {
     small: usize,
     health: Health,
     products: AtomicU64,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
 }
 
 struct State {
     device: Device,
     /// Weights by their layer's digest and shape.
     layers: HashMap<([u8; 32], usize, usize), Resident>,
+    layouts: Layouts,
+}
+
+impl State {
+    /// A layer's weights, which are put on the device where they are not.
+    fn weights(&mut self, layer: &Arc<Linear>) -> Result<&Resident, Error> {
+        let w = layer.weights()?;
+        let name = (layer.digest, w.rows_out(), w.cols_in());
+        if !self.layers.contains_key(&name) {
+            self.layers.retain(|_, l| l.in_use());
+            self.layers.insert(name, Resident::new(&self.device, w, Arc::downgrade(layer))?);
+        }
+        Ok(&self.layers[&name])
+    }
 }
 
 impl Gpu {
@@ -74,7 +90,8 @@ impl Gpu {
         }
         let about = device.about.clone();
         let (health, products) = (device.health(), AtomicU64::new(0));
-        let state = Mutex::new(State { device, layers: HashMap::new() });
+        let state = State { device, layers: HashMap::new(), layouts: Layouts::default() };
+        let state = Arc::new(Mutex::new(state));
         Ok(Gpu { about, small: SMALL, health, products, state })
     }
 
@@ -115,13 +132,10 @@ impl Backend for Gpu {
         if macs == 0 || macs < self.small {
             return Cpu.linear(layer, x, rows, bits);
         }
-        let State { device, layers } = &mut *self.state();
-        let name = (layer.digest, w.rows_out(), w.cols_in());
-        if !layers.contains_key(&name) {
-            layers.retain(|_, l| l.in_use());
-            layers.insert(name, Resident::new(device, w, Arc::downgrade(layer))?);
-        }
-        let y = layers[&name].apply(device, w, x, rows, bits)?;
+        let state = &mut *self.state();
+        // Weights that are on the device are clones of handles.
+        let weights = state.weights(layer)?.clone();
+        let y = weights.apply(&mut state.device, w, x, rows, bits)?;
         self.products.fetch_add(1, Relaxed);
         Ok(y)
     }
@@ -134,6 +148,14 @@ impl Backend for Gpu {
         let y = product::product(&mut self.state().device, g, pairs)?;
         self.products.fetch_add(1, Relaxed);
         Ok(y)
+    }
+
+    fn evaluation(&self, p: &Program, role: Role) -> Result<Option<Box<dyn Evaluation>>, Error> {
+        let products = p.ops.iter().filter(|op| matches!(op.kind, Kind::Linear { .. })).count();
+        if (p.cost().multiplications as usize) < self.small * products {
+            return Ok(None);
+        }
+        evaluation::open(&self.state, p, role)
     }
 }
 

@@ -14,6 +14,7 @@ use crate::words::{push_row, read_row};
 use crate::{MOST_MACS, MOST_WORKGROUPS};
 
 /// A layer's weights on the device, in parts that can be bound.
+#[derive(Clone)]
 pub(crate) struct Resident {
     owner: Weak<Linear>,
     /// Bytes of a weight.
@@ -21,19 +22,13 @@ pub(crate) struct Resident {
     /// Whether dot products of bytes give the right sums.
     dots: bool,
     /// Outputs of each part, whole groups but for the end.
-    parts: Vec<(Range<usize>, wgpu::Buffer)>,
+    pub(crate) parts: Vec<(Range<usize>, wgpu::Buffer)>,
 }
 
 impl Resident {
     /// Whether the layer is still part of some program.
     pub(crate) fn in_use(&self) -> bool {
         self.owner.strong_count() > 0
-    }
-
-    /// How many buffers it takes.
-    #[cfg(test)]
-    pub(crate) fn parts(&self) -> usize {
-        self.parts.len()
     }
 
     /// Puts a layer's weights on the device.
@@ -54,6 +49,19 @@ impl Resident {
         Ok(Resident { owner, bytes, dots, parts: parts.collect::<Result<_, GpuError>>()? })
     }
 
+    /// How products in Z_2^bits are computed.
+    pub(crate) fn way(&self, device: &Device, inputs: usize, bits: u32) -> (Word, By) {
+        let narrow = bits <= 32;
+        let bytes = self.bytes;
+        let dots = device.dots[usize::from(!narrow)] && self.dots && (narrow || inputs <= DOTS_INPUTS);
+        match (narrow, dots) {
+            (true, false) => (Word::Narrow, By::Weights { bytes }),
+            (true, true) => (Word::Narrow, By::Dots { bytes }),
+            (false, true) => (Word::Pair, By::Dots { bytes }),
+            (false, false) => (device.wide(), By::Weights { bytes }),
+        }
+    }
+
     /// `x W^T` in Z_2^bits.
     pub(crate) fn apply(
         &self,
@@ -64,15 +72,7 @@ impl Resident {
         bits: u32,
     ) -> Result<Vec<u64>, GpuError> {
         let (inp, out) = (w.cols_in(), w.rows_out());
-        let narrow = bits <= 32;
-        let bytes = self.bytes;
-        let dots = device.dots[usize::from(!narrow)] && self.dots && (narrow || inp <= DOTS_INPUTS);
-        let (word, by) = match (narrow, dots) {
-            (true, false) => (Word::Narrow, By::Weights { bytes }),
-            (true, true) => (Word::Narrow, By::Dots { bytes }),
-            (false, true) => (Word::Pair, By::Dots { bytes }),
-            (false, false) => (device.wide(), By::Weights { bytes }),
-        };
+        let (word, by) = self.way(device, inp, bits);
         let depth = inp.div_ceil(4);
         let widest = self.parts.iter().map(|(o, _)| o.len().div_ceil(4)).max().unwrap_or(1);
         let most = device.room / (depth.max(widest) * word.group());

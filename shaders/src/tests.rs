@@ -10,7 +10,7 @@ use tacet_protocol::gemm::Weights;
 use super::*;
 
 /// A device for every product; none, and the reason printed, where there is none.
-fn gpu() -> Option<Gpu> {
+pub(crate) fn gpu() -> Option<Gpu> {
     match Gpu::open(Choice::Any) {
         Ok(gpu) => {
             println!("on {} with {}", gpu.adapter(), gpu.adapter().driver);
@@ -24,20 +24,23 @@ fn gpu() -> Option<Gpu> {
 }
 
 /// The ways to compute that a device may choose from: dot products, 64-bit integers, subgroups.
-fn ways(gpu: &Gpu) -> Vec<[bool; 3]> {
+pub(crate) fn ways(gpu: &Gpu) -> Vec<[bool; 3]> {
     let about = gpu.adapter();
     let all = (0..8).map(|i| [i & 1 != 0, i & 2 != 0, i & 4 != 0]);
     all.filter(|[_, int64, subgroups]| (about.int64 || !int64) && (about.subgroups || !subgroups)).collect()
 }
 
-fn set(gpu: &Gpu, [dots, int64, subgroups]: [bool; 3]) {
-    let device = &mut gpu.state().device;
+pub(crate) fn set(gpu: &Gpu, [dots, int64, subgroups]: [bool; 3]) {
+    let state = &mut *gpu.state();
+    let device = &mut state.device;
     device.dots = [dots; 2];
     device.int64 = int64;
     device.about.subgroups = subgroups;
+    // What was laid out for other ways.
+    state.layouts = Layouts::default();
 }
 
-fn noise(seed: u64) -> impl FnMut() -> u64 {
+pub(crate) fn noise(seed: u64) -> impl FnMut() -> u64 {
     let mut state = seed;
     move || {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -48,7 +51,7 @@ fn noise(seed: u64) -> impl FnMut() -> u64 {
 }
 
 /// A layer with a digest of its own.
-fn layer(out: usize, inp: usize, w: &[i16]) -> Arc<Linear> {
+pub(crate) fn layer(out: usize, inp: usize, w: &[i16]) -> Arc<Linear> {
     static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     let mut digest = [0; 32];
     digest[..8].copy_from_slice(&NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_le_bytes());
@@ -167,7 +170,7 @@ fn operands_larger_than_a_binding_go_in_parts() {
         let x: Vec<u64> = (0..rows * inp).map(|_| next()).collect();
         let w: Vec<i16> = (0..out * inp).map(|_| next() as i16).collect();
         check_linear(&gpu, &x, rows, out, inp, &w);
-        assert!(gpu.state().layers.values().all(|l| l.parts() > 1), "{rows} x {inp} -> {out}");
+        assert!(gpu.state().layers.values().all(|l| l.parts.len() > 1), "{rows} x {inp} -> {out}");
     }
     for side in [Side::Scores, Side::Attend] {
         let g = HeadProduct { side, grid: Grid::causal(4, 30), heads: 6, kv_heads: 3, dim: 8, k: 60 };

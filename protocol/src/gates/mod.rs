@@ -128,7 +128,7 @@ pub(crate) const BLOCK: usize = 1024;
 
 /// The evaluator, 0 or 1, that expands its half of slot `slot` from a seed; the other receives words.
 /// Alternates so that both links carry half.
-fn seeded(step: u32, slot: u32) -> usize {
+pub(crate) fn seeded(step: u32, slot: u32) -> usize {
     ((step + slot) & 1) as usize
 }
 

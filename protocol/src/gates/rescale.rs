@@ -33,13 +33,22 @@ pub struct Rescale {
 }
 
 impl Rescale {
-    fn wrap(&self, c: usize) -> u64 {
-        wrap(self.mult[c], self.shift, self.k_in, self.k_out)
+    /// Of each column, what a wrap around the input's ring adds.
+    pub fn wraps(&self) -> Vec<u64> {
+        self.mult.iter().map(|mult| wrap(*mult, self.shift, self.k_in, self.k_out)).collect()
+    }
+
+    /// Of each column, what offsets the quarter of the ring that is added before scaling, and the bias.
+    pub fn constants(&self) -> Vec<u64> {
+        let quarter = 1u64 << (self.k_in - 2);
+        let bias = |c: usize| self.bias.get(c).copied().unwrap_or(0) as u64;
+        let constant = |(c, mult): (usize, &i64)| bias(c).wrapping_sub(scaled(quarter, *mult, self.shift));
+        self.mult.iter().enumerate().map(constant).collect()
     }
 
     /// Bits of the ring in which `msb(l)` is dealt.
     pub(super) fn k_bit(&self) -> u32 {
-        bit_ring((0..self.mult.len()).map(|c| self.wrap(c)), self.k_out)
+        bit_ring(self.wraps(), self.k_out)
     }
 
     /// Output elements.
@@ -118,8 +127,7 @@ pub(super) struct Terms<'a> {
 
 impl<'a> Terms<'a> {
     pub fn new(g: &'a Rescale) -> Self {
-        let wrap = (0..g.mult.len()).map(|c| g.wrap(c)).collect();
-        Terms { g, width: g.width(), wrap, constant: scaled_quarter(g) }
+        Terms { g, width: g.width(), wrap: g.wraps(), constant: g.constants() }
     }
 
     /// `y = R(c m') - R(c 2^(k-2))`, and the bias.
@@ -155,13 +163,6 @@ pub(super) fn wrap(mult: i64, shift: u32, k_in: u32, k_out: u32) -> u64 {
     let p = i128::from(mult) << k_in;
     let r = if shift == 0 { p } else { (p + (1i128 << (shift - 1))) >> shift };
     r as u64 & mask(k_out)
-}
-
-/// What offsets the quarter of the ring that is added before scaling, and the bias.
-fn scaled_quarter(g: &Rescale) -> Vec<u64> {
-    let quarter = 1u64 << (g.k_in - 2);
-    let bias = |c: usize| g.bias.get(c).copied().unwrap_or(0) as u64;
-    (0..g.mult.len()).map(|c| bias(c).wrapping_sub(scaled(quarter, g.mult[c], g.shift))).collect()
 }
 
 /// `y = scaled(x)`, column by column.

@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use super::{add_masks, deal_gate, last_use};
+use super::{add_masks, deal_gate};
 use crate::backend::{Backend, Cpu};
 use crate::gates::Deal;
 use crate::gemm::Threads;
@@ -154,7 +154,7 @@ struct Walk<'w, 'p> {
 
 impl<'p> Walk<'_, 'p> {
     fn run(&mut self, mut prg: [Prg; 2], spawn: &dyn Fn(Job<'p>)) -> Result<(), Error> {
-        let (p, last) = (self.p, last_use(self.p));
+        let (p, last) = (self.p, self.p.last_use());
         // Generators of the steps from the present one on.
         let mut ahead = VecDeque::new();
         for (i, op) in p.ops.iter().enumerate() {

@@ -1,0 +1,204 @@
+//! An evaluator whose values are on a device: the processor draws and receives words, the device computes all that lies
+//! between two openings.
+//!
+//! Who sees what: the device belongs to the evaluator and holds what its memory would. Messages are those of an evaluation on
+//! the processor, byte for byte; how the device is fed depends on shapes only.
+
+use std::ops::Range;
+
+use crate::backend::{Evaluation, Part};
+use crate::gates::{Masked, index, seeded};
+use crate::prg::{Prg, StepPrg, Words};
+use crate::program::{Id, Kind, Program};
+use crate::ring::{check_packed, packed_len};
+use crate::wipe::Wiped;
+use crate::{Error, EvaluatorIo, Role};
+
+/// Words in bytes that a device is fed: word `i` is the `bits` bits from bit `8 at + stride i` on, little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// First byte, a multiple of four.
+    pub at: usize,
+    /// Bits from one word to the next: those of the ring where words were received, of a keystream's where they are drawn.
+    pub stride: u32,
+    /// Ring of the words.
+    pub bits: u32,
+}
+
+/// Operations up to an opening and with it, or to the program's end, and what a device is fed for them.
+#[derive(Debug)]
+pub struct Segment {
+    /// The operations.
+    pub steps: Range<usize>,
+    /// What the other evaluator sent of each value opened at the end of the segment before.
+    pub opened: Vec<Source>,
+    /// Of each operation, this evaluator's halves of what is dealt.
+    pub dealt: Vec<Vec<Source>>,
+    /// This evaluator's halves of the masks of each value that is opened.
+    pub masks: Vec<Source>,
+    /// Bytes in all. A word's last bits may be read together with up to eight bytes after them, which are there.
+    pub bytes: usize,
+}
+
+/// Bytes that are read beside those of the last word.
+const BEYOND: usize = 8;
+
+/// The segments of a program, for one evaluator.
+pub fn segments(p: &Program, role: Role) -> Vec<Segment> {
+    let mut all = Vec::new();
+    let (mut start, mut opened): (usize, &[Id]) = (0, &[]);
+    for end in 1..=p.ops.len() {
+        let last = &p.ops[end - 1];
+        let opens = matches!(last.kind, Kind::Open);
+        if !opens && end < p.ops.len() {
+            continue;
+        }
+        let mut at = 0;
+        let mut place = |len: usize, bits: u32, drawn: bool| {
+            let stride = if drawn { 8 * Words::width(bits) as u32 } else { bits };
+            let source = Source { at, stride, bits };
+            at = (at + packed_len(len, stride)).next_multiple_of(4);
+            source
+        };
+        let value = |v: &Id| (p.values[*v].len(), p.values[*v].bits);
+        let opened_now = opened.iter().map(value).map(|(len, bits)| place(len, bits, false)).collect();
+        let dealt = (start..end).map(|step| {
+            let tensors = p.ops[step].kind.dealt().into_iter().enumerate();
+            let drawn = |slot: usize| seeded(step as u32, slot as u32) == index(role);
+            tensors.map(|(slot, (len, bits))| place(len, bits, drawn(slot))).collect()
+        });
+        let dealt = dealt.collect();
+        opened = if opens { &last.inputs } else { &[] };
+        let masks = opened.iter().map(value).map(|(len, bits)| place(len, bits, true)).collect();
+        all.push(Segment { steps: start..end, opened: opened_now, dealt, masks, bytes: at + BEYOND });
+        start = end;
+    }
+    all
+}
+
+/// What a value is held as: a share, or masked words with a half of the mask.
+pub(super) type Held = (Vec<u64>, Masked);
+
+/// Evaluates a program on a device from the values that are there at its start. Returns the output's share and, of what the
+/// program leaves, shares or masked words.
+pub(super) fn evaluate(
+    p: &Program,
+    role: Role,
+    mut prg: Prg,
+    start: Vec<(Id, Held)>,
+    device: &mut dyn Evaluation,
+    io: &mut dyn EvaluatorIo,
+) -> Result<(Vec<u64>, Vec<Held>), Error> {
+    let mut masked = vec![false; p.values.len()];
+    for (v, (mut share, mut words)) in start {
+        let all = [(Part::Share, &share), (Part::Masked, &words.m), (Part::Mask, &words.l)];
+        let put = all.into_iter().filter(|(_, w)| !w.is_empty()).try_for_each(|(part, w)| device.put(v, part, w));
+        masked[v] = !words.m.is_empty();
+        crate::wipe::wipe(&mut share);
+        words.wipe();
+        put?;
+    }
+    let mut received = Vec::new();
+    for (i, segment) in segments(p, role).into_iter().enumerate() {
+        let fed = feed(p, role, &mut prg, &segment, &received, io)?;
+        let message = device.run(i, &fed)?;
+        let last = segment.steps.end - 1;
+        let op = &p.ops[last];
+        if !matches!(op.kind, Kind::Open) {
+            break;
+        }
+        op.outputs.iter().for_each(|v| masked[*v] = true);
+        received = super::exchange(last as u32, message, io)?;
+        let mut rest = received.as_slice();
+        for f in op.inputs.iter().map(|v| &p.values[*v]) {
+            let head;
+            (head, rest) = rest.split_at(packed_len(f.len(), f.bits));
+            check_packed(head, f.len(), f.bits)?;
+        }
+    }
+    // What is put in order only is masked like what it is made of.
+    for op in p.ops.iter().filter(|op| matches!(op.kind, Kind::Append)) {
+        op.outputs.iter().for_each(|v| masked[*v] = true);
+    }
+    let mut left = |v: &Id| -> Result<Held, Error> {
+        Ok(match masked[*v] {
+            true => (Vec::new(), Masked { m: device.get(*v, Part::Masked)?, l: device.get(*v, Part::Mask)? }),
+            false => (device.get(*v, Part::Share)?, Masked::default()),
+        })
+    };
+    let kept = p.carried[1].iter().map(&mut left).collect::<Result<_, _>>()?;
+    Ok((device.get(p.output, Part::Share)?, kept))
+}
+
+/// What a device is fed for a segment.
+fn feed(
+    p: &Program,
+    role: Role,
+    prg: &mut Prg,
+    segment: &Segment,
+    received: &[u8],
+    io: &mut dyn EvaluatorIo,
+) -> Result<Wiped<u8>, Error> {
+    let mut fed = Wiped::new(vec![0; segment.bytes]);
+    let mut rest = received;
+    for (source, v) in
+        segment.opened.iter().zip(segment.steps.start.checked_sub(1).map(|s| &p.ops[s].inputs).into_iter().flatten())
+    {
+        let head;
+        (head, rest) = rest.split_at(packed_len(p.values[*v].len(), source.bits));
+        fed[source.at..][..head.len()].copy_from_slice(head);
+    }
+    for (step, sources) in segment.steps.clone().zip(&segment.dealt) {
+        let op = &p.ops[step];
+        let mut drawn = prg.step(step as u32)?;
+        if matches!(op.kind, Kind::Open) {
+            for (slot, (source, v)) in segment.masks.iter().zip(&op.inputs).enumerate() {
+                draw(&mut drawn, slot, *source, p.values[*v].len(), &mut fed)?;
+            }
+            continue;
+        }
+        let message = super::dealt(p, step, role, io)?;
+        let mut rest = message.as_slice();
+        for (slot, (source, (len, bits))) in sources.iter().zip(op.kind.dealt()).enumerate() {
+            if seeded(step as u32, slot as u32) == index(role) {
+                draw(&mut drawn, slot, *source, len, &mut fed)?;
+                continue;
+            }
+            let head;
+            (head, rest) = rest.split_at(packed_len(len, bits));
+            check_packed(head, len, bits)?;
+            fed[source.at..][..head.len()].copy_from_slice(head);
+        }
+    }
+    Ok(fed)
+}
+
+/// The keystream of a slot.
+fn draw(prg: &mut StepPrg, slot: usize, source: Source, len: usize, fed: &mut [u8]) -> Result<(), Error> {
+    let bytes = len * Words::width(source.bits);
+    prg.words(slot as u32, source.bits)?.bytes(&mut fed[source.at..][..bytes]);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::{pack, word_at};
+
+    #[test]
+    fn drawn_and_received_words_are_read_alike() {
+        let key = crate::prg::SessionKey::from_seed([9; 32]);
+        for bits in 1..=64 {
+            let mut want = [0; 21];
+            Prg::new(&key).fill(3, 1, bits, &mut want).unwrap();
+            let mut fed = vec![0; 21 * Words::width(bits) + BEYOND];
+            let source = Source { at: 0, stride: 8 * Words::width(bits) as u32, bits };
+            draw(&mut Prg::new(&key).step(3).unwrap(), 1, source, 21, &mut fed).unwrap();
+            let packed = pack(&want, bits);
+            for (i, want) in want.into_iter().enumerate() {
+                assert_eq!(word_at(&fed, source.stride, i) & crate::ring::mask(bits), want);
+                assert_eq!(word_at(&packed, bits, i), want);
+            }
+        }
+    }
+}

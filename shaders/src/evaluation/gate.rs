@@ -1,0 +1,155 @@
+//! The kernels of gates: which WGSL files make one up, and their pipelines.
+
+use std::collections::HashMap;
+
+use wgpu::{BindingType, BufferBindingType, ShaderStages};
+
+use crate::device::Device;
+use crate::error::GpuError;
+
+/// Bytes between the parameters of two kernels, a multiple of what every adapter asks for.
+pub(super) const SLOT: usize = 256;
+
+/// Threads of a workgroup.
+pub(super) const THREADS: usize = 64;
+
+/// One kernel, named like its file in `wgsl/gates`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Gate {
+    Mask,
+    Unmask,
+    Pack,
+    Truncate,
+    Rescale,
+    Gather,
+    Scatter,
+}
+
+impl Gate {
+    /// All that there are.
+    #[cfg(test)]
+    const ALL: &[Gate] =
+        &[Gate::Mask, Gate::Unmask, Gate::Pack, Gate::Truncate, Gate::Rescale, Gate::Gather, Gate::Scatter];
+
+    fn own(self) -> &'static str {
+        match self {
+            Gate::Mask => include_str!("../../wgsl/gates/mask.wgsl"),
+            Gate::Unmask => include_str!("../../wgsl/gates/unmask.wgsl"),
+            Gate::Pack => include_str!("../../wgsl/gates/pack.wgsl"),
+            Gate::Truncate => include_str!("../../wgsl/gates/truncate.wgsl"),
+            Gate::Rescale => include_str!("../../wgsl/gates/rescale.wgsl"),
+            Gate::Gather => include_str!("../../wgsl/gates/gather.wgsl"),
+            Gate::Scatter => include_str!("../../wgsl/gates/scatter.wgsl"),
+        }
+    }
+
+    /// Whether a workgroup, and not a thread, is for each of the first parameter.
+    pub(super) fn by_rows(self) -> bool {
+        false
+    }
+
+    /// Its WGSL, with 64-bit integers or without; declarations may come in any order.
+    fn source(self, int64: bool) -> String {
+        let word = match int64 {
+            true => include_str!("../../wgsl/gates/word_native.wgsl"),
+            false => include_str!("../../wgsl/gates/word_pair.wgsl"),
+        };
+        let shared = [include_str!("../../wgsl/gates/memory.wgsl"), include_str!("../../wgsl/gates/words.wgsl")];
+        let own = self.own();
+        let main = match self.by_rows() {
+            true => include_str!("../../wgsl/gates/rows.wgsl"),
+            false => include_str!("../../wgsl/gates/threads.wgsl"),
+        };
+        [word, shared[0], shared[1], main, own].join("\n")
+    }
+}
+
+/// The pipelines of a device.
+pub(crate) struct Gates {
+    pub bindings: wgpu::BindGroupLayout,
+    pipelines: HashMap<(Gate, bool), wgpu::ComputePipeline>,
+}
+
+impl Gates {
+    pub(crate) fn new(device: &wgpu::Device) -> Gates {
+        let entry = |binding, ty, dynamic: bool| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: ShaderStages::COMPUTE,
+            ty: BindingType::Buffer { ty, has_dynamic_offset: dynamic, min_binding_size: None },
+            count: None,
+        };
+        let storage = |read_only| BufferBindingType::Storage { read_only };
+        let bindings = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: None,
+            entries: &[
+                entry(0, BufferBindingType::Uniform, true),
+                entry(1, storage(false), false),
+                entry(2, storage(true), false),
+                entry(3, storage(true), false),
+                entry(4, storage(false), false),
+            ],
+        });
+        Gates { bindings, pipelines: HashMap::new() }
+    }
+
+    fn compile(&self, device: &wgpu::Device, gate: Gate, int64: bool) -> wgpu::ComputePipeline {
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: None,
+            source: wgpu::ShaderSource::Wgsl(gate.source(int64).into()),
+        });
+        let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: None,
+            bind_group_layouts: &[Some(&self.bindings)],
+            immediate_size: 0,
+        });
+        device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: None,
+            layout: Some(&layout),
+            module: &module,
+            entry_point: None,
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: None,
+        })
+    }
+}
+
+/// A gate's pipeline, compiled when it is first asked for.
+pub(super) fn pipeline(device: &mut Device, gate: Gate) -> Result<wgpu::ComputePipeline, GpuError> {
+    let int64 = device.int64;
+    if let Some(known) = device.gates.pipelines.get(&(gate, int64)) {
+        return Ok(known.clone());
+    }
+    let new = device.gates.compile(&device.device, gate, int64);
+    device.check()?;
+    device.gates.pipelines.insert((gate, int64), new.clone());
+    Ok(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wgpu::naga::front::wgsl;
+    use wgpu::naga::valid::{Capabilities, ValidationFlags, Validator};
+
+    /// Without an adapter: every kernel parses, is valid with no more than the features it is used with, and its parameters
+    /// fit their place.
+    #[test]
+    fn every_kernel_is_valid() {
+        for (gate, int64) in Gate::ALL.iter().flat_map(|gate| [(*gate, false), (*gate, true)]) {
+            let source = gate.source(int64);
+            let module = wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{gate:?}: {}", e.emit_to_string(&source)));
+            let mut needs = Capabilities::empty();
+            needs.set(Capabilities::SHADER_INT64, int64);
+            let valid = Validator::new(ValidationFlags::all(), needs).validate(&module);
+            valid.unwrap_or_else(|e| panic!("{gate:?}: {}", e.emit_to_string(&source)));
+            let mut layouter = wgpu::naga::proc::Layouter::default();
+            layouter.update(module.to_ctx()).unwrap();
+            let own = module.global_variables.iter().find(|(_, v)| v.space == wgpu::naga::AddressSpace::Uniform);
+            assert!(layouter[own.unwrap().1.ty].to_stride() as usize <= SLOT, "{gate:?}");
+            assert_eq!(module.entry_points[0].workgroup_size, [THREADS as u32, 1, 1]);
+        }
+    }
+}

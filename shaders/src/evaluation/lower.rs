@@ -1,0 +1,171 @@
+//! What kernels an operation is, and with which parameters.
+
+mod linear;
+mod words;
+
+use tacet_protocol::program::{Kind, Op, Program};
+use tacet_protocol::run::Source;
+
+use super::gate::{Gate, SLOT, THREADS};
+use crate::MOST_WORKGROUPS;
+use crate::kernel::Kernel;
+
+/// The operand that a kernel of a gate reads or writes beside the arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Operand {
+    Left,
+    Right,
+    Product,
+}
+
+/// One dispatch.
+pub(super) enum Command {
+    /// A gate's kernel, with the parameters of a slot.
+    Gate { gate: Gate, slot: usize, workgroups: [u32; 2], operand: Operand },
+    /// A matrix product of the operands, with its shape in a slot; of weights where they are given, by their layer's step and
+    /// part.
+    Product { kernel: Kernel, slot: usize, workgroups: [u32; 3], sizes: [usize; 3], weights: Option<(usize, usize)> },
+}
+
+/// Places of a value's words in the arena.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Places {
+    pub share: Option<usize>,
+    pub masked: Option<usize>,
+    pub mask: Option<usize>,
+}
+
+/// Why a program is left to the processor.
+#[derive(Debug)]
+pub(super) struct Unfit(#[allow(dead_code)] pub String);
+
+/// What is made of a program's operations.
+#[derive(Default)]
+pub(super) struct Lowered {
+    pub commands: Vec<Command>,
+    /// Parameters, [`SLOT`] bytes for each kernel.
+    pub params: Vec<u32>,
+    /// Public words.
+    pub tables: Vec<u32>,
+    /// Most bytes of each operand.
+    pub operands: [usize; 3],
+}
+
+impl Lowered {
+    fn slot(&mut self, params: &[u32]) -> usize {
+        let slot = self.params.len() * 4 / SLOT;
+        assert!(params.len() * 4 <= SLOT, "parameters fit their place");
+        self.params.extend_from_slice(params);
+        self.params.resize((slot + 1) * SLOT / 4, 0);
+        slot
+    }
+
+    fn dispatch(&mut self, gate: Gate, operand: Operand, n: usize, params: &[u32]) {
+        if n == 0 {
+            return;
+        }
+        let groups = if gate.by_rows() { n } else { n.div_ceil(THREADS) };
+        let x = groups.min(MOST_WORKGROUPS);
+        let workgroups = [x as u32, groups.div_ceil(x) as u32];
+        let slot = self.slot(&[&[n as u32], params].concat());
+        self.commands.push(Command::Gate { gate, slot, workgroups, operand });
+    }
+
+    /// A gate's kernel, for `n` words or rows, which is its first parameter.
+    pub fn gate(&mut self, gate: Gate, n: usize, params: &[u32]) {
+        self.dispatch(gate, Operand::Left, n, params);
+    }
+
+    /// Puts ring words among the public tables; returns where they start.
+    pub fn table(&mut self, words: impl IntoIterator<Item = u64>) -> u32 {
+        let at = self.tables.len() as u32;
+        self.tables.extend(words.into_iter().flat_map(|w| [w as u32, (w >> 32) as u32]));
+        at
+    }
+
+    /// The same of half words.
+    pub fn table32(&mut self, words: impl IntoIterator<Item = u32>) -> u32 {
+        let at = self.tables.len() as u32;
+        self.tables.extend(words);
+        at
+    }
+}
+
+/// Where a half lies: its first u32 among what is fed, and its form.
+pub(super) fn half(s: Source) -> [u32; 2] {
+    [s.at as u32 / 4, s.stride | s.bits << 8]
+}
+
+/// What an operation reads and makes.
+pub(super) struct At<'a> {
+    pub p: &'a Program,
+    pub op: &'a Op,
+    pub step: usize,
+    pub inputs: Vec<Places>,
+    pub outputs: Vec<Places>,
+    /// Halves of what is dealt.
+    pub dealt: Vec<Source>,
+    pub leads: bool,
+}
+
+impl At<'_> {
+    /// The share of the n-th value read.
+    pub fn share(&self, n: usize) -> u32 {
+        self.inputs[n].share.unwrap_or_default() as u32
+    }
+
+    /// Masked words of the n-th value read.
+    pub fn masked(&self, n: usize) -> u32 {
+        self.inputs[n].masked.unwrap_or_default() as u32
+    }
+
+    /// The own half of the mask of the n-th value read.
+    pub fn mask(&self, n: usize) -> u32 {
+        self.inputs[n].mask.unwrap_or_default() as u32
+    }
+
+    /// The share of the n-th value made.
+    pub fn out(&self, n: usize) -> u32 {
+        self.outputs[n].share.unwrap_or_default() as u32
+    }
+
+    /// The n-th half of what is dealt.
+    pub fn half(&self, n: usize) -> [u32; 2] {
+        half(self.dealt[n])
+    }
+
+    /// Ring of the n-th value read.
+    pub fn bits_in(&self, n: usize) -> u32 {
+        self.p.values[self.op.inputs[n]].bits
+    }
+
+    /// Words of the n-th value read.
+    pub fn len_in(&self, n: usize) -> usize {
+        self.p.values[self.op.inputs[n]].len()
+    }
+
+    /// One where this evaluator leads.
+    pub fn lead(&self) -> u32 {
+        u32::from(self.leads)
+    }
+}
+
+/// What a device is, as far as it decides on kernels.
+pub(super) trait Ways {
+    /// The kernel, and the outputs of each part of the weights, of a linear layer.
+    fn linear(&self, step: usize, rows: usize, bits: u32) -> (Kernel, Vec<std::ops::Range<usize>>);
+    /// The kernel of products of words.
+    fn words(&self, rows: usize, bits: u32) -> Kernel;
+}
+
+/// Adds an operation that neither opens nor is an input.
+pub(super) fn lower(to: &mut Lowered, at: &At, ways: &dyn Ways) -> Result<(), Unfit> {
+    match &at.op.kind {
+        Kind::Linear { rows, layer } => linear::linear(to, at, *rows, layer, ways)?,
+        Kind::Product(g) => linear::product(to, at, g, ways)?,
+        Kind::Truncate(g) => words::truncate(to, at, g),
+        Kind::Rescale(g) => words::rescale(to, at, g),
+        other => return Err(Unfit(format!("{} has no kernel", other.name()))),
+    }
+    Ok(())
+}

@@ -1,0 +1,128 @@
+//! Programs of one gate each: what a device sends and makes is what the processor does, bit for bit, for words at random and at
+//! the edges. Without an adapter (lavapipe will do) these say that they are skipped.
+
+mod linear;
+mod words;
+
+use tacet_protocol::backend::{Backend, Cpu};
+use tacet_protocol::prg::{Prg, SessionKey};
+use tacet_protocol::program::{Kind, Op, Program, Value};
+use tacet_protocol::ring::pack;
+use tacet_protocol::{Error, EvaluatorIo, Role, run};
+
+use crate::Gpu;
+use crate::tests::{gpu, noise, set, ways};
+
+/// Words, ring, and whether they are packed bits.
+type Shape = (usize, u32, bool);
+
+/// A peer and a dealer of whom everything is noise, half of it at the edges of rings.
+struct Noise<'a> {
+    p: &'a Program,
+    role: Role,
+    backend: &'a dyn Backend,
+    next: Box<dyn FnMut() -> u64 + 'a>,
+    sent: Vec<Vec<u8>>,
+}
+
+impl Noise<'_> {
+    fn words(&mut self, n: usize, bits: u32) -> Vec<u64> {
+        let top = 1u64 << (bits - 1);
+        let edges = [0, 1, top - 1, top, top >> 1, (top >> 1).wrapping_sub(1), u64::MAX, top | top >> 1];
+        let next = &mut self.next;
+        let mut word = || if next() & 1 == 0 { next() } else { edges[next() as usize % edges.len()] };
+        (0..n).map(|_| word()).collect()
+    }
+
+    fn packed(&mut self, shapes: Vec<(usize, u32)>) -> Vec<u8> {
+        shapes.into_iter().flat_map(|(n, bits)| pack(&self.words(n, bits), bits)).collect()
+    }
+}
+
+impl EvaluatorIo for Noise<'_> {
+    fn dealt(&mut self, step: u32, _: usize) -> Result<Vec<u8>, Error> {
+        let drawn = usize::from(self.role != Role::E1);
+        let tensors = self.p.ops[step as usize].kind.dealt().into_iter().enumerate();
+        let sent = tensors.filter(|(slot, _)| (step as usize + slot) % 2 != drawn).map(|(_, t)| t).collect();
+        Ok(self.packed(sent))
+    }
+
+    fn exchange(&mut self, step: u32, out: Vec<u8>) -> Result<Vec<u8>, Error> {
+        self.sent.push(out);
+        let shape = |v: &usize| (self.p.values[*v].len(), self.p.values[*v].bits);
+        Ok(self.packed(self.p.ops[step as usize].inputs.iter().map(shape).collect()))
+    }
+
+    fn backend(&self) -> &dyn Backend {
+        self.backend
+    }
+}
+
+/// A program that opens what the gate reads, and what it makes but for the first, which is the result.
+fn program(kind: Kind, inputs: &[Shape], outputs: &[Shape]) -> Program {
+    let local = matches!(
+        kind,
+        Kind::Linear { .. }
+            | Kind::Truncate(_)
+            | Kind::Gain(_)
+            | Kind::RowSum(_)
+            | Kind::First { .. }
+            | Kind::Last { .. }
+            | Kind::Marks { .. }
+            | Kind::PadKeys(_)
+    );
+    let value = |(len, bits, xor): &Shape| Value {
+        name: String::new(),
+        shape: vec![*len],
+        bits: *bits,
+        xor: *xor,
+        ulp: 1.0,
+        bound: 0.0,
+    };
+    let (n, made) = (inputs.len(), outputs.len());
+    let values = [inputs, inputs, outputs, outputs].concat().iter().map(value).collect();
+    let ids = |from: usize, n: usize| (from..from + n).collect::<Vec<_>>();
+    let op = |kind, inputs, outputs| Op { kind, inputs, outputs };
+    let mut ops: Vec<Op> = (0..n).map(|v| op(Kind::Input, vec![], vec![v])).collect();
+    ops.push(op(Kind::Open, ids(0, n), ids(n, n)));
+    ops.push(op(kind, ids(if local { 0 } else { n }, n), ids(2 * n, made)));
+    if made > 1 {
+        ops.push(op(Kind::Open, ids(2 * n + 1, made - 1), ids(2 * n + made + 1, made - 1)));
+    }
+    Program::of(values, ops, ids(0, n), 2 * n)
+}
+
+/// What one evaluator sends, and its share.
+fn trace(p: &Program, role: Role, seed: u64, backend: &dyn Backend) -> (Vec<Vec<u8>>, Vec<u64>) {
+    let mut io = Noise { p, role, backend, next: Box::new(noise(seed)), sent: Vec::new() };
+    let prg = Prg::new(&SessionKey::from_seed([seed as u8; 32]));
+    let input = p.inputs().map(|v| io.words(p.values[v].len(), p.values[v].bits)).collect();
+    let share = run::evaluate(p, role, prg, input, &mut io).unwrap();
+    (io.sent, share)
+}
+
+/// Compares a gate's program on the device with the processor's, for both evaluators and with all kinds of words.
+fn check(gpu: &Gpu, what: &str, kind: Kind, inputs: &[Shape], outputs: &[Shape], seed: u64) {
+    let what = format!("{what} of {inputs:?}");
+    let p = program(kind, inputs, outputs);
+    for role in [Role::E1, Role::E2] {
+        let want = trace(&p, role, seed, &Cpu);
+        for way in ways(gpu).into_iter().filter(|[_, _, subgroups]| !subgroups) {
+            set(gpu, way);
+            let on_device = gpu.evaluation(&p, role).unwrap().is_some();
+            assert!(on_device, "{what} has no kernel");
+            let got = trace(&p, role, seed, gpu);
+            for (i, (want, got)) in want.0.iter().zip(&got.0).enumerate() {
+                let first = want.iter().zip(got).position(|(a, b)| a != b);
+                assert!(
+                    first.is_none() && want.len() == got.len(),
+                    "{role:?} sends something else in round {i}: {what}"
+                );
+            }
+            if let Some(i) = want.1.iter().zip(&got.1).position(|(a, b)| a != b) {
+                panic!("{role:?}, word {i}: {:x} and not {:x}: {what}, {way:?}", got.1[i], want.1[i]);
+            }
+            assert_eq!(want.1.len(), got.1.len());
+        }
+    }
+}

@@ -1,0 +1,21 @@
+// Adds what the other evaluator sent to what this one did.
+
+struct Gate {
+    n: u32,
+    m: u32,
+    bits: u32,
+    exclusive: u32,
+    half_at: u32,
+    half_form: u32,
+}
+@group(0) @binding(0) var<uniform> g: Gate;
+
+fn run(e: u32) {
+    let other = half(g.half_at, g.half_form, e);
+    let m = load(g.m + e);
+    if g.exclusive == 1u {
+        store(g.m + e, keep(bit_xor(m, other), g.bits));
+    } else {
+        store(g.m + e, keep(plus(m, other), g.bits));
+    }
+}
