@@ -69,7 +69,7 @@ impl Ways for Choice<'_> {
 }
 
 /// Lays a program out for a device, which gets its weights; none where something has no kernel or no room.
-pub(crate) fn open(state: &Arc<Mutex<State>>, p: &Program, role: Role) -> Result<Option<Box<dyn Evaluation>>, Error> {
+pub(crate) fn open(state: &Arc<Mutex<State>>, p: &Program, role: Role) -> Result<Option<OnDevice>, Error> {
     let mut locked = lock(state);
     let mut weights = HashMap::new();
     let mut layers = HashMap::new();
@@ -109,8 +109,7 @@ pub(crate) fn open(state: &Arc<Mutex<State>>, p: &Program, role: Role) -> Result
             new
         }
     };
-    let new = OnDevice::new(Arc::clone(state), &mut locked.device, layout, &weights)?;
-    Ok(Some(Box::new(new)))
+    Ok(Some(OnDevice::new(Arc::clone(state), &mut locked.device, layout, &weights)?))
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
@@ -188,7 +187,7 @@ fn ready(
 }
 
 /// One evaluation. Its buffers serve no other.
-struct OnDevice {
+pub(crate) struct OnDevice {
     state: Arc<Mutex<State>>,
     layout: Arc<Layout>,
     ready: Vec<Ready>,
@@ -316,22 +315,54 @@ impl Evaluation for OnDevice {
     }
 }
 
+impl OnDevice {
+    fn buffers(&self) -> [&wgpu::Buffer; 6] {
+        let [left, right, product] = &self.operands;
+        [&self.arena, &self.fed, left, right, product, &self.down]
+    }
+
+    /// Zeroes all that held words.
+    fn clear(&self, device: &Device) {
+        if let Ok(mut up) = self.up.slice(..).get_mapped_range_mut() {
+            up.slice(..).fill(0);
+        }
+        self.up.unmap();
+        let mut encoder = device.device.create_command_encoder(&Default::default());
+        self.buffers().into_iter().for_each(|b| encoder.clear_buffer(b, 0, None));
+        device.queue.submit([encoder.finish()]);
+    }
+}
+
 impl Drop for OnDevice {
-    /// Zeroes every buffer where the device still answers, and destroys them.
+    /// Where the device still answers, nothing is left in memory that it may give to others.
     fn drop(&mut self) {
         let state = lock(&self.state);
-        let device = &state.device;
-        let all = [&self.arena, &self.fed, &self.operands[0], &self.operands[1], &self.operands[2], &self.down];
-        if device.check().is_ok() {
-            if let Ok(mut up) = self.up.slice(..).get_mapped_range_mut() {
-                up.slice(..).fill(0);
-            }
-            self.up.unmap();
-            let mut encoder = device.device.create_command_encoder(&Default::default());
-            all.iter().for_each(|b| encoder.clear_buffer(b, 0, None));
-            device.queue.submit([encoder.finish()]);
+        if state.device.check().is_ok() {
+            self.clear(&state.device);
         }
-        all.into_iter().chain([&self.up]).for_each(|b| b.destroy());
+        self.buffers().into_iter().chain([&self.up]).for_each(|b| b.destroy());
+    }
+}
+
+#[cfg(test)]
+impl OnDevice {
+    /// The bytes of all buffers, after [`Self::clear`].
+    fn contents(&self, device: &Device) -> Vec<u8> {
+        let all = [&self.arena, &self.fed, &self.operands[0], &self.operands[1], &self.operands[2], &self.up];
+        let whole = all.iter().map(|b| b.size()).sum();
+        let to = buffer(&device.device, whole as usize, BufferUsages::MAP_READ | BufferUsages::COPY_DST);
+        let mut encoder = device.device.create_command_encoder(&Default::default());
+        let mut at = 0;
+        for b in all {
+            encoder.copy_buffer_to_buffer(b, 0, &to, at, b.size());
+            at += b.size();
+        }
+        device.queue.submit([encoder.finish()]);
+        device.map(&[(&to, MapMode::Read, whole), (&self.down, MapMode::Read, self.down.size())]).unwrap();
+        let mut bytes = to.slice(..).get_mapped_range().unwrap().to_vec();
+        bytes.extend_from_slice(&self.down.slice(..).get_mapped_range().unwrap());
+        self.down.unmap();
+        bytes
     }
 }
 

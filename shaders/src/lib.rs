@@ -1,16 +1,19 @@
-//! The GPU backend of the interpreters' products, over wgpu: Vulkan, Metal or DX12.
+//! The GPU backend of the interpreters, over wgpu: Vulkan, Metal or DX12.
 //!
 //! [`Gpu`] is a [`Backend`]: shares times public weights (resident on the device, a byte or two each), and shares times
-//! shares, in Z_2^bits, equal to the processor's kernels bit for bit. The kernels are the files of `wgsl/`. Rings up to 32
-//! bits are computed in u32; wider ones in u64 where the adapter has them and in pairs of u32 where not; products of bytes
-//! (`dot4I8Packed`) replace those of words where they are faster, and subgroups add where there are some. An adapter needs
-//! nothing of all that, and only what WebGPU promises on old hardware. Operands that exceed its bindings go in parts.
+//! shares, in Z_2^bits, and whole [evaluations](tacet_protocol::backend::Evaluation), whose values stay on the device from one
+//! opening to the next; all equal to the processor's bit for bit. The kernels are the files of `wgsl/`, those of gates in
+//! `wgsl/gates/`. Products in rings up to 32 bits are computed in u32; all else in u64 where the adapter has them and in pairs
+//! of u32 where not; products of bytes (`dot4I8Packed`) replace those of words where they are faster, and subgroups add where
+//! there are some. An adapter needs nothing of all that, and only what WebGPU promises on old hardware. Operands of single
+//! products that exceed its bindings go in parts; an evaluation that does is left to the processor, but for its products.
 //!
 //! **Who sees what.** Nothing new to anyone. The device belongs to the party and holds what the party's memory holds: an
-//! evaluator's shares, masked values and own halves of masks, a dealer's masks, each while one product is computed, and
-//! public weights for as long as the party runs. Nothing is shared between sessions: buffers that held words are zero again
-//! before the next product, or destroyed. Jobs, their sizes and their number depend on shapes only. Memory that wgpu or the
-//! driver may copy buffers to is beyond that, and so is who else may use the device: an operator gives it to nobody else.
+//! evaluator's shares, masked values, halves of masks and of what is dealt, a dealer's masks, each while one product is
+//! computed or one evaluation lasts, and public weights for as long as the party runs. Nothing is shared between sessions:
+//! buffers that held words are zero again before the next product, or destroyed. Jobs, their sizes and their number depend on
+//! shapes only. Memory that wgpu or the driver may copy buffers to is beyond that, and so is who else may use the device: an
+//! operator gives it to nobody else.
 #![forbid(unsafe_code)]
 
 mod adapter;
@@ -48,6 +51,10 @@ const MOST_WORKGROUPS: usize = 65_535;
 
 /// Multiply-accumulates below which a processor is done before a device has answered: some hundred microseconds.
 const SMALL: usize = 1 << 21;
+
+/// Rows below which a program that goes on where another ended is not evaluated on a device: what the session keeps would
+/// travel there and back for a few rows.
+const FEW: usize = 8;
 
 /// An open device that computes one product at a time.
 pub struct Gpu {
@@ -151,11 +158,16 @@ impl Backend for Gpu {
     }
 
     fn evaluation(&self, p: &Program, role: Role) -> Result<Option<Box<dyn Evaluation>>, Error> {
-        let products = p.ops.iter().filter(|op| matches!(op.kind, Kind::Linear { .. })).count();
-        if (p.cost().multiplications as usize) < self.small * products {
+        let count = |wanted: fn(&Kind) -> bool| p.ops.iter().filter(|op| wanted(&op.kind)).count();
+        let layers = count(|kind| matches!(kind, Kind::Linear { .. }));
+        let few = p.past() > 0 && p.tokens() < FEW;
+        if few || (p.cost().multiplications as usize) < self.small * layers {
             return Ok(None);
         }
-        evaluation::open(&self.state, p, role)
+        let Some(new) = evaluation::open(&self.state, p, role)? else { return Ok(None) };
+        let products = layers + count(|kind| matches!(kind, Kind::Product(_)));
+        self.products.fetch_add(products as u64, Relaxed);
+        Ok(Some(Box::new(new)))
     }
 }
 

@@ -4,7 +4,7 @@
 mod linear;
 mod words;
 
-use tacet_protocol::backend::{Backend, Cpu};
+use tacet_protocol::backend::{Backend, Cpu, Evaluation, Part};
 use tacet_protocol::prg::{Prg, SessionKey};
 use tacet_protocol::program::{Kind, Op, Program, Value};
 use tacet_protocol::ring::pack;
@@ -125,4 +125,50 @@ fn check(gpu: &Gpu, what: &str, kind: Kind, inputs: &[Shape], outputs: &[Shape],
             assert_eq!(want.1.len(), got.1.len());
         }
     }
+}
+
+fn truncation() -> Program {
+    let kind = Kind::Truncate(tacet_protocol::gates::local::Truncate { k: 40, shift: 9, raise: false });
+    program(kind, &[(100, 40, false)], &[(100, 31, false)])
+}
+
+/// What held words is zero when an evaluation is over.
+#[test]
+fn nothing_of_an_evaluation_stays_on_the_device() {
+    let Some(gpu) = gpu() else { return };
+    let p = truncation();
+    let mut on_device = super::open(&gpu.state, &p, Role::E1).unwrap().unwrap();
+    on_device.put(0, Part::Share, &[u64::MAX - 999; 100]).unwrap();
+    for (i, segment) in run::segments(&p, Role::E1).iter().enumerate() {
+        on_device.run(i, &vec![0x5a; segment.bytes]).unwrap();
+    }
+    assert!(on_device.get(2, Part::Share).unwrap().iter().any(|w| *w != 0));
+    let state = gpu.state();
+    on_device.clear(&state.device);
+    let left: usize = on_device.contents(&state.device).iter().filter(|b| **b != 0).count();
+    assert_eq!(left, 0);
+    drop(state);
+}
+
+/// A device that is lost between two openings: an error, and nothing to send.
+#[test]
+fn an_evaluation_ends_with_its_device() {
+    let Some(gpu) = gpu() else { return };
+    let p = truncation();
+    let mut on_device = gpu.evaluation(&p, Role::E2).unwrap().unwrap();
+    on_device.put(0, Part::Share, &[7; 100]).unwrap();
+    gpu.close();
+    let fed = vec![0; run::segments(&p, Role::E2)[0].bytes];
+    let e = on_device.run(0, &fed).unwrap_err();
+    assert!(matches!(&e, Error::Device(t) if t.contains("was lost")), "{e}");
+    drop(on_device);
+    assert!(gpu.evaluation(&p, Role::E2).is_err());
+}
+
+/// Too large for the adapter's bindings: left to the processor, which has the products on the device as before.
+#[test]
+fn what_does_not_fit_is_left_to_the_processor() {
+    let Some(gpu) = gpu() else { return };
+    gpu.state().device.room_for_all = 1 << 10;
+    assert!(gpu.evaluation(&truncation(), Role::E1).unwrap().is_none());
 }
