@@ -6,7 +6,7 @@
 use crate::Error;
 
 /// Version of the format and of the protocol behind it.
-pub const VERSION: u8 = 8;
+pub const VERSION: u8 = 9;
 /// Bytes of a frame before its body.
 pub const HEADER: usize = 6;
 /// Bound on frames that carry no tensor.
@@ -420,14 +420,14 @@ mod tests {
             [&(body.len() as u32 + 2).to_le_bytes()[..], &[VERSION, kind], &body].concat()
         };
         let words = |w: &[u64]| w.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-        assert_eq!(Message::Accept.encode(), [2, 0, 0, 0, 8, 3]);
+        assert_eq!(Message::Accept.encode(), [2, 0, 0, 0, 9, 3]);
         assert_eq!(
             Message::Step { step: 3, bytes: vec![1, 2, 3] }.encode(),
-            [13, 0, 0, 0, 8, 8, 3, 0, 0, 0, 3, 0, 0, 0, 1, 2, 3]
+            [13, 0, 0, 0, 9, 8, 3, 0, 0, 0, 3, 0, 0, 0, 1, 2, 3]
         );
         assert_eq!(
             Message::Failure { code: 12, text: "no".into() }.encode(),
-            [10, 0, 0, 0, 8, 4, 12, 0, 2, 0, 0, 0, b'n', b'o']
+            [10, 0, 0, 0, 9, 4, 12, 0, 2, 0, 0, 0, b'n', b'o']
         );
         assert_eq!(Message::Start { dealing: Dealing::Fresh { nonce: [5; 16] } }.encode(), frame(6, &[&[0], &[5; 16]]));
         assert_eq!(
@@ -457,7 +457,7 @@ mod tests {
         assert_eq!(Message::Token { token: "t".into() }.encode(), frame(14, &[&[1, 0, 0, 0, b't']]));
         assert_eq!(
             Message::Next(Next { number: 3, past: 40, rows: 8 }).encode(),
-            [14, 0, 0, 0, 8, 15, 3, 0, 0, 0, 40, 0, 0, 0, 8, 0, 0, 0]
+            [14, 0, 0, 0, 9, 15, 3, 0, 0, 0, 40, 0, 0, 0, 8, 0, 0, 0]
         );
         let request =
             Message::Request { session: [4; 16], token: "t".into(), model: [1; 32], program: [2; 32], tokens: 7 };

@@ -1,15 +1,20 @@
 //! Cosine series: `sum_j a_j cos(2 pi j q x / 2^p)` per channel, the even part of GELU and SiLU about zero.
 //!
 //! `cos(t (m - l)) = cos(t m) cos(t l) + sin(t m) sin(t l)`: two dealt elements a harmonic. Both factors carry the root of
-//! the coefficient, which makes the roundings of both together least. Factors are IEEE products of tables from `libm`, equal
-//! on every machine; harmonics follow from the first by the addition theorem.
+//! the coefficient, which makes the roundings of both together least.
+//!
+//! Factors are products of integers from tables, which `libm` makes equal on every machine, so a processor without doubles
+//! computes the same ones. Cosines and sines are at `2^30`: an angle's are a coarse and a fine one's, turned by each other,
+//! and harmonics follow from the first by the addition theorem. Each of these products is rounded to the nearest, as the
+//! tables are, so that a vector's length grows by less than three units with each: 2^28 harmonics fit an `i32`, and the
+//! hundredth is right to `2^-21`, far less than what a factor's own rounding to an integer leaves.
 //!
 //! [`LANES`] columns stand side by side and have as many harmonics as the longest series among them needs, so a planner
 //! that sorts channels by the length of their series deals least.
 
 use std::sync::{Arc, LazyLock};
 
-use super::{Deal, Dealt, Masked, Take, rounded};
+use super::{Deal, Dealt, Masked, Take};
 use crate::Error;
 use crate::ring::mask;
 use crate::vector::{self, Kernel};
@@ -17,9 +22,12 @@ use crate::vector::{self, Kernel};
 /// Columns that share a number of harmonics.
 pub const LANES: usize = 16;
 
-/// Bits of an angle, and of each half of it, in the tables that both sides read.
-const PHASE: u32 = 20;
+/// Bits of an angle that count, of which a whole turn has `2^PHASE`.
+pub const PHASE: u32 = 20;
+/// Bits of each half of an angle, by which [`Cosine::angles`] are read.
 const HALF: u32 = PHASE / 2;
+/// Cosines and sines are at `2^UNIT`.
+const UNIT: u32 = 30;
 
 /// A series per column of a `rows x coef.len()` masked tensor.
 #[derive(Clone, Debug)]
@@ -38,16 +46,64 @@ pub struct Cosine {
     pub k_out: u32,
 }
 
-/// Cosine and sine of every coarse and of every fine angle.
-static TABLES: LazyLock<[Vec<[f64; 2]>; 2]> = LazyLock::new(|| {
+/// What is public of a [`Cosine`], in integers. Of a harmonic's cosine and of its sine, `v` at `2^30`, and the harmonic's
+/// factor `a`, the evaluators multiply dealt words by `(a v + 2^(shift - 1)) >> shift`, modulo `2^k_out`.
+///
+/// Dealt are, row by row and block by block, of each harmonic the words of [`LANES`] cosines and of as many sines.
+#[derive(Clone, Debug)]
+pub struct Series {
+    /// Each [`LANES`] columns, in order; those past the last are zero.
+    pub blocks: Vec<Block>,
+    /// From 1 to 59; factors are at `2^(shift - 30)`.
+    pub shift: u32,
+}
+
+/// [`LANES`] columns.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// Per column, the periods that `2^period` units hold.
+    pub turns: [u32; LANES],
+    /// Per harmonic, from the first on, and column: the coefficient's root at `2^(f_out / 2)` and the series' scale, at most
+    /// `2^30`, with the coefficient's sign.
+    pub factors: Vec<[i32; LANES]>,
+    /// Per column `a_0` at `2^f_out`, modulo 2^64, which E1 adds.
+    pub constant: [u64; LANES],
+}
+
+/// Cosine and sine, at `2^30`, of every coarse and of every fine angle.
+pub type Angles = [[[i32; 2]; 1 << HALF]; 2];
+
+static ANGLES: LazyLock<Angles> = LazyLock::new(|| {
+    let at = |v: f64| libm::round(v * f64::from(1 << UNIT)) as i32;
     let table = |unit: f64| {
-        let angle = |i: i32| libm::sincos(f64::from(i) * std::f64::consts::TAU * unit);
-        (0..1 << HALF).map(|i| [angle(i).1, angle(i).0]).collect()
+        std::array::from_fn(|i| {
+            let (sine, cosine) = libm::sincos(i as f64 * std::f64::consts::TAU * unit);
+            [at(cosine), at(sine)]
+        })
     };
     [table(libm::exp2(-f64::from(HALF))), table(libm::exp2(-f64::from(PHASE)))]
 });
 
-type Lanes = [f64; LANES];
+/// Numbers that fit an `i32`, in the width of their products.
+type Lanes = [i64; LANES];
+
+/// The product of two that fit an `i32`, which the compiler is told so.
+#[inline(always)]
+fn times(a: i64, b: i64) -> i64 {
+    i64::from(a as i32).wrapping_mul(i64::from(b as i32))
+}
+
+/// `round(v / 2^shift)`, half up.
+#[inline(always)]
+fn shifted(v: i64, shift: u32) -> i64 {
+    v.wrapping_add(1 << shift >> 1) >> shift
+}
+
+/// Cosine and sine of the sum of two angles.
+#[inline(always)]
+fn turned([c, s]: [i64; 2], [d, t]: [i64; 2]) -> [i64; 2] {
+    [shifted(times(c, d) - times(s, t), UNIT), shifted(times(s, d) + times(c, t), UNIT)]
+}
 
 /// Cosines and sines of one harmonic after another, of as many angles as there are lanes.
 struct Harmonics {
@@ -57,16 +113,20 @@ struct Harmonics {
 
 impl Harmonics {
     #[inline(always)]
-    fn new(tables: &[Vec<[f64; 2]>; 2], x: &[u64; LANES], turns: &[u64; LANES], period: u32) -> Harmonics {
-        let mut first = [[0.0; LANES]; 2];
+    fn new(angles: &Angles, x: &[u64; LANES], turns: &[u32; LANES], period: u32) -> Harmonics {
+        // Read before they are multiplied, many at once. Both masks are for the compiler, which then checks no bounds.
+        let mut read = [[[0; 2]; LANES]; 2];
         for (lane, (x, turns)) in x.iter().zip(turns).enumerate() {
-            let x = x.wrapping_mul(*turns);
+            let x = x.wrapping_mul(u64::from(*turns));
             let at = (x & mask(period)) << PHASE.saturating_sub(period) >> period.saturating_sub(PHASE);
-            let [c, s] = tables[0][(at >> HALF) as usize];
-            let [d, t] = tables[1][(at & mask(HALF)) as usize];
-            (first[0][lane], first[1][lane]) = (c * d - s * t, s * d + c * t);
+            read[0][lane] = angles[0][(at >> HALF & mask(HALF)) as usize];
+            read[1][lane] = angles[1][(at & mask(HALF)) as usize];
         }
-        Harmonics { first, now: [[1.0; LANES], [0.0; LANES]] }
+        let mut first = [[0; LANES]; 2];
+        for (lane, (coarse, fine)) in read[0].iter().zip(&read[1]).enumerate() {
+            [first[0][lane], first[1][lane]] = turned(coarse.map(i64::from), fine.map(i64::from));
+        }
+        Harmonics { first, now: [[1 << UNIT; LANES], [0; LANES]] }
     }
 
     #[inline(always)]
@@ -74,23 +134,15 @@ impl Harmonics {
         let [c, s] = &mut self.now;
         let [d, t] = &self.first;
         for lane in 0..LANES {
-            let cosine = c[lane] * d[lane] - s[lane] * t[lane];
-            s[lane] = s[lane] * d[lane] + c[lane] * t[lane];
-            c[lane] = cosine;
+            [c[lane], s[lane]] = turned([c[lane], s[lane]], [d[lane], t[lane]]);
         }
         &self.now
     }
 }
 
-/// Of a block of columns: the periods, and per harmonic the root of each coefficient, with its sign.
-struct Block {
-    turns: [u64; LANES],
-    factors: Vec<Lanes>,
-}
-
 /// The lanes of a block of columns; those past the last column are zero.
-fn lanes(row: &[u64]) -> [u64; LANES] {
-    let mut x = [0; LANES];
+fn lanes<T: Copy + Default>(row: &[T]) -> [T; LANES] {
+    let mut x = [T::default(); LANES];
     x[..row.len()].copy_from_slice(row);
     x
 }
@@ -102,20 +154,39 @@ impl Cosine {
         self.coef.chunks(LANES).map(longest).collect()
     }
 
-    fn blocks(&self) -> Vec<Block> {
+    /// Cosine and sine, at `2^30`, of the 1024 coarse angles, 1024th parts of a turn, and of the 1024 fine ones, 1024th parts of
+    /// those. Of a word `x` in a column with so many `turns` the angle is the upper [`PHASE`] bits of `turns x mod 2^period`,
+    /// with zeros below them where that has fewer; its upper half is the coarse one's number, its lower half the fine one's.
+    ///
+    /// Of two angles' `[c, s]` and `[d, t]` the sum's is `[c d - s t, s d + c t]`, each plus `2^29` and shifted right by 30. The
+    /// first harmonic is the coarse angle's plus the fine one's, and every other is the one before it plus the first.
+    pub fn angles() -> &'static Angles {
+        &ANGLES
+    }
+
+    /// What the evaluators compute with, and with magnitudes of factors the dealer: the same words on every machine.
+    pub fn series(&self) -> Series {
         let unit = libm::exp2(f64::from(self.f_out));
+        // Exact operations of IEEE, unlike most of `libm`.
+        let root = |a: f64| (a.abs() * unit).sqrt().copysign(a);
+        let largest = self.coef.iter().flat_map(|c| &c[1..]).fold(1.0, |m: f64, a| m.max(root(*a).abs()));
+        // The largest is below `2^UNIT`.
+        let bits = (UNIT as i32 - 1 - libm::ilogb(largest)).max(1 - UNIT as i32);
+        let scale = libm::exp2(f64::from(bits));
         let block = |((coef, turns), n): ((&[Vec<f64>], &[u32]), usize)| {
             let factor = |j: usize, lane: usize| {
                 let a = coef.get(lane).and_then(|c| c.get(j)).copied().unwrap_or(0.0);
-                // Exact operations of IEEE, unlike most of `libm`.
-                (a.abs() * unit).sqrt().copysign(a)
+                libm::round(root(a) * scale) as i32
             };
+            let constant: Vec<u64> = coef.iter().map(|c| libm::round(c[0] * unit) as i64 as u64).collect();
             Block {
-                turns: std::array::from_fn(|lane| turns.get(lane).copied().map_or(0, u64::from)),
+                turns: lanes(turns),
                 factors: (1..=n).map(|j| std::array::from_fn(|lane| factor(j, lane))).collect(),
+                constant: lanes(&constant),
             }
         };
-        self.coef.chunks(LANES).zip(self.turns.chunks(LANES)).zip(self.harmonics()).map(block).collect()
+        let blocks = self.coef.chunks(LANES).zip(self.turns.chunks(LANES)).zip(self.harmonics()).map(block).collect();
+        Series { blocks, shift: (UNIT as i32 + bits) as u32 }
     }
 
     fn words(&self) -> usize {
@@ -129,12 +200,13 @@ impl Cosine {
 
     /// Dealer.
     pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
-        let blocks = self.blocks();
+        let series = self.series();
         let mut t = d.tensor(self.words(), self.k_out)?;
         for row in lam.chunks_exact(self.coef.len()) {
-            for (l, block) in row.chunks(LANES).zip(&blocks) {
+            for (l, block) in row.chunks(LANES).zip(&series.blocks) {
                 let out = t.room(d, block.factors.len() * 2 * LANES).as_chunks_mut().0;
-                vector::run(Factors { tables: &TABLES, l: lanes(l), period: self.period, block, out });
+                let (l, period, shift) = (lanes(l), self.period, series.shift);
+                vector::run(Factors { angles: &ANGLES, l, period, block, shift, out });
             }
         }
         t.end(d);
@@ -155,12 +227,9 @@ impl Cosine {
 
     /// Evaluator: share of the series.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
-        let blocks = self.blocks();
+        let series = self.series();
         let dealt = t.half(self.words(), self.k_out)?;
-        let first = |a: &Vec<f64>| {
-            if t.leads() { libm::round(a[0] * 2f64.powi(self.f_out as i32)) as i64 as u64 } else { 0 }
-        };
-        let constant: Vec<u64> = self.coef.iter().map(first).collect();
+        let lead = u64::from(t.leads());
         let (cols, words) = (self.coef.len(), self.words() / self.rows.max(1));
         let mut out = vec![0; x.m.len()];
         t.divide(
@@ -170,18 +239,11 @@ impl Cosine {
             |rows, [out]| {
                 let (mut dealt, keep) = (dealt.from(rows.start * words), mask(self.k_out));
                 for (m, out) in x.m[rows.start * cols..].chunks_exact(cols).zip(out.chunks_exact_mut(cols)) {
-                    let blocks = constant.chunks(LANES).zip(&blocks);
-                    for ((m, out), (c, block)) in m.chunks(LANES).zip(out.chunks_mut(LANES)).zip(blocks) {
+                    for ((m, out), block) in m.chunks(LANES).zip(out.chunks_mut(LANES)).zip(&series.blocks) {
                         let dealt = dealt.next(block.factors.len() * 2 * LANES).as_chunks().0;
-                        let mut sum = lanes(c);
-                        vector::run(Sums {
-                            tables: &TABLES,
-                            m: lanes(m),
-                            period: self.period,
-                            block,
-                            dealt,
-                            sum: &mut sum,
-                        });
+                        let mut sum = block.constant.map(|c| c * lead);
+                        let (m, period, shift) = (lanes(m), self.period, series.shift);
+                        vector::run(Sums { angles: &ANGLES, m, period, block, shift, dealt, sum: &mut sum });
                         out.iter_mut().zip(sum).for_each(|(y, sum)| *y = sum & keep);
                     }
                 }
@@ -193,22 +255,24 @@ impl Cosine {
 
 /// The dealer's factors of one block of columns.
 struct Factors<'a> {
-    tables: &'a [Vec<[f64; 2]>; 2],
+    angles: &'a Angles,
     l: [u64; LANES],
     period: u32,
     block: &'a Block,
+    shift: u32,
     out: &'a mut [[u64; LANES]],
 }
 
 impl Kernel for Factors<'_> {
     #[inline(always)]
     fn run(self) {
-        let mut harmonics = Harmonics::new(self.tables, &self.l, &self.block.turns, self.period);
+        let mut harmonics = Harmonics::new(self.angles, &self.l, &self.block.turns, self.period);
         for (f, [c, s]) in self.block.factors.iter().zip(self.out.as_chunks_mut::<2>().0) {
             let [cosine, sine] = harmonics.next();
             for lane in 0..LANES {
-                c[lane] = rounded(cosine[lane] * f[lane].abs());
-                s[lane] = rounded(sine[lane] * f[lane].abs());
+                let f = i64::from(f[lane].wrapping_abs());
+                c[lane] = shifted(times(f, cosine[lane]), self.shift) as u64;
+                s[lane] = shifted(times(f, sine[lane]), self.shift) as u64;
             }
         }
     }
@@ -216,10 +280,11 @@ impl Kernel for Factors<'_> {
 
 /// The evaluator's sums of one block of columns.
 struct Sums<'a> {
-    tables: &'a [Vec<[f64; 2]>; 2],
+    angles: &'a Angles,
     m: [u64; LANES],
     period: u32,
     block: &'a Block,
+    shift: u32,
     dealt: &'a [[u64; LANES]],
     sum: &'a mut [u64; LANES],
 }
@@ -227,14 +292,15 @@ struct Sums<'a> {
 impl Kernel for Sums<'_> {
     #[inline(always)]
     fn run(self) {
-        let mut harmonics = Harmonics::new(self.tables, &self.m, &self.block.turns, self.period);
+        let mut harmonics = Harmonics::new(self.angles, &self.m, &self.block.turns, self.period);
         let mut sum = *self.sum;
         for (a, [c, s]) in self.block.factors.iter().zip(self.dealt.as_chunks::<2>().0) {
             let [cosine, sine] = harmonics.next();
             for lane in 0..LANES {
-                sum[lane] = sum[lane]
-                    .wrapping_add(rounded(a[lane] * cosine[lane]).wrapping_mul(c[lane]))
-                    .wrapping_add(rounded(a[lane] * sine[lane]).wrapping_mul(s[lane]));
+                let a = i64::from(a[lane]);
+                let [cosine, sine] = [cosine[lane], sine[lane]].map(|v| shifted(times(a, v), self.shift) as u64);
+                sum[lane] =
+                    sum[lane].wrapping_add(cosine.wrapping_mul(c[lane])).wrapping_add(sine.wrapping_mul(s[lane]));
             }
         }
         *self.sum = sum;
@@ -303,6 +369,52 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn factors_are_the_nearest_integers(
+            (a, turns) in prop::collection::vec((prop::collection::vec(-40.0f64..40.0, 1..100), 1u32..9), 1..40).prop_map(|c| c.into_iter().unzip::<_, _, Vec<_>, Vec<_>>()),
+            tiny in prop::sample::select(vec![1.0, 1e-3, 1e-9, 0.0]),
+            (period, f_out) in (12u32..=40, 4u32..=40),
+            words in prop::collection::vec(prop_oneof![any::<u64>(), Just(0), Just(u64::MAX), (0u32..48).prop_map(|b| 1 << b)], LANES),
+        ) {
+            let coef: Vec<Vec<f64>> = a.into_iter().map(|a| a.into_iter().map(|a| a * tiny).collect()).collect();
+            let g = Cosine { rows: 1, coef: Arc::new(coef), turns: Arc::new(turns), period, f_out, k_out: 62 };
+            let x = std::array::from_fn(|lane| words[lane]);
+            let series = g.series();
+            prop_assert!((1..=59).contains(&series.shift));
+            prop_assert_eq!(series.blocks.iter().map(|b| b.factors.len()).collect::<Vec<_>>(), g.harmonics());
+            for (b, block) in series.blocks.iter().enumerate() {
+                // The evaluator's, by dealt ones and zeros, and the dealer's.
+                let mut dealt = vec![[0; LANES]; 2 * block.factors.len()];
+                let (l, shift) = (x, series.shift);
+                vector::run(Factors { angles: &ANGLES, l, period, block, shift, out: &mut dealt });
+                for j in 1..=block.factors.len() {
+                    for odd in 0..2 {
+                        let mut ones = vec![[0; LANES]; 2 * block.factors.len()];
+                        ones[2 * (j - 1) + odd] = [1; LANES];
+                        let mut sum = [0; LANES];
+                        vector::run(Sums { angles: &ANGLES, m: x, period, block, shift, dealt: &ones, sum: &mut sum });
+                        for lane in 0..LANES {
+                            let column = b * LANES + lane;
+                            let a = g.coef.get(column).and_then(|c| c.get(j)).copied().unwrap_or(0.0);
+                            let turns = u64::from(g.turns.get(column).copied().unwrap_or(0));
+                            // The bits of the angle that count.
+                            let at = x[lane].wrapping_mul(turns) & mask(period);
+                            let at = if period > PHASE { at >> (period - PHASE) } else { at << (PHASE - period) };
+                            let angle = (at * j as u64 % (1 << PHASE)) as f64 * std::f64::consts::TAU * 2f64.powi(-(PHASE as i32));
+                            let root = (a.abs() * 2f64.powi(f_out as i32)).sqrt();
+                            let want = root * [libm::cos(angle), libm::sin(angle)][odd];
+                            // Each harmonic's roundings are of the root's 2^-30.
+                            let near = 0.5 + 1e-6 + root * 4.0 * (j + 1) as f64 * 2f64.powi(-30);
+                            let got = sum[lane] as i64 as f64 * if a < 0.0 { -1.0 } else { 1.0 };
+                            prop_assert!((got - want).abs() <= near, "{} for {}, harmonic {}", got, want, j);
+                            let got = dealt[2 * (j - 1) + odd][lane] as i64 as f64;
+                            prop_assert!((got - want).abs() <= near, "{} dealt for {}, harmonic {}", got, want, j);
+                        }
+                    }
+                }
+            }
+        }
+
         #[test]
         fn gelu_even_part_within_bound_over_its_range(
             range in prop::sample::select(vec![2.0, 4.0, 14.0, 30.0]),

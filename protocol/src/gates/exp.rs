@@ -3,8 +3,11 @@
 //! `2^(m - l)` factors. For every possible high part of `m` the dealer deals `2^(high part of x) 2^(-low part of l)`; the
 //! evaluators multiply the entry they need by the public `2^(low part of m)`. Below its windows the table aliases, so an
 //! XOR-shared flag (one dealt bit per window of the whole ring) marks those scores; [`FlagRescale`] zeroes them while it
-//! brings the result into the next ring. Everything public is derived by IEEE products of tables from `libm`, so that both
-//! evaluators get the same words on any machine.
+//! brings the result into the next ring.
+//!
+//! Everything public has to be the same words at both evaluators, whatever their machines. [`PublicPowers`] are products of
+//! integers from tables, which `libm` makes equal everywhere, so a processor without doubles computes them too. Where a head
+//! has too few scores for tables, each power is `libm`'s own: which of the two it is depends on the gate's shape alone.
 
 use std::ops::Range;
 
@@ -12,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bits::rotate_bits;
 use super::grid::Grid;
+use super::powers::{LARGEST, OFTEN, Place, Powers, Public, PublicPowers, USED};
 use super::{Deal, Dealt, Half, Halves, Masked, Take, rounded};
 use crate::Error;
 use crate::ring::mask;
@@ -19,8 +23,6 @@ use crate::vector::{self, Kernel};
 
 /// Steps of the maximum's levels below the bound from which on every exponential is zero: all windows of the dealt powers.
 pub const VANISHED: u32 = 16;
-/// Bits of a place in a step that count.
-const USED: u32 = 14;
 
 /// Powers of two by which every exponential is smaller than it says, so that one of a row's bound is still below its ring's
 /// quarter when it has been truncated. All of a row are, so softmax does not see it.
@@ -76,7 +78,7 @@ impl Exp {
         self.heads.len() * self.grid.len()
     }
 
-    /// Windows of the dealt powers.
+    /// Windows of the dealt powers, a power of two.
     fn windows(&self) -> usize {
         (VANISHED >> self.window_steps) as usize
     }
@@ -108,6 +110,19 @@ impl Exp {
         widest(&self.heads, self.k, self.window_steps) - h.window(self.k, self.window_steps)
     }
 
+    /// What the evaluators multiply a head's powers by; `None` where there are too few scores for tables, or where factors
+    /// would not fit, as no planner makes them: then they are rounded doubles.
+    pub fn public_tables(&self, head: usize) -> Option<PublicPowers> {
+        let h = self.heads.get(head)?;
+        let fits = self.f_pub >= 0 && self.f_pub + h.window(self.k, self.window_steps) as i32 <= LARGEST;
+        let often = fits && self.grid.len() > OFTEN;
+        often.then(|| PublicPowers::new(self.place(*h), h.ulp, self.f_pub))
+    }
+
+    fn place(&self, h: Head) -> Place {
+        Place::new(self.window_bits(h), self.window_steps)
+    }
+
     fn window_bits(&self, h: Head) -> u32 {
         self.k - h.level_bits + self.window_steps
     }
@@ -134,7 +149,7 @@ impl Exp {
                 libm::exp2(e + f64::from(self.f_deal) - f64::from(spared) - BELOW)
             };
             let hi: Vec<f64> = (0..2 * windows).map(power).collect();
-            let low = Powers::new((wb, self.window_steps), -h.ulp, 0, n);
+            let low = Powers::new(self.place(h), -h.ulp, 0, n);
             // Flags by window of the whole ring: set for all but the exp table's.
             let (words, bits) = self.flags(h);
             let mut pattern = vec![0u64; words];
@@ -202,7 +217,7 @@ impl Exp {
         (out, flags): (&mut [u64], &mut [u64]),
     ) {
         let (n, windows) = (self.grid.len(), self.windows());
-        let mut at = 0;
+        let (mut at, mut x, mut factors) = (0, [0; 64], [0; 64]);
         for ((i, &h), halves) in self.heads.iter().enumerate().zip(halves.chunks_exact(2)) {
             // Those of this head, and the first of the row that they begin in.
             let own = scores.start.max(i * n)..scores.end.min((i + 1) * n);
@@ -214,53 +229,28 @@ impl Exp {
             let (words, _) = self.flags(h);
             let (mut tables, mut dealt_flags) = (halves[0].from(e * windows), halves[1].from(e * words));
             // As for the whole head: what few and what many are made by may differ in the last bit.
-            let low = Powers::new((wb, self.window_steps), h.ulp, self.f_pub, n);
+            let low = match self.public_tables(i) {
+                Some(powers) => Public::Tables(Box::new(powers)),
+                None => Public::Each(Powers::new(self.place(h), h.ulp, self.f_pub, n)),
+            };
             for (row, first) in self.grid.starts() {
                 let end = (i * n + first + self.grid.row_len(row)).min(own.end);
                 let offset = self.offset(self.headroom(h), level.m[i * self.grid.rows + row], h);
                 // None of a row that ends before.
-                for m in s.m.get(i * n + e..end).unwrap_or_default() {
-                    let m = m.wrapping_add(offset) & mask(self.k);
-                    let window = (m >> wb) as usize;
-                    let entry = tables.pick(e, windows, window % windows);
-                    out[at] = (entry << spared).wrapping_mul(rounded(low.of(m))) & mask(self.k_out);
-                    let bit = dealt_flags.pick(e, words, window / 64) >> (window % 64) & 1;
-                    flags[at / 64] |= bit << (at % 64);
-                    (at, e) = (at + 1, e + 1);
+                for m in s.m.get(i * n + e..end).unwrap_or_default().chunks(64) {
+                    let (x, factors) = (&mut x[..m.len()], &mut factors[..m.len()]);
+                    x.iter_mut().zip(m).for_each(|(x, m)| *x = m.wrapping_add(offset) & mask(self.k));
+                    low.fill(x, factors);
+                    for (x, factor) in x.iter().zip(factors) {
+                        let window = (x >> wb) as usize;
+                        let entry = tables.pick(e, windows, window & (windows - 1));
+                        out[at] = (entry << spared).wrapping_mul(*factor) & mask(self.k_out);
+                        let bit = dealt_flags.pick(e, words, window / 64) >> (window % 64) & 1;
+                        flags[at / 64] |= bit << (at % 64);
+                        (at, e) = (at + 1, e + 1);
+                    }
                 }
             }
-        }
-    }
-}
-
-/// `2^(unit low(x) + f)` for the low bits of a word, the place in a window, of which [`USED`] count of each step.
-struct Powers {
-    bits: u32,
-    /// Bits that count below the top byte.
-    fine: u32,
-    /// Exponent of a unit of those that count, and what is added.
-    unit: f64,
-    f: f64,
-    /// Of the top byte and of the rest, where they are used often enough to be worth making.
-    tables: Option<[Vec<f64>; 2]>,
-}
-
-impl Powers {
-    /// For windows of so many bits and `2^steps` steps, to be used so many times.
-    fn new((bits, steps): (u32, u32), unit: f64, f: i32, times: usize) -> Powers {
-        let (unit, f, bits_used) = (2f64.powi(bits as i32 - 8) * unit, f64::from(f), USED + steps - 8);
-        let part = unit / (1u64 << bits_used) as f64;
-        let coarse = || (0..256).map(|a| libm::exp2(f64::from(a) * unit + f)).collect();
-        let fine = || (0..1 << bits_used).map(|a| libm::exp2((f64::from(a) + 0.5) * part)).collect();
-        Powers { bits, fine: bits_used, unit: part, f, tables: (times > 512).then(|| [coarse(), fine()]) }
-    }
-
-    #[inline(always)]
-    fn of(&self, x: u64) -> f64 {
-        let low = (x & mask(self.bits)) >> (self.bits - 8 - self.fine);
-        match &self.tables {
-            Some([coarse, fine]) => coarse[(low >> self.fine) as usize] * fine[(low & mask(self.fine)) as usize],
-            None => libm::exp2((low as f64 + 0.5) * self.unit + self.f),
         }
     }
 }
@@ -417,7 +407,8 @@ mod tests {
     proptest! {
         #[test]
         fn exponentials_of_the_whole_range_are_right_or_flagged(
-            tokens in 1usize..8,
+            // From 23 on by tables.
+            tokens in prop_oneof![4 => 1usize..8, 1 => 23usize..26],
             // The planner's steps are of 2 to 6 powers of two.
             heads in prop::collection::vec((6u32..=11, 2.0f64..6.0), 1..3),
             (level, window_steps) in (0.0f64..1.0, 2u32..=3),
@@ -475,7 +466,7 @@ mod tests {
         // That parts give what the whole does is checked wherever a gate is run.
         #[test]
         fn parts_may_begin_in_any_row_of_any_grid(
-            (rows, past, causal) in (1usize..14, 0usize..8, any::<bool>()),
+            (rows, past, causal) in (prop_oneof![4 => 1usize..14, 1 => 23usize..34], 0usize..8, any::<bool>()),
             level_bits in prop::collection::vec(6u32..=9, 1..4),
             seed in any::<u64>(),
         ) {

@@ -24,6 +24,7 @@ pub mod local;
 pub mod pad;
 pub(crate) mod parts;
 pub mod piecewise;
+pub mod powers;
 pub mod product;
 pub mod reached;
 pub mod rescale;
