@@ -79,7 +79,7 @@ impl Exp {
     }
 
     /// Windows of the dealt powers, a power of two.
-    fn windows(&self) -> usize {
+    pub fn windows(&self) -> usize {
         (VANISHED >> self.window_steps) as usize
     }
 
@@ -106,7 +106,7 @@ impl Exp {
 
     /// Bits that this head's powers are dealt without: those by which its windows, and so the factors that multiply what was
     /// rounded, are narrower than the widest.
-    fn spared(&self, h: &Head) -> u32 {
+    pub fn spared(&self, h: &Head) -> u32 {
         widest(&self.heads, self.k, self.window_steps) - h.window(self.k, self.window_steps)
     }
 
@@ -133,7 +133,7 @@ impl Exp {
     }
 
     /// The public part of the difference: one step of headroom above the level count.
-    fn headroom(&self, h: Head) -> u64 {
+    pub fn headroom(&self, h: Head) -> u64 {
         (1u64 << (self.k - 1)).wrapping_sub(1 << (self.k - h.level_bits))
     }
 

@@ -23,6 +23,9 @@ pub(crate) enum Gate {
     Rescale,
     Gather,
     Scatter,
+    Exp,
+    ExpFlags,
+    Cosine,
 }
 
 impl Gate {
@@ -40,12 +43,15 @@ impl Gate {
             Gate::Rescale => include_str!("../../wgsl/gates/rescale.wgsl"),
             Gate::Gather => include_str!("../../wgsl/gates/gather.wgsl"),
             Gate::Scatter => include_str!("../../wgsl/gates/scatter.wgsl"),
+            Gate::Exp => include_str!("../../wgsl/gates/exp.wgsl"),
+            Gate::ExpFlags => include_str!("../../wgsl/gates/exp_flags.wgsl"),
+            Gate::Cosine => include_str!("../../wgsl/gates/cosine.wgsl"),
         }
     }
 
     /// Whether a workgroup, and not a thread, is for each of the first parameter.
     pub(super) fn by_rows(self) -> bool {
-        false
+        matches!(self, Gate::Exp)
     }
 
     /// Its WGSL, with 64-bit integers or without; declarations may come in any order.
@@ -54,13 +60,21 @@ impl Gate {
             true => include_str!("../../wgsl/gates/word_native.wgsl"),
             false => include_str!("../../wgsl/gates/word_pair.wgsl"),
         };
-        let shared = [include_str!("../../wgsl/gates/memory.wgsl"), include_str!("../../wgsl/gates/words.wgsl")];
-        let own = self.own();
+        let shared = [
+            word,
+            include_str!("../../wgsl/gates/memory.wgsl"),
+            include_str!("../../wgsl/gates/words.wgsl"),
+            include_str!("../../wgsl/gates/grid.wgsl"),
+        ];
+        let head = match self {
+            Gate::Exp | Gate::ExpFlags => include_str!("../../wgsl/gates/exp_head.wgsl"),
+            _ => "",
+        };
         let main = match self.by_rows() {
             true => include_str!("../../wgsl/gates/rows.wgsl"),
             false => include_str!("../../wgsl/gates/threads.wgsl"),
         };
-        [word, shared[0], shared[1], main, own].join("\n")
+        [&shared[..], &[main, head, self.own()]].concat().join("\n")
     }
 }
 

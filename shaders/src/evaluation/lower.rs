@@ -1,8 +1,10 @@
 //! What kernels an operation is, and with which parameters.
 
 mod linear;
+mod series;
 mod words;
 
+use tacet_protocol::gates::grid::Grid;
 use tacet_protocol::program::{Kind, Op, Program};
 use tacet_protocol::run::Source;
 
@@ -49,6 +51,8 @@ pub(super) struct Lowered {
     pub tables: Vec<u32>,
     /// Most bytes of each operand.
     pub operands: [usize; 3],
+    /// Where the table of angles is, if it is there.
+    angles: Option<u32>,
 }
 
 impl Lowered {
@@ -94,6 +98,11 @@ impl Lowered {
 /// Where a half lies: its first u32 among what is fed, and its form.
 pub(super) fn half(s: Source) -> [u32; 2] {
     [s.at as u32 / 4, s.stride | s.bits << 8]
+}
+
+/// Keys that the first row reads where each row reads one more than the one before; none where all read the same.
+pub(super) fn causal(grid: &Grid) -> u32 {
+    if grid.causal { grid.row_len(0) as u32 } else { 0 }
 }
 
 /// What an operation reads and makes.
@@ -165,6 +174,8 @@ pub(super) fn lower(to: &mut Lowered, at: &At, ways: &dyn Ways) -> Result<(), Un
         Kind::Product(g) => linear::product(to, at, g, ways)?,
         Kind::Truncate(g) => words::truncate(to, at, g),
         Kind::Rescale(g) => words::rescale(to, at, g),
+        Kind::Exp(g) => series::exp(to, at, g)?,
+        Kind::Cosine(g) => series::cosine(to, at, g),
         other => return Err(Unfit(format!("{} has no kernel", other.name()))),
     }
     Ok(())

@@ -1,6 +1,6 @@
 // Brings an operand of a matrix product into groups of four along the inner axis, padded with zeros. A thread makes one group.
 //
-// Element (batch, row, i) is word `batch * batch_by + start(row) + i * by` of a value, or nothing where the row is shorter.
+// Element (batch, row, i) is word `batch * batch_by + row_start(row) + i * by` of a value, or nothing where the row is shorter.
 
 struct Gate {
     n: u32,
@@ -50,12 +50,8 @@ fn run(e: u32) {
     let group = e % g.depth;
     let row = e / g.depth % g.rows;
     let batch = e / g.depth / g.rows;
-    var start = batch * g.batch_by + row * g.row_by;
-    var len = g.inputs;
-    if g.causal > 0u {
-        start = batch * g.batch_by + row * g.causal + row * (row - min(row, 1u)) / 2u;
-        len = g.causal + row;
-    }
+    let start = batch * g.batch_by + row_start(g.causal, g.row_by, row);
+    let len = row_len(g.causal, g.inputs, row);
     var low = vec4(0u);
     var high = vec4(0u);
     for (var j = 0u; j < 4u; j++) {

@@ -1,6 +1,6 @@
 // Brings a matrix product back into words, with what is added to it. A thread makes one word.
 //
-// Word (batch, row, i) of the value is `batch * batch_by + start(row) + i`.
+// Word (batch, row, i) of the value is `batch * batch_by + row_start(row) + i`.
 
 struct Gate {
     n: u32,
@@ -28,13 +28,10 @@ fn run(e: u32) {
     let c = e % g.cols;
     let row = e / g.cols % g.rows;
     let batch = e / g.cols / g.rows;
-    var start = batch * g.batch_by + row * g.row_by;
-    if g.causal > 0u {
-        if c >= g.causal + row {
-            return;
-        }
-        start = batch * g.batch_by + row * g.causal + row * (row - min(row, 1u)) / 2u;
+    if c >= row_len(g.causal, g.cols, row) {
+        return;
     }
+    let start = batch * g.batch_by + row_start(g.causal, g.row_by, row);
     let group = (batch * g.rows + row) * g.groups + c / 4u;
     var w: Word;
     if g.wide == 1u {

@@ -3,7 +3,7 @@
 use tacet_protocol::gates::product::{HeadProduct, Side};
 use tacet_protocol::program::Linear;
 
-use super::{At, Command, Lowered, Operand, Unfit, Ways};
+use super::{At, Command, Lowered, Operand, Unfit, Ways, causal};
 use crate::evaluation::gate::Gate;
 use crate::kernel::{Kernel, Word};
 use crate::{MOST_MACS, MOST_WORKGROUPS};
@@ -61,7 +61,7 @@ pub(super) fn linear(to: &mut Lowered, at: &At, rows: usize, layer: &Linear, way
 pub(super) fn product(to: &mut Lowered, at: &At, g: &HeadProduct, ways: &dyn Ways) -> Result<(), Unfit> {
     let (rows, keys, dim) = (g.grid.rows, g.grid.keys, g.dim);
     let kernel = ways.words(rows, g.k);
-    let [head, causal] = [g.grid.len(), if g.grid.causal { g.grid.row_len(0) } else { 0 }].map(|n| n as u32);
+    let (head, causal) = (g.grid.len() as u32, causal(&g.grid));
     // Either side's rows among the words of a value: by batch, by row, by input; none grows where rows are whole.
     let (queries, scores) = ([dim, g.heads * dim].map(|n| n as u32), [head, keys as u32]);
     let kv = (g.kv_heads * dim) as u32;
