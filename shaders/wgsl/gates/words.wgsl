@@ -1,4 +1,5 @@
-// Arithmetic on words that either kind of words serves.
+// Arithmetic on words that either kind of words serves. Words may be secret: none decides a branch or a place in memory; counts
+// of bits and places may.
 
 fn word(a: u32) -> Word {
     return join(a, 0u);
@@ -77,17 +78,14 @@ fn scaled(v: Word, by: Word, shift: u32) -> Word {
     // The sign, and half of a unit.
     let sign = spread(below);
     low = minus(bit_xor(low, sign), sign);
-    let borrow = select(0u, below, lower(low) == 0u && upper(low) == 0u);
-    top = plus(bit_xor(top, sign), word(borrow));
+    let carry = select(0u, below, (lower(low) | upper(low)) == 0u);
+    top = plus(bit_xor(top, sign), word(carry));
     if shift == 0u {
         return low;
     }
     if shift <= 64u {
         let sum = plus(low, power(shift - 1u));
-        // A carry out of the sum: it is less than what was added, of which one bit is set.
-        if less(sum, low) {
-            top = plus(top, word(1u));
-        }
+        top = plus(top, word(select(0u, 1u, less(sum, low))));
         if shift == 64u {
             return top;
         }
@@ -99,6 +97,7 @@ fn scaled(v: Word, by: Word, shift: u32) -> Word {
     return bit_or(right_by(top, by_top), left_by(fill, 64u - by_top));
 }
 
+// Without the branch that `||` is.
 fn less(a: Word, b: Word) -> bool {
-    return upper(a) < upper(b) || (upper(a) == upper(b) && lower(a) < lower(b));
+    return (upper(a) < upper(b)) | ((upper(a) == upper(b)) & (lower(a) < lower(b)));
 }
