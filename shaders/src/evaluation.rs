@@ -49,16 +49,22 @@ struct Layout {
     tables: wgpu::Buffer,
 }
 
-/// What the device's weights and preferences decide.
+/// The way of a layer's products in its ring, and the outputs of each part of its weights.
+struct Layer {
+    word: Word,
+    by: By,
+    parts: Vec<Range<usize>>,
+}
+
+/// What the device's weights and preferences decide, of layers by their step.
 struct Choice<'a> {
     device: &'a Device,
-    /// By step: the way of a layer's products in its ring, and its parts.
-    layers: HashMap<usize, ((Word, By), Vec<Range<usize>>)>,
+    layers: HashMap<usize, Layer>,
 }
 
 impl Ways for Choice<'_> {
     fn linear(&self, step: usize, rows: usize, _: u32) -> (Kernel, Vec<Range<usize>>) {
-        let ((word, by), parts) = &self.layers[&step];
+        let Layer { word, by, parts } = &self.layers[&step];
         (Kernel { word: *word, by: *by, layout: self.device.layout(rows) }, parts.clone())
     }
 
@@ -76,9 +82,9 @@ pub(crate) fn open(state: &Arc<Mutex<State>>, p: &Program, role: Role) -> Result
     for (step, op) in p.ops.iter().enumerate() {
         let Kind::Linear { layer, .. } = &op.kind else { continue };
         let resident = locked.weights(layer)?.clone();
-        let way = resident.way(&locked.device, layer.weights()?.cols_in(), p.values[op.outputs[0]].bits);
-        let (outputs, buffers): (Vec<_>, Vec<_>) = resident.parts.into_iter().unzip();
-        layers.insert(step, (way, outputs));
+        let (word, by) = resident.way(&locked.device, layer.weights()?.cols_in(), p.values[op.outputs[0]].bits);
+        let (parts, buffers): (Vec<_>, Vec<_>) = resident.parts.into_iter().unzip();
+        layers.insert(step, Layer { word, by, parts });
         weights.extend(buffers.into_iter().enumerate().map(|(part, buffer)| ((step, part), buffer)));
     }
     let State { device, layouts, .. } = &mut *locked;

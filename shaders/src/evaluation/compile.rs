@@ -112,7 +112,10 @@ impl Compiler<'_> {
         match op.kind {
             Kind::Open => return Ok(self.open(op, segment)),
             Kind::Input => return Ok(Vec::new()),
-            Kind::Append => return Err(Unfit("states grow on the processor".into())),
+            Kind::Append => {
+                self.append(op);
+                return Ok(Vec::new());
+            }
             _ => {}
         }
         for v in &op.outputs {
@@ -123,6 +126,22 @@ impl Compiler<'_> {
         let (p, leads, inputs, outputs) = (self.p, self.leads, of(&op.inputs), of(&op.outputs));
         lower(&mut self.lowered, &At { p, op, step, inputs, outputs, dealt, leads }, self.ways)?;
         Ok(Vec::new())
+    }
+
+    /// Masked words and masks of one value after those of another.
+    fn append(&mut self, op: &Op) {
+        let out = op.outputs[0];
+        let (m, l) = (self.take(out), self.take(out));
+        self.places[out] = Places { share: None, masked: m, mask: l };
+        let mut at = 0;
+        for v in &op.inputs {
+            let (len, from) = (self.p.values[*v].len(), self.places[*v]);
+            for (from, to) in [(from.masked, m), (from.mask, l)] {
+                let [from, to] = [from, to].map(|place| place.unwrap_or_default() as u32);
+                self.lowered.gate(Gate::Copy, len, &[0, 0, from, to + at]);
+            }
+            at += len as u32;
+        }
     }
 
     fn open(&mut self, op: &Op, segment: &Segment) -> Vec<Packed> {

@@ -26,13 +26,34 @@ pub(crate) enum Gate {
     Exp,
     ExpFlags,
     Cosine,
+    Copy,
+    Gain,
+    RowSum,
+    PadKeys,
+    Broadcast,
+    Variance,
+    Squares,
 }
 
 impl Gate {
     /// All that there are.
     #[cfg(test)]
-    const ALL: &[Gate] =
-        &[Gate::Mask, Gate::Unmask, Gate::Pack, Gate::Truncate, Gate::Rescale, Gate::Gather, Gate::Scatter];
+    const ALL: &[Gate] = &[
+        Gate::Mask,
+        Gate::Unmask,
+        Gate::Pack,
+        Gate::Truncate,
+        Gate::Rescale,
+        Gate::Gather,
+        Gate::Scatter,
+        Gate::Copy,
+        Gate::Gain,
+        Gate::RowSum,
+        Gate::PadKeys,
+        Gate::Broadcast,
+        Gate::Variance,
+        Gate::Squares,
+    ];
 
     fn own(self) -> &'static str {
         match self {
@@ -46,12 +67,22 @@ impl Gate {
             Gate::Exp => include_str!("../../wgsl/gates/exp.wgsl"),
             Gate::ExpFlags => include_str!("../../wgsl/gates/exp_flags.wgsl"),
             Gate::Cosine => include_str!("../../wgsl/gates/cosine.wgsl"),
+            Gate::Copy => include_str!("../../wgsl/gates/copy.wgsl"),
+            Gate::Gain => include_str!("../../wgsl/gates/gain.wgsl"),
+            Gate::RowSum => include_str!("../../wgsl/gates/row_sum.wgsl"),
+            Gate::PadKeys => include_str!("../../wgsl/gates/pad_keys.wgsl"),
+            Gate::Broadcast => include_str!("../../wgsl/gates/broadcast.wgsl"),
+            Gate::Variance => include_str!("../../wgsl/gates/variance.wgsl"),
+            Gate::Squares => include_str!("../../wgsl/gates/squares.wgsl"),
         }
     }
 
     /// Whether a workgroup, and not a thread, is for each of the first parameter.
     pub(super) fn by_rows(self) -> bool {
-        matches!(self, Gate::Exp)
+        matches!(
+            self,
+            Gate::Exp | Gate::Gain | Gate::RowSum | Gate::PadKeys | Gate::Broadcast | Gate::Variance | Gate::Squares
+        )
     }
 
     /// Its WGSL, with 64-bit integers or without; declarations may come in any order.

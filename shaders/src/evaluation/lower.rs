@@ -1,6 +1,7 @@
 //! What kernels an operation is, and with which parameters.
 
 mod linear;
+mod rows;
 mod series;
 mod words;
 
@@ -176,6 +177,15 @@ pub(super) fn lower(to: &mut Lowered, at: &At, ways: &dyn Ways) -> Result<(), Un
         Kind::Rescale(g) => words::rescale(to, at, g),
         Kind::Exp(g) => series::exp(to, at, g)?,
         Kind::Cosine(g) => series::cosine(to, at, g),
+        Kind::Gain(g) => rows::gain(to, at, g),
+        Kind::RowSum(grid) => rows::row_sum(to, at, grid),
+        Kind::First { cols } => rows::slice(to, at, 0, *cols),
+        Kind::Last { cols } => rows::slice(to, at, at.len_in(0) - cols, *cols),
+        Kind::Marks { rows } => rows::marks(to, at, *rows),
+        Kind::PadKeys(g) => rows::pad_keys(to, at, g),
+        Kind::Broadcast(g) => rows::broadcast(to, at, g),
+        Kind::Variance(g) => rows::variance(to, at, g),
+        Kind::Squares(g) => rows::squares(to, at, g),
         other => return Err(Unfit(format!("{} has no kernel", other.name()))),
     }
     Ok(())

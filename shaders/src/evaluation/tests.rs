@@ -2,6 +2,7 @@
 //! the edges. Without an adapter (lavapipe will do) these say that they are skipped.
 
 mod linear;
+mod rows;
 mod series;
 mod words;
 
