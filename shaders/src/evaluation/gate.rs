@@ -23,13 +23,30 @@ pub(crate) enum Gate {
     Rescale,
     Gather,
     Scatter,
+    Residual,
+    Join,
+    Tails,
+    Piecewise,
+    Select,
 }
 
 impl Gate {
     /// All that there are.
     #[cfg(test)]
-    const ALL: &[Gate] =
-        &[Gate::Mask, Gate::Unmask, Gate::Pack, Gate::Truncate, Gate::Rescale, Gate::Gather, Gate::Scatter];
+    const ALL: &[Gate] = &[
+        Gate::Mask,
+        Gate::Unmask,
+        Gate::Pack,
+        Gate::Truncate,
+        Gate::Rescale,
+        Gate::Gather,
+        Gate::Scatter,
+        Gate::Residual,
+        Gate::Join,
+        Gate::Tails,
+        Gate::Piecewise,
+        Gate::Select,
+    ];
 
     fn own(self) -> &'static str {
         match self {
@@ -40,12 +57,17 @@ impl Gate {
             Gate::Rescale => include_str!("../../wgsl/gates/rescale.wgsl"),
             Gate::Gather => include_str!("../../wgsl/gates/gather.wgsl"),
             Gate::Scatter => include_str!("../../wgsl/gates/scatter.wgsl"),
+            Gate::Residual => include_str!("../../wgsl/gates/residual.wgsl"),
+            Gate::Join => include_str!("../../wgsl/gates/join.wgsl"),
+            Gate::Tails => include_str!("../../wgsl/gates/tails.wgsl"),
+            Gate::Piecewise => include_str!("../../wgsl/gates/piecewise.wgsl"),
+            Gate::Select => include_str!("../../wgsl/gates/select.wgsl"),
         }
     }
 
     /// Whether a workgroup, and not a thread, is for each of the first parameter.
     pub(super) fn by_rows(self) -> bool {
-        false
+        matches!(self, Gate::Residual | Gate::Piecewise | Gate::Select)
     }
 
     /// Its WGSL, with 64-bit integers or without; declarations may come in any order.
