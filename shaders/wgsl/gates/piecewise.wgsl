@@ -1,4 +1,4 @@
-// A row's polynomials at every scale, and its flags. A workgroup serves a row, a thread a scale.
+// A row's polynomials at every scale, and its flags. A workgroup serves a row, a thread a scale: there are 64 at most.
 
 struct Gate {
     n: u32,
