@@ -49,12 +49,17 @@ impl Join {
     }
 
     /// What a wrapped mask adds to `x` and to `x / 2`.
-    fn wraps(&self) -> [Vec<u64>; 2] {
+    pub fn wraps(&self) -> [Vec<u64>; 2] {
         self.columns(|mult, shift| rescale::wrap(mult, shift, self.k_in, self.k_out))
     }
 
-    /// The same of the series.
-    fn series_wrap(&self) -> u64 {
+    /// What a quarter of the ring of `x` makes of `x` and of `x / 2`, which is added before scaling.
+    pub fn quarters(&self) -> [Vec<u64>; 2] {
+        self.columns(|mult, shift| scaled(1 << (self.k_in - 2), mult, shift))
+    }
+
+    /// What a wrapped mask adds to the series.
+    pub fn series_wrap(&self) -> u64 {
         1u64.checked_shl(self.k_series - self.drop).unwrap_or(0)
     }
 
@@ -134,7 +139,7 @@ impl Join {
         let halves = t.halves(&self.dealt())?;
         let quarter = 1u64 << (self.k_in - 2);
         let wraps = self.wraps().map(|w| super::cycle(&w));
-        let quarters = self.columns(|mult, shift| scaled(quarter, mult, shift)).map(|q| super::cycle(&q));
+        let quarters = self.quarters().map(|q| super::cycle(&q));
         let (mult, widths) = (super::cycle(&self.mult), self.widths());
         let lead = u64::from(t.leads());
         let mut y = vec![0; self.len];

@@ -60,7 +60,7 @@ impl Scales {
 
     /// log2 of the windows of scale `s + 1` that have a dealt bit for the flag of `s`: what the flag that it relies on excludes,
     /// or all that there are, lies beyond.
-    fn flag_bits(&self, s: usize) -> u32 {
+    pub fn flag_bits(&self, s: usize) -> u32 {
         Self::stride(self.windows) * self.reach.min(self.count - 1 - s) as u32 + FINER.ilog2() + 1
     }
 

@@ -36,7 +36,7 @@ impl Residual {
     }
 
     /// What makes up the value that is squared: of the accumulators, and of the residual before.
-    fn parts(&self) -> [Rescale; 2] {
+    pub fn parts(&self) -> [Rescale; 2] {
         let of = |g: &Rescale| Rescale { shift: g.shift + self.shift, k_out: self.k_squares, ..g.clone() };
         let same = || {
             let (mult, k_in) = (vec![1; self.cols()], self.scale.k_out);
@@ -45,8 +45,8 @@ impl Residual {
         [of(&self.scale), self.before.as_ref().map_or_else(|| of(&same()), of)]
     }
 
-    /// Whether the residual before is rounded.
-    fn rounds_before(&self) -> bool {
+    /// Whether the residual before is rounded, so that its own carries and top bits count.
+    pub fn rounds_before(&self) -> bool {
         self.shift > 0 || self.before.is_some()
     }
 

@@ -32,13 +32,14 @@ pub struct Select {
 }
 
 /// What is dealt of a scale.
-struct Table {
+pub struct Table {
     /// Flags that decide on it.
-    flags: u32,
+    pub flags: u32,
     /// Bits that are zero of all that is added.
-    zeros: u32,
-    /// Of `F`, of its products with the top bits of this scale's mask and of the next one's, and of that with both masks.
-    rings: [u32; 4],
+    pub zeros: u32,
+    /// Of `F`, of its products with the top bits of this scale's mask and of the next one's, and of that with both masks; what has a ring of no bits is
+    /// not dealt.
+    pub rings: [u32; 4],
 }
 
 impl Select {
@@ -46,7 +47,8 @@ impl Select {
         self.shifts.len()
     }
 
-    fn table(&self, s: usize) -> Table {
+    /// What is dealt of scale `s`.
+    pub fn table(&self, s: usize) -> Table {
         let flags = (self.scales() - 1 - s).div_ceil(self.reach) as u32;
         let next = self.shifts.get(s + 1);
         let zeros = next.map_or(self.shifts[s], |n| self.shifts[s].min(*n)).max(0) as u32;
@@ -71,8 +73,8 @@ impl Select {
         bits.fold(0, |all, (i, s)| all | (flags >> s & 1) << i) as usize
     }
 
-    /// log2 of what a wrapped value adds.
-    fn wrap(&self, shift: i32) -> u32 {
+    /// log2 of what a wrapped value of a scale adds.
+    pub fn wrap(&self, shift: i32) -> u32 {
         self.k_in.saturating_add_signed(shift)
     }
 

@@ -33,6 +33,11 @@ pub(crate) enum Gate {
     Broadcast,
     Variance,
     Squares,
+    Residual,
+    Join,
+    Tails,
+    Piecewise,
+    Select,
 }
 
 impl Gate {
@@ -53,6 +58,11 @@ impl Gate {
         Gate::Broadcast,
         Gate::Variance,
         Gate::Squares,
+        Gate::Residual,
+        Gate::Join,
+        Gate::Tails,
+        Gate::Piecewise,
+        Gate::Select,
     ];
 
     fn own(self) -> &'static str {
@@ -74,6 +84,11 @@ impl Gate {
             Gate::Broadcast => include_str!("../../wgsl/gates/broadcast.wgsl"),
             Gate::Variance => include_str!("../../wgsl/gates/variance.wgsl"),
             Gate::Squares => include_str!("../../wgsl/gates/squares.wgsl"),
+            Gate::Residual => include_str!("../../wgsl/gates/residual.wgsl"),
+            Gate::Join => include_str!("../../wgsl/gates/join.wgsl"),
+            Gate::Tails => include_str!("../../wgsl/gates/tails.wgsl"),
+            Gate::Piecewise => include_str!("../../wgsl/gates/piecewise.wgsl"),
+            Gate::Select => include_str!("../../wgsl/gates/select.wgsl"),
         }
     }
 
@@ -81,7 +96,16 @@ impl Gate {
     pub(super) fn by_rows(self) -> bool {
         matches!(
             self,
-            Gate::Exp | Gate::Gain | Gate::RowSum | Gate::PadKeys | Gate::Broadcast | Gate::Variance | Gate::Squares
+            Gate::Exp
+                | Gate::Gain
+                | Gate::RowSum
+                | Gate::PadKeys
+                | Gate::Broadcast
+                | Gate::Variance
+                | Gate::Squares
+                | Gate::Residual
+                | Gate::Piecewise
+                | Gate::Select
         )
     }
 

@@ -1,6 +1,8 @@
 //! What kernels an operation is, and with which parameters.
 
+mod functions;
 mod linear;
+mod residual;
 mod rows;
 mod series;
 mod words;
@@ -186,6 +188,11 @@ pub(super) fn lower(to: &mut Lowered, at: &At, ways: &dyn Ways) -> Result<(), Un
         Kind::Broadcast(g) => rows::broadcast(to, at, g),
         Kind::Variance(g) => rows::variance(to, at, g),
         Kind::Squares(g) => rows::squares(to, at, g),
+        Kind::Residual(g) => residual::residual(to, at, g),
+        Kind::Join(g) => functions::join(to, at, g),
+        Kind::Tails(g) => functions::tails(to, at, g),
+        Kind::Piecewise(g) => functions::piecewise(to, at, g),
+        Kind::Select(g) => functions::select(to, at, g),
         other => return Err(Unfit(format!("{} has no kernel", other.name()))),
     }
     Ok(())
