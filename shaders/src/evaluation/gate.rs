@@ -23,13 +23,36 @@ pub(crate) enum Gate {
     Rescale,
     Gather,
     Scatter,
+    RowMax,
+    And,
+    CountClear,
+    FlagRescale,
+    Reached,
+    Turn,
+    Rotate,
+    Hadamard,
 }
 
 impl Gate {
     /// All that there are.
     #[cfg(test)]
-    const ALL: &[Gate] =
-        &[Gate::Mask, Gate::Unmask, Gate::Pack, Gate::Truncate, Gate::Rescale, Gate::Gather, Gate::Scatter];
+    const ALL: &[Gate] = &[
+        Gate::Mask,
+        Gate::Unmask,
+        Gate::Pack,
+        Gate::Truncate,
+        Gate::Rescale,
+        Gate::Gather,
+        Gate::Scatter,
+        Gate::RowMax,
+        Gate::And,
+        Gate::CountClear,
+        Gate::FlagRescale,
+        Gate::Reached,
+        Gate::Turn,
+        Gate::Rotate,
+        Gate::Hadamard,
+    ];
 
     fn own(self) -> &'static str {
         match self {
@@ -40,12 +63,20 @@ impl Gate {
             Gate::Rescale => include_str!("../../wgsl/gates/rescale.wgsl"),
             Gate::Gather => include_str!("../../wgsl/gates/gather.wgsl"),
             Gate::Scatter => include_str!("../../wgsl/gates/scatter.wgsl"),
+            Gate::RowMax => include_str!("../../wgsl/gates/row_max.wgsl"),
+            Gate::And => include_str!("../../wgsl/gates/and.wgsl"),
+            Gate::CountClear => include_str!("../../wgsl/gates/count_clear.wgsl"),
+            Gate::FlagRescale => include_str!("../../wgsl/gates/flag_rescale.wgsl"),
+            Gate::Reached => include_str!("../../wgsl/gates/reached.wgsl"),
+            Gate::Turn => include_str!("../../wgsl/gates/turn.wgsl"),
+            Gate::Rotate => include_str!("../../wgsl/gates/rotate.wgsl"),
+            Gate::Hadamard => include_str!("../../wgsl/gates/hadamard.wgsl"),
         }
     }
 
     /// Whether a workgroup, and not a thread, is for each of the first parameter.
     pub(super) fn by_rows(self) -> bool {
-        false
+        matches!(self, Gate::RowMax | Gate::CountClear | Gate::Reached)
     }
 
     /// Its WGSL, with 64-bit integers or without; declarations may come in any order.

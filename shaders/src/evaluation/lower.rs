@@ -1,6 +1,8 @@
 //! What kernels an operation is, and with which parameters.
 
+mod bits;
 mod linear;
+mod positions;
 mod words;
 
 use tacet_protocol::program::{Kind, Op, Program};
@@ -165,6 +167,14 @@ pub(super) fn lower(to: &mut Lowered, at: &At, ways: &dyn Ways) -> Result<(), Un
         Kind::Product(g) => linear::product(to, at, g, ways)?,
         Kind::Truncate(g) => words::truncate(to, at, g),
         Kind::Rescale(g) => words::rescale(to, at, g),
+        Kind::RowMax(g) => bits::row_max(to, at, g)?,
+        Kind::And(g) => bits::and(to, at, g),
+        Kind::CountClear(g) => bits::count_clear(to, at, g),
+        Kind::FlagRescale(g) => bits::flag_rescale(to, at, g),
+        Kind::Reached(g) => positions::reached(to, at, g),
+        Kind::Turn(g) => positions::turn(to, at, g)?,
+        Kind::Rotate(g) => positions::rotate(to, at, g)?,
+        Kind::Hadamard(g) => positions::hadamard(to, at, g),
         other => return Err(Unfit(format!("{} has no kernel", other.name()))),
     }
     Ok(())

@@ -1,7 +1,9 @@
 //! Programs of one gate each: what a device sends and makes is what the processor does, bit for bit, for words at random and at
 //! the edges. Without an adapter (lavapipe will do) these say that they are skipped.
 
+mod bits;
 mod linear;
+mod positions;
 mod words;
 
 use tacet_protocol::backend::{Backend, Cpu};
