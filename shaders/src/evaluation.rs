@@ -89,33 +89,47 @@ pub(crate) fn open(state: &Arc<Mutex<State>>, p: &Program, role: Role) -> Result
     }
     let State { device, layouts, .. } = &mut *locked;
     let key = (p.digest(), role == Role::E1);
-    let layout = match layouts.0.get(&key) {
+    let layout = match layouts.0.get(&key).filter(|_| p.past() == 0) {
         Some(known) => Arc::clone(known),
         None => {
-            let Ok(compiled) = Compiled::new(p, role, &Choice { device, layers }) else { return Ok(None) };
-            let room = device.room_for_all.min(MOST);
-            let sizes = [compiled.arena * WORD, compiled.fed, 4 * compiled.lowered.tables.len()];
-            if sizes.into_iter().chain(compiled.lowered.operands).any(|bytes| bytes > room) {
-                return Ok(None);
+            let Some(new) = lay_out(device, layers, p, role)? else { return Ok(None) };
+            let new = Arc::new(new);
+            // Programs that go on where another ended have no digest of their own.
+            if p.past() == 0 {
+                if layouts.0.len() == REMEMBERED {
+                    layouts.0.clear();
+                }
+                layouts.0.insert(key, Arc::clone(&new));
             }
-            let put = |words: &[u32], usage| -> Result<wgpu::Buffer, GpuError> {
-                let b = buffer(&device.device, (4 * words.len()).max(SLOT), usage | BufferUsages::COPY_DST);
-                device.check()?;
-                let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-                device.queue.write_buffer(&b, 0, &bytes);
-                Ok(b)
-            };
-            let params = put(&compiled.lowered.params, BufferUsages::UNIFORM)?;
-            let tables = put(&compiled.lowered.tables, BufferUsages::STORAGE)?;
-            let new = Arc::new(Layout { compiled, params, tables });
-            if layouts.0.len() == REMEMBERED {
-                layouts.0.clear();
-            }
-            layouts.0.insert(key, Arc::clone(&new));
             new
         }
     };
     Ok(Some(OnDevice::new(Arc::clone(state), &mut locked.device, layout, &weights)?))
+}
+
+/// None where something has no kernel or no room.
+fn lay_out(
+    device: &Device,
+    layers: HashMap<usize, Layer>,
+    p: &Program,
+    role: Role,
+) -> Result<Option<Layout>, GpuError> {
+    let Ok(compiled) = Compiled::new(p, role, &Choice { device, layers }) else { return Ok(None) };
+    let lowered = &compiled.lowered;
+    let sizes = [compiled.arena * WORD, compiled.fed, 4 * lowered.tables.len()];
+    if sizes.into_iter().chain(lowered.operands).any(|bytes| bytes > device.room_for_all.min(MOST)) {
+        return Ok(None);
+    }
+    let put = |words: &[u32], usage| -> Result<wgpu::Buffer, GpuError> {
+        let b = buffer(&device.device, (4 * words.len()).max(SLOT), usage | BufferUsages::COPY_DST);
+        device.check()?;
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        device.queue.write_buffer(&b, 0, &bytes);
+        Ok(b)
+    };
+    let params = put(&lowered.params, BufferUsages::UNIFORM)?;
+    let tables = put(&lowered.tables, BufferUsages::STORAGE)?;
+    Ok(Some(Layout { compiled, params, tables }))
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {

@@ -42,7 +42,8 @@ struct Turn {
 }
 
 impl Rotate {
-    fn shift(&self) -> u32 {
+    /// Common binary exponent of the multipliers.
+    pub fn shift(&self) -> u32 {
         let top = self.scale.iter().fold(1e-30f64, |m, s| m.max(s.abs()));
         (BITS - libm::ceil(libm::log2(top)) as i32).clamp(0, 100) as u32
     }
@@ -83,6 +84,14 @@ impl Rotate {
                 }
             }
         }
+    }
+
+    /// Multipliers of every pair, row by row and head by head: of its first value in both outputs, then of its second, which
+    /// is subtracted from the first output.
+    pub fn multipliers(&self) -> Vec<[i64; 4]> {
+        let mut all = Vec::with_capacity(self.out_len() / 2);
+        self.pairs(|t, _, _| all.push([t.cos[0], t.sin[0], t.sin[1], t.cos[1]]));
+        all
     }
 
     /// Dealer: of the whole input's masks.

@@ -54,8 +54,14 @@ fn thermometer(x: &mut [u64]) {
 }
 
 impl RowMax {
-    fn words(&self, h: usize) -> usize {
+    /// Words of a head's levels.
+    pub fn words(&self, h: usize) -> usize {
         1 << (self.level_bits[h] - 6)
+    }
+
+    /// Of each key, the tests whose subset it is in, a bit each.
+    pub fn subsets(&self) -> Vec<u32> {
+        subsets(self.grid.keys)
     }
 
     /// The layout of the output seen as groups of rows: per head `tokens * TESTS / members` groups.

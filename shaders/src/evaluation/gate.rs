@@ -38,6 +38,14 @@ pub(crate) enum Gate {
     Tails,
     Piecewise,
     Select,
+    RowMax,
+    And,
+    CountClear,
+    FlagRescale,
+    Reached,
+    Turn,
+    Rotate,
+    Hadamard,
 }
 
 impl Gate {
@@ -51,6 +59,9 @@ impl Gate {
         Gate::Rescale,
         Gate::Gather,
         Gate::Scatter,
+        Gate::Exp,
+        Gate::ExpFlags,
+        Gate::Cosine,
         Gate::Copy,
         Gate::Gain,
         Gate::RowSum,
@@ -63,6 +74,14 @@ impl Gate {
         Gate::Tails,
         Gate::Piecewise,
         Gate::Select,
+        Gate::RowMax,
+        Gate::And,
+        Gate::CountClear,
+        Gate::FlagRescale,
+        Gate::Reached,
+        Gate::Turn,
+        Gate::Rotate,
+        Gate::Hadamard,
     ];
 
     fn own(self) -> &'static str {
@@ -89,6 +108,14 @@ impl Gate {
             Gate::Tails => include_str!("../../wgsl/gates/tails.wgsl"),
             Gate::Piecewise => include_str!("../../wgsl/gates/piecewise.wgsl"),
             Gate::Select => include_str!("../../wgsl/gates/select.wgsl"),
+            Gate::RowMax => include_str!("../../wgsl/gates/row_max.wgsl"),
+            Gate::And => include_str!("../../wgsl/gates/and.wgsl"),
+            Gate::CountClear => include_str!("../../wgsl/gates/count_clear.wgsl"),
+            Gate::FlagRescale => include_str!("../../wgsl/gates/flag_rescale.wgsl"),
+            Gate::Reached => include_str!("../../wgsl/gates/reached.wgsl"),
+            Gate::Turn => include_str!("../../wgsl/gates/turn.wgsl"),
+            Gate::Rotate => include_str!("../../wgsl/gates/rotate.wgsl"),
+            Gate::Hadamard => include_str!("../../wgsl/gates/hadamard.wgsl"),
         }
     }
 
@@ -106,6 +133,9 @@ impl Gate {
                 | Gate::Residual
                 | Gate::Piecewise
                 | Gate::Select
+                | Gate::RowMax
+                | Gate::CountClear
+                | Gate::Reached
         )
     }
 
@@ -207,6 +237,8 @@ mod tests {
     /// fit their place.
     #[test]
     fn every_kernel_is_valid() {
+        assert!(Gate::ALL.iter().enumerate().all(|(i, gate)| *gate as usize == i));
+        assert_eq!(Gate::ALL.last(), Some(&Gate::Hadamard));
         for (gate, int64) in Gate::ALL.iter().flat_map(|gate| [(*gate, false), (*gate, true)]) {
             let source = gate.source(int64);
             let module = wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{gate:?}: {}", e.emit_to_string(&source)));

@@ -1,7 +1,9 @@
 //! What kernels an operation is, and with which parameters.
 
+mod bits;
 mod functions;
 mod linear;
+mod positions;
 mod residual;
 mod rows;
 mod series;
@@ -146,11 +148,6 @@ impl At<'_> {
         half(self.dealt[n])
     }
 
-    /// Ring of the n-th value read.
-    pub fn bits_in(&self, n: usize) -> u32 {
-        self.p.values[self.op.inputs[n]].bits
-    }
-
     /// Words of the n-th value read.
     pub fn len_in(&self, n: usize) -> usize {
         self.p.values[self.op.inputs[n]].len()
@@ -193,7 +190,16 @@ pub(super) fn lower(to: &mut Lowered, at: &At, ways: &dyn Ways) -> Result<(), Un
         Kind::Tails(g) => functions::tails(to, at, g),
         Kind::Piecewise(g) => functions::piecewise(to, at, g),
         Kind::Select(g) => functions::select(to, at, g),
-        other => return Err(Unfit(format!("{} has no kernel", other.name()))),
+        Kind::RowMax(g) => bits::row_max(to, at, g)?,
+        Kind::And(g) => bits::and(to, at, g),
+        Kind::CountClear(g) => bits::count_clear(to, at, g),
+        Kind::FlagRescale(g) => bits::flag_rescale(to, at, g),
+        Kind::Reached(g) => positions::reached(to, at, g),
+        Kind::Turn(g) => positions::turn(to, at, g)?,
+        Kind::Rotate(g) => positions::rotate(to, at, g)?,
+        Kind::Hadamard(g) => positions::hadamard(to, at, g),
+        // Those are the compiler's own.
+        Kind::Input | Kind::Open | Kind::Append => {}
     }
     Ok(())
 }

@@ -1,8 +1,10 @@
 //! Programs of one gate each: what a device sends and makes is what the processor does, bit for bit, for words at random and at
 //! the edges. Without an adapter (lavapipe will do) these say that they are skipped.
 
+mod bits;
 mod functions;
 mod linear;
+mod positions;
 mod residual;
 mod rows;
 mod series;

@@ -37,3 +37,18 @@ fn half(at: u32, form: u32, i: u32) -> Word {
     }
     return keep(join(low, high), form >> 8u);
 }
+
+// Where the table entry of item `e` starts, among `count` of `size` numbers each whose first is their first item.
+fn part_of(e: u32, at: u32, count: u32, size: u32) -> u32 {
+    var low = 0u;
+    var high = count;
+    while high - low > 1u {
+        let middle = (low + high) / 2u;
+        if tables[at + middle * size] <= e {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return at + low * size;
+}
