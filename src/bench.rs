@@ -62,7 +62,7 @@ pub struct Args {
     /// Of an encoder, measure what is dealt ahead from disk too
     #[arg(long)]
     spool: bool,
-    /// Where the parties compute products: auto, cpu or gpu
+    /// Where the parties compute: auto, cpu or gpu
     #[arg(long, default_value = "auto")]
     backend: BackendKind,
     /// Emulate this round-trip time between the parties, such as 1ms

@@ -1,6 +1,7 @@
-//! Where this party computes: products on its processor or on a graphics adapter, all else on the processor's threads.
+//! Where this party computes: on its processor's threads, or on a graphics adapter products and what an evaluator does between two
+//! openings.
 //!
-//! Every product is exact, so that no other party can tell; which one it was shows in the time a session takes, which
+//! All that a device computes is exact, so that no other party can tell; which one it was shows in the time a session takes, which
 //! depends on shapes. A device that fails ends the sessions that used it, before anything more is sent. The next session
 //! opens it again; where it was only preferred, and is gone for good, the processor takes over.
 
@@ -85,7 +86,7 @@ impl Compute {
     }
 }
 
-/// An adapter's products, beside the processor's threads.
+/// An adapter beside the processor's threads.
 #[cfg(feature = "gpu")]
 struct Beside {
     gpu: Arc<Gpu>,

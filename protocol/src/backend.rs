@@ -1,5 +1,5 @@
-//! Where the products of an evaluator and of a dealer are computed: the processor, or a device that the caller brings; and
-//! the threads that the rest of their work is divided among.
+//! Where evaluators and dealers compute: the processor, with the threads that work is divided among, or a device that the caller
+//! brings, for products or for all that an evaluator does between two openings.
 //!
 //! A backend sees what the caller's own memory holds already (shares, masked values and own halves of masks at an
 //! evaluator, masks at a dealer) and public weights; it is part of that party. What it computes is exact in the ring, so

@@ -184,8 +184,9 @@ impl Words {
 
     /// The keystream that the next words are read from, [`Self::width`] bytes for each.
     pub fn bytes(&mut self, out: &mut [u8]) {
-        out.fill(0);
-        self.stream.apply_keystream(out);
+        for out in out.chunks_mut(CHUNK) {
+            self.stream.apply_keystream_b2b(&ZEROS[..out.len()], out).expect("as long as one another");
+        }
     }
 
     fn widen<const B: usize>(&mut self, out: &mut [u64]) {

@@ -99,9 +99,13 @@ pub(super) fn evaluate(
         put?;
     }
     let mut received = Vec::new();
-    for (i, segment) in segments(p, role).into_iter().enumerate() {
-        let fed = feed(p, role, &mut prg, &segment, &received, io)?;
-        let message = device.run(i, &fed)?;
+    let all = segments(p, role);
+    // One place for all: what lies between the words that are fed is of no account.
+    let mut fed = Wiped::new(vec![0; all.iter().map(|s| s.bytes).max().unwrap_or(0)]);
+    for (i, segment) in all.into_iter().enumerate() {
+        let fed = &mut fed[..segment.bytes];
+        feed(p, role, &mut prg, &segment, &received, fed, io)?;
+        let message = device.run(i, fed)?;
         let last = segment.steps.end - 1;
         let op = &p.ops[last];
         if !matches!(op.kind, Kind::Open) {
@@ -130,20 +134,19 @@ pub(super) fn evaluate(
     Ok((device.get(p.output, Part::Share)?, kept))
 }
 
-/// What a device is fed for a segment.
+/// Writes what a device is fed for a segment.
 fn feed(
     p: &Program,
     role: Role,
     prg: &mut Prg,
     segment: &Segment,
     received: &[u8],
+    fed: &mut [u8],
     io: &mut dyn EvaluatorIo,
-) -> Result<Wiped<u8>, Error> {
-    let mut fed = Wiped::new(vec![0; segment.bytes]);
+) -> Result<(), Error> {
     let mut rest = received;
-    for (source, v) in
-        segment.opened.iter().zip(segment.steps.start.checked_sub(1).map(|s| &p.ops[s].inputs).into_iter().flatten())
-    {
+    let opened = segment.steps.start.checked_sub(1).map_or(&[][..], |step| &p.ops[step].inputs);
+    for (source, v) in segment.opened.iter().zip(opened) {
         let head;
         (head, rest) = rest.split_at(packed_len(p.values[*v].len(), source.bits));
         fed[source.at..][..head.len()].copy_from_slice(head);
@@ -153,7 +156,7 @@ fn feed(
         let mut drawn = prg.step(step as u32)?;
         if matches!(op.kind, Kind::Open) {
             for (slot, (source, v)) in segment.masks.iter().zip(&op.inputs).enumerate() {
-                draw(&mut drawn, slot, *source, p.values[*v].len(), &mut fed)?;
+                draw(&mut drawn, slot, *source, p.values[*v].len(), fed)?;
             }
             continue;
         }
@@ -161,7 +164,7 @@ fn feed(
         let mut rest = message.as_slice();
         for (slot, (source, (len, bits))) in sources.iter().zip(op.kind.dealt()).enumerate() {
             if seeded(step as u32, slot as u32) == index(role) {
-                draw(&mut drawn, slot, *source, len, &mut fed)?;
+                draw(&mut drawn, slot, *source, len, fed)?;
                 continue;
             }
             let head;
@@ -170,7 +173,7 @@ fn feed(
             fed[source.at..][..head.len()].copy_from_slice(head);
         }
     }
-    Ok(fed)
+    Ok(())
 }
 
 /// The keystream of a slot.
