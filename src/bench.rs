@@ -62,6 +62,9 @@ pub struct Args {
     /// Of an encoder, measure what is dealt ahead from disk too
     #[arg(long)]
     spool: bool,
+    /// Start three parties on this machine for the run, as is done in any case
+    #[arg(long = "local")]
+    _local: bool,
     /// Where the parties compute: auto, cpu or gpu
     #[arg(long, default_value = "auto")]
     backend: BackendKind,

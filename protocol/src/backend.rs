@@ -14,7 +14,7 @@ use crate::gemm::{Threads, linear};
 use crate::program::{Id, Linear, Program};
 use crate::{Error, Role};
 
-/// Computes matrix products in Z_2^bits.
+/// Computes in Z_2^bits.
 pub trait Backend: Send + Sync {
     /// `x W^T`, `rows` rows of outputs, without the bias; `x` may have bits above the ring.
     ///

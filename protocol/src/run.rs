@@ -297,7 +297,7 @@ pub fn evaluate_next(
         } else if !matches!(op.kind, Kind::Input) {
             let msg = dealt(p, i, role, io)?;
             let mut t = Take::new(prg, role, &msg).by(parts.clone());
-            let out = gate(p, op, &mut t, &st, role, io.backend())?;
+            let out = gate(p, op, &mut t, &st, role, io.backend(), &parts)?;
             for (v, o) in op.outputs.iter().zip(out) {
                 st.share[*v] = o;
             }
@@ -415,6 +415,7 @@ fn gate(
     st: &State,
     role: Role,
     backend: &dyn Backend,
+    parts: &Parts,
 ) -> Result<Vec<Vec<u64>>, Error> {
     let m = |n: usize| &st.masked[op.inputs[n]];
     let s = |n: usize| st.share[op.inputs[n]].as_slice();
@@ -448,7 +449,7 @@ fn gate(
             }
             one(out)
         }
-        Kind::Gain(g) => one(g.eval(s(0), role == Role::E1)),
+        Kind::Gain(g) => one(g.eval(s(0), role == Role::E1, parts)),
         Kind::RowSum(grid) => {
             let sum = |(_, row): (usize, &[u64])| row.iter().fold(0u64, |a, b| a.wrapping_add(*b)) & mk;
             one(s(0).chunks_exact(grid.len()).flat_map(|head| grid.split(head).map(sum)).collect())

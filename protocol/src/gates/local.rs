@@ -12,6 +12,7 @@
 //!
 //! Who sees what: nobody anything.
 
+use super::parts::Parts;
 use crate::ring::mask;
 use crate::vector::{self, Kernel};
 
@@ -81,12 +82,19 @@ impl Gain {
     }
 
     /// Evaluator: from its share; one of both adds the constants.
-    pub fn eval(&self, x: &[u64], leads: bool) -> Vec<u64> {
-        let n = self.gain.len();
-        let mut y = vec![0; x.len()];
-        for (x, y) in x.chunks_exact(n).zip(y.chunks_exact_mut(n)) {
-            vector::run(Columns { g: self, leads, x, y });
-        }
+    pub(crate) fn eval(&self, x: &[u64], leads: bool, parts: &Parts) -> Vec<u64> {
+        let (n, len) = (self.gain.len(), x.len());
+        let mut y = vec![0; len];
+        parts.divide(
+            (len / n, len),
+            [&mut y],
+            |row| [row * n],
+            |rows, [y]| {
+                for (x, y) in x[rows.start * n..].chunks_exact(n).zip(y.chunks_exact_mut(n)) {
+                    vector::run(Columns { g: self, leads, x, y });
+                }
+            },
+        );
         y
     }
 }
@@ -116,6 +124,7 @@ impl Kernel for Columns<'_> {
 mod tests {
     use super::super::testing::World;
     use super::*;
+    use crate::gemm::Threads;
     use crate::ring::signed;
     use proptest::prelude::*;
 
@@ -167,7 +176,9 @@ mod tests {
             let mut w = World::seeded(seed);
             let (x, a): (Vec<u64>, Vec<u64>) = w.edges(k, rows * n).iter().map(|[x, a, ..]| (*x, *a)).unzip();
             let b: Vec<u64> = x.iter().zip(&a).map(|(x, a)| x.wrapping_sub(*a)).collect();
-            let (a, b) = (g.eval(&a, true), g.eval(&b, false));
+            let [one, many] = [Parts::new(None), Parts::least(Threads::new(2).unwrap())];
+            prop_assert_eq!(g.eval(&a, true, &one), g.eval(&a, true, &many));
+            let (a, b) = (g.eval(&a, true, &one), g.eval(&b, false, &one));
             for (i, (a, b)) in a.iter().zip(&b).enumerate() {
                 let row = &x[i / n * n..][..n];
                 let at = |v: &[i64], c: usize| v.get(c).map_or(0, |v| i128::from(*v));

@@ -11,7 +11,7 @@
 //! Who sees what: nothing but masked values and shares of functions of their masks, as in every gate.
 
 use super::rescale::{Rescale, Terms};
-use super::{Bits, Deal, Dealt, Halves, Masked, Subtract, Take};
+use super::{Bits, Deal, Dealt, Halves, Masked, Subtract, Take, from};
 use crate::Error;
 use crate::ring::mask;
 use crate::vector::{self, Kernel};
@@ -113,65 +113,108 @@ impl Residual {
     /// Evaluator: shares of the new residual and of its rows' sums of squares.
     pub fn eval(&self, t: &mut Take, acc: &Masked, x: &Masked) -> Result<(Vec<u64>, Vec<u64>), Error> {
         let (n, leads, dealt) = (self.cols(), t.leads(), self.dealt());
-        let mut sums = t.next(self.scale.rows, self.k_squares)?;
-        let mut halves = t.halves(&dealt[1..])?;
+        let sum = t.half(self.scale.rows, self.k_squares)?;
+        let halves = t.halves(&dealt[1..])?;
         let parts = self.parts();
-        let [layer, before] = parts.each_ref().map(Terms::new);
-        let (whole, whole_before) = (Terms::new(&self.scale), self.before.as_ref().map(Terms::new));
-        let mut out = vec![0; self.scale.len()];
-        let [mut p, mut rounded, mut w, mut own_w] = std::array::from_fn(|_| vec![0; n]);
-        let mut z = Wiped::new(vec![0; n]);
-        for (row, (out, sum)) in out.chunks_exact_mut(n).zip(&mut sums).enumerate() {
-            let [acc_m, acc_l, x_m, x_l] = [&acc.m, &acc.l, &x.m, &x.l].map(|all| &all[row * n..(row + 1) * n]);
-            let mut next = halves.iter_mut().map(|half| half.next(n));
-            let [carry, top, cross, own_carry, own_top, own_cross, both]: [&[u64]; 7] =
-                std::array::from_fn(|_| next.next().unwrap_or_default());
-            layer.public(acc_m, &mut p);
-            before.public(x_m, &mut rounded);
-            vector::run(Add { to: &mut p, what: &rounded });
-            z.copy_from_slice(&p);
-            if !leads {
-                z.fill(0);
-            }
-            layer.own(acc_l, &mut z);
-            before.own(x_l, &mut z);
-            if self.rounds_before() {
-                before.wraps(x_m, own_carry, own_top, &mut z);
-            }
-            layer.wraps(acc_m, carry, top, &mut z);
-            layer.wrapped(acc_m, &mut w);
-            vector::run(Squares { p: &p, z: &z, leads, sum });
-            vector::run(TakeTimes { from: sum, by: &w, what: cross });
-            if self.rounds_before() {
-                before.wrapped(x_m, &mut own_w);
-                vector::run(TakeTimes { from: sum, by: &own_w, what: own_cross });
-                w.iter_mut().zip(&own_w).for_each(|(w, own)| *w = w.wrapping_mul(*own).wrapping_mul(2).wrapping_neg());
-                vector::run(TakeTimes { from: sum, by: &w, what: both });
-            }
-            if self.shift == 0 {
-                out.copy_from_slice(&z);
-                continue;
-            }
-            if leads {
-                whole.public(acc_m, out);
-                match &whole_before {
-                    Some(before) => before.public(x_m, &mut rounded),
-                    None => rounded.copy_from_slice(x_m),
+        let squared = parts.each_ref().map(Terms::new);
+        let scales = Scales { squared, whole: Terms::new(&self.scale), before: self.before.as_ref().map(Terms::new) };
+        let (mut out, mut sums) = (vec![0; self.scale.len()], vec![0; self.scale.rows]);
+        t.divide(
+            self.scale.rows,
+            [&mut out, &mut sums],
+            |row| [row * n, row],
+            |rows, [out, sums]| {
+                sum.from(rows.start).read(sums);
+                let mut halves = from(&halves, rows.start * n);
+                let mut room = Room::new(n);
+                for (row, (out, sum)) in rows.zip(out.chunks_exact_mut(n).zip(sums)) {
+                    let own = [acc, x].map(|v| [&v.m, &v.l].map(|words| &words[row * n..][..n]));
+                    let mut next = halves.iter_mut().map(|half| half.next(n));
+                    let dealt = std::array::from_fn(|_| next.next().unwrap_or_default());
+                    self.row(&scales, leads, own, dealt, &mut room, (out, sum));
                 }
-                vector::run(Add { to: out, what: &rounded });
-            }
-            match &whole_before {
-                Some(before) => {
-                    before.own(x_l, out);
-                    before.wraps(x_m, own_carry, own_top, out);
-                }
-                None => vector::run(Subtract { words: out, half: x_l, xor: false }),
-            }
-            whole.own(acc_l, out);
-            whole.wraps(acc_m, carry, top, out);
-        }
-        sums.iter_mut().for_each(|sum| *sum &= mask(self.k_squares));
+            },
+        );
         Ok((out, sums))
+    }
+
+    /// A row of the residual, and the sum of its squares, which is there but for what this evaluator makes.
+    fn row(
+        &self,
+        Scales { squared: [layer, before], whole, before: whole_before }: &Scales,
+        leads: bool,
+        [[acc_m, acc_l], [x_m, x_l]]: [[&[u64]; 2]; 2],
+        [carry, top, cross, own_carry, own_top, own_cross, both]: [&[u64]; 7],
+        Room { p, rounded, w, own_w, z }: &mut Room,
+        (out, sum): (&mut [u64], &mut u64),
+    ) {
+        layer.public(acc_m, p);
+        before.public(x_m, rounded);
+        vector::run(Add { to: p, what: rounded });
+        z.copy_from_slice(p);
+        if !leads {
+            z.fill(0);
+        }
+        layer.own(acc_l, z);
+        before.own(x_l, z);
+        if self.rounds_before() {
+            before.wraps(x_m, own_carry, own_top, z);
+        }
+        layer.wraps(acc_m, carry, top, z);
+        layer.wrapped(acc_m, w);
+        vector::run(Squares { p, z, leads, sum });
+        vector::run(TakeTimes { from: sum, by: w, what: cross });
+        if self.rounds_before() {
+            before.wrapped(x_m, own_w);
+            vector::run(TakeTimes { from: sum, by: own_w, what: own_cross });
+            w.iter_mut().zip(&*own_w).for_each(|(w, own)| *w = w.wrapping_mul(*own).wrapping_mul(2).wrapping_neg());
+            vector::run(TakeTimes { from: sum, by: w, what: both });
+        }
+        *sum &= mask(self.k_squares);
+        if self.shift == 0 {
+            out.copy_from_slice(z);
+            return;
+        }
+        if leads {
+            whole.public(acc_m, out);
+            match whole_before {
+                Some(before) => before.public(x_m, rounded),
+                None => rounded.copy_from_slice(x_m),
+            }
+            vector::run(Add { to: out, what: rounded });
+        }
+        match whole_before {
+            Some(before) => {
+                before.own(x_l, out);
+                before.wraps(x_m, own_carry, own_top, out);
+            }
+            None => vector::run(Subtract { words: out, half: x_l, xor: false }),
+        }
+        whole.own(acc_l, out);
+        whole.wraps(acc_m, carry, top, out);
+    }
+}
+
+/// Terms of both parts of what is squared, and of those of the residual.
+struct Scales<'a> {
+    squared: [Terms<'a>; 2],
+    whole: Terms<'a>,
+    before: Option<Terms<'a>>,
+}
+
+/// Where an evaluator makes a row: public parts, what wraps, and its share of what is squared.
+struct Room {
+    p: Vec<u64>,
+    rounded: Vec<u64>,
+    w: Vec<u64>,
+    own_w: Vec<u64>,
+    z: Wiped<u64>,
+}
+
+impl Room {
+    fn new(n: usize) -> Room {
+        let [p, rounded, w, own_w] = std::array::from_fn(|_| vec![0; n]);
+        Room { p, rounded, w, own_w, z: Wiped::new(vec![0; n]) }
     }
 }
 

@@ -7,7 +7,7 @@
 //!
 //! Who sees what: nothing but `m` and shares of functions of `l`, as in every gate.
 
-use super::{Deal, Dealt, Masked, Take};
+use super::{Deal, Dealt, Masked, Take, from};
 use crate::Error;
 use crate::ring::mask;
 
@@ -83,26 +83,38 @@ impl Squares {
 
     /// Evaluator: share of the sums, `rows x groups`.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
-        let n = self.out_len() * self.dim;
-        let mut sums = t.next(self.out_len(), self.k_out)?;
-        let (a, b, ab) = (t.next(n, self.k_out)?, t.next(n, self.k_bit())?, t.next(n, self.k_bit())?);
+        let (n, dim, groups) = (self.out_len() * self.dim, self.dim, self.shift.len() / self.dim);
+        let dealt = [(self.out_len(), self.k_out), (n, self.k_out), (n, self.k_bit()), (n, self.k_bit())];
+        let halves = t.halves(&dealt)?;
         let (quarter, leads) = (1u64 << (self.k_in - 2), t.leads());
-        let mut dealt = a.iter().zip(&b).zip(&ab);
-        for (sum, group) in sums.iter_mut().zip(self.groups(&x.m)) {
-            for ((shift, m), ((a, b), ab)) in group.zip(&mut dealt) {
-                let w = 1u64.checked_shl(self.k_in - shift).unwrap_or(0);
-                let m = m.wrapping_add(quarter) & mask(self.k_in);
-                let p = round(m, *shift).wrapping_sub(quarter >> shift);
-                let uw = w * (1 - (m >> (self.k_in - 1)));
-                if leads {
-                    *sum = sum.wrapping_add(p.wrapping_mul(p));
+        let mut sums = vec![0; self.out_len()];
+        t.divide(
+            self.out_len(),
+            [&mut sums],
+            |sum| [sum],
+            |all, [sums]| {
+                halves[0].from(all.start).read(sums);
+                let mut halves = from(&halves[1..], all.start * dim);
+                for (i, sum) in all.zip(sums) {
+                    let mut next = halves.iter_mut().map(|half| half.next(dim));
+                    let [a, b, ab]: [&[u64]; 3] = std::array::from_fn(|_| next.next().unwrap_or_default());
+                    let words = x.m[i * dim..][..dim].iter().zip(&self.shift[i % groups * dim..][..dim]);
+                    for ((m, shift), ((a, b), ab)) in words.zip(a.iter().zip(b).zip(ab)) {
+                        let w = 1u64.checked_shl(self.k_in - shift).unwrap_or(0);
+                        let m = m.wrapping_add(quarter) & mask(self.k_in);
+                        let p = round(m, *shift).wrapping_sub(quarter >> shift);
+                        let uw = w * (1 - (m >> (self.k_in - 1)));
+                        if leads {
+                            *sum = sum.wrapping_add(p.wrapping_mul(p));
+                        }
+                        let bits = uw.wrapping_mul(w.wrapping_add(p << 1)).wrapping_mul(*b);
+                        let cross = (p << 1).wrapping_mul(*a).wrapping_add((uw << 1).wrapping_mul(*ab));
+                        *sum = sum.wrapping_add(bits).wrapping_sub(cross);
+                    }
+                    *sum &= mask(self.k_out);
                 }
-                let bits = uw.wrapping_mul(w.wrapping_add(p << 1)).wrapping_mul(*b);
-                let cross = (p << 1).wrapping_mul(*a).wrapping_add((uw << 1).wrapping_mul(*ab));
-                *sum = sum.wrapping_add(bits).wrapping_sub(cross);
-            }
-            *sum &= mask(self.k_out);
-        }
+            },
+        );
         Ok(sums)
     }
 }
