@@ -165,14 +165,14 @@ fn malformed_bytes_end_only_their_own_stream() {
         let n = (trailing.len() - 4) as u32;
         trailing[..4].copy_from_slice(&n.to_le_bytes());
         let mut version = request(3);
-        version[4] = 9;
+        version[4] = 200;
         let mut tokens = request(4);
         let at = tokens.len() - 4;
         tokens[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
         let cases = [
             (vec![0xff; 64], "allowed"),
             (trailing, "trailing"),
-            (version, "version 9"),
+            (version, "version 200"),
             (tokens, "tokens"),
             (Message::Accept.encode(), "starts with a request"),
             (with_input(5, 80), "sealed input rejected"),

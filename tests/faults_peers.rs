@@ -31,7 +31,7 @@ const FAULTS: [Case; 11] = [
     (Fault::Short, &["1 bytes missing", "was due"]),
     (Fault::Reordered, &["was due", "bytes where at most"]),
     (Fault::Replayed, &["was due", "bytes where at most"]),
-    (Fault::Version, &["protocol version 9; this side speaks"]),
+    (Fault::Version, &["protocol version 200; this side speaks"]),
     (Fault::Unknown, &["kind 200"]),
     (Fault::OtherKind, &["was due"]),
     // Both evaluators wait equally long; the loser sees the winner or the client leave.
@@ -119,12 +119,12 @@ fn greetings_that_are_refused_say_why() {
             m.encode()
         };
         let mut version = rogue.hello().encode();
-        version[4] = 9;
+        version[4] = 200;
         let mut trailing = rogue.hello().encode();
         trailing.push(0);
         trailing[0] += 1;
         let cases = [
-            (version, "protocol version 9; this side speaks"),
+            (version, "protocol version 200; this side speaks"),
             (trailing, "1 trailing bytes"),
             (vec![0xff; 64], "a frame of 4294967295 bytes"),
             (Message::Accept.encode(), "in place of a greeting"),

@@ -245,7 +245,7 @@ async fn write(tx: &mut SendStream, frames: &[Message], at: usize, fault: Fault)
                 }
                 Fault::Reordered => bytes = [frames[i + 1].encode(), bytes].concat(),
                 Fault::Replayed => bytes = [bytes.clone(), bytes].concat(),
-                Fault::Version => bytes[4] = 9,
+                Fault::Version => bytes[4] = 200,
                 Fault::Unknown => bytes[5] = 200,
                 Fault::OtherKind => bytes = Message::Accept.encode(),
                 Fault::Silent => return Ok(()),

@@ -48,6 +48,7 @@ impl Compiled {
             ways,
             arena: Arena::default(),
             places: vec![Places::default(); p.values.len()],
+            gone: vec![false; p.values.len()],
             lowered: Lowered::default(),
         };
         // Brought from outside: shares, and what was left in whichever form.
@@ -90,6 +91,7 @@ struct Compiler<'a> {
     ways: &'a dyn Ways,
     arena: Arena,
     places: Vec<Places>,
+    gone: Vec<bool>,
     lowered: Lowered,
 }
 
@@ -104,6 +106,10 @@ impl Compiler<'_> {
 
     /// The place stays known: what has been read for the last time is left as it is until another value needs the room.
     fn forget(&mut self, v: Id) {
+        // An operation may read a value twice.
+        if std::mem::replace(&mut self.gone[v], true) {
+            return;
+        }
         let Places { share, masked, mask } = self.places[v];
         [share, masked, mask].into_iter().flatten().for_each(|at| self.arena.give(at, self.p.values[v].len()));
     }
