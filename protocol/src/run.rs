@@ -24,6 +24,7 @@ use crate::wipe::{Wiped, append, wipe};
 use crate::{DealerSink, Error, EvaluatorIo, Role};
 
 use dealing::Masks;
+use device::Held;
 pub use device::{Segment, Source, segments};
 
 /// Words that are added to others at a time, a multiple of eight.
@@ -268,8 +269,13 @@ pub fn evaluate_next(
     let device = io.backend().evaluation(p, role)?;
     if let Some(mut device) = device {
         let start = p.inputs().chain(p.carried[0].iter().copied());
-        let start = start.map(|v| (v, (std::mem::take(&mut st.share[v]), std::mem::take(&mut st.masked[v])))).collect();
-        let (output, kept) = device::evaluate(p, role, prg, start, &mut *device, io)?;
+        let start = start.map(|v| {
+            let held = Held { share: std::mem::take(&mut st.share[v]), masked: std::mem::take(&mut st.masked[v]) };
+            (v, held)
+        });
+        let (output, kept) = device::evaluate(p, role, prg, start.collect(), &mut *device, io)?;
+        let kept =
+            kept.into_iter().map(|mut h| (std::mem::take(&mut h.share), std::mem::take(&mut h.masked))).collect();
         *state = EvaluatorState { positions: p.past + p.tokens, kept };
         return Ok(output);
     }

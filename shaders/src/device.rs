@@ -19,7 +19,7 @@ use crate::kernel::{Kernel, Layout, Word};
 /// A job that takes longer has hung: jobs are cut to what slow adapters do in a few seconds.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Buffers are no larger, whatever the adapter allows: it bounds what a party keeps beside its weights.
+/// Buffers of single products are no larger, whatever the adapter allows: it bounds what a party keeps beside its weights.
 const ROOM: usize = 64 << 20;
 
 /// The bytes of uniforms.
@@ -77,7 +77,7 @@ pub(crate) struct Device {
     pub about: Adapter,
     /// Most bytes of a binding of a job.
     pub room: usize,
-    /// Most bytes of any.
+    /// Most bytes of any binding.
     pub room_for_all: usize,
     /// Whether dot products of bytes are faster than products of words, in rings up to 32 bits and above.
     pub dots: [bool; 2],

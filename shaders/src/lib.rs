@@ -27,7 +27,7 @@ mod rates;
 mod words;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tacet_protocol::backend::{Backend, Cpu, Evaluation};
@@ -56,12 +56,14 @@ const SMALL: usize = 1 << 21;
 /// travel there and back for a few rows.
 const FEW: usize = 8;
 
-/// An open device that computes one product at a time.
+/// An open device, which does one thing at a time.
 pub struct Gpu {
     about: Adapter,
     small: usize,
     health: Health,
     products: AtomicU64,
+    /// Whether gates are computed here too.
+    gates: AtomicBool,
     state: Arc<Mutex<State>>,
 }
 
@@ -96,10 +98,10 @@ impl Gpu {
             device.prefer(rates::MIDDLING)?;
         }
         let about = device.about.clone();
-        let (health, products) = (device.health(), AtomicU64::new(0));
+        let (health, products, gates) = (device.health(), AtomicU64::new(0), AtomicBool::new(true));
         let state = State { device, layers: HashMap::new(), layouts: Layouts::default() };
         let state = Arc::new(Mutex::new(state));
-        Ok(Gpu { about, small: SMALL, health, products, state })
+        Ok(Gpu { about, small: SMALL, health, products, gates, state })
     }
 
     /// The same device for every product: small ones, too, which a processor computes in less time.
@@ -117,7 +119,7 @@ impl Gpu {
         self.health.lost()
     }
 
-    /// Products computed so far.
+    /// Products that it was given so far.
     pub fn products(&self) -> u64 {
         self.products.load(Relaxed)
     }
@@ -161,7 +163,7 @@ impl Backend for Gpu {
         let count = |wanted: fn(&Kind) -> bool| p.ops.iter().filter(|op| wanted(&op.kind)).count();
         let layers = count(|kind| matches!(kind, Kind::Linear { .. }));
         let few = p.past() > 0 && p.tokens() < FEW;
-        if few || (p.cost().multiplications as usize) < self.small * layers {
+        if few || !self.gates.load(Relaxed) || (p.cost().multiplications as usize) < self.small * layers {
             return Ok(None);
         }
         let Some(new) = evaluation::open(&self.state, p, role)? else { return Ok(None) };

@@ -1,12 +1,15 @@
 //! How fast the kernels are on this device.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use tacet_protocol::Error;
 use tacet_protocol::backend::Backend;
+use tacet_protocol::gates::rescale::Rescale;
 use tacet_protocol::gemm::Weights;
-use tacet_protocol::program::Linear;
+use tacet_protocol::prg::{Prg, SessionKey};
+use tacet_protocol::program::{Kind, Linear, Op, Program, Value};
+use tacet_protocol::{Error, EvaluatorIo, Role, run};
 
 use crate::device::{Device, Job, Right};
 use crate::error::GpuError;
@@ -73,8 +76,54 @@ impl Device {
     }
 }
 
+/// A program of gates of middling size: rescaled columns, opened before and after.
+fn gates() -> Program {
+    let (rows, cols) = (128, 1536);
+    let (mult, shift, k_in, k_out) = (vec![123_456_789; cols], 29, 30, 32);
+    let kind = Kind::Rescale(Rescale { rows, stride: cols, first: 0, mult, shift, k_in, k_out, bias: Vec::new() });
+    let value = |bits| Value { name: String::new(), shape: vec![rows, cols], bits, xor: false, ulp: 1.0, bound: 0.0 };
+    let op =
+        |kind, inputs: &[usize], outputs: &[usize]| Op { kind, inputs: inputs.to_vec(), outputs: outputs.to_vec() };
+    let ops = vec![
+        op(Kind::Input, &[], &[0]),
+        op(Kind::Open, &[0], &[1]),
+        op(kind, &[1], &[2]),
+        op(Kind::Open, &[2], &[3]),
+        op(Kind::Last { cols: 1 }, &[0], &[4]),
+    ];
+    let last = Value { shape: vec![1], ..value(k_in) };
+    Program::of(vec![value(k_in), value(k_in), value(k_out), value(k_out), last], ops, vec![0], 4)
+}
+
+/// Another evaluator and a dealer that send zeros.
+struct Zeros<'a>(&'a dyn Backend);
+
+impl EvaluatorIo for Zeros<'_> {
+    fn dealt(&mut self, _: u32, len: usize) -> Result<Vec<u8>, Error> {
+        Ok(vec![0; len])
+    }
+
+    fn exchange(&mut self, _: u32, out: Vec<u8>) -> Result<Vec<u8>, Error> {
+        Ok(vec![0; out.len()])
+    }
+
+    fn backend(&self) -> &dyn Backend {
+        self.0
+    }
+}
+
+/// Seconds of an evaluation.
+fn evaluation(p: &Program, backend: &dyn Backend) -> Result<f64, Error> {
+    let input = p.inputs().map(|v| vec![1; p.values[v].len()]).collect();
+    let prg = Prg::new(&SessionKey::from_seed([0; 32]));
+    let start = Instant::now();
+    run::evaluate(p, Role::E1, prg, input, &mut Zeros(backend))?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
 impl Gpu {
-    /// Measures whether a layer of middling size takes less time here, with transfers, than on this processor.
+    /// Measures whether a layer of middling size takes less time here, with transfers, than on this processor; and if so,
+    /// whether gates do, which are left to the processor from then on if they do not.
     ///
     /// # Errors
     /// Those of the device, and of the processor.
@@ -98,6 +147,21 @@ impl Gpu {
         for _ in 0..4 {
             here = here.min(seconds(self)?);
             there = there.min(seconds(processor)?);
+        }
+        if here < there {
+            let pay = self.gates_pay(processor)?;
+            self.gates.store(pay, Relaxed);
+        }
+        Ok(here < there)
+    }
+
+    /// The same of gates.
+    pub(crate) fn gates_pay(&self, processor: &dyn Backend) -> Result<bool, Error> {
+        let p = gates();
+        let (mut here, mut there) = (f64::INFINITY, f64::INFINITY);
+        for _ in 0..4 {
+            here = here.min(evaluation(&p, self)?);
+            there = there.min(evaluation(&p, processor)?);
         }
         Ok(here < there)
     }

@@ -249,6 +249,7 @@ fn kernels_are_chosen_by_measuring() {
     gpu.state().device.prefer([8, 4, 4]).unwrap();
     let dots = gpu.state().device.dots;
     println!("dot products of bytes: {dots:?}, faster than the processor: {}", gpu.pays(&Cpu).unwrap());
+    println!("gates are: {}", gpu.gates_pay(&Cpu).unwrap());
     let l = layer(3, 2, &[1, -2, 300, 4, 5, 6]);
     for bits in [32, 64] {
         let x = [3, u64::MAX];

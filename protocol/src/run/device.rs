@@ -11,7 +11,7 @@ use crate::gates::{Masked, index, seeded};
 use crate::prg::{Prg, StepPrg, Words};
 use crate::program::{Id, Kind, Program};
 use crate::ring::{check_packed, packed_len};
-use crate::wipe::Wiped;
+use crate::wipe::{Wiped, wipe};
 use crate::{Error, EvaluatorIo, Role};
 
 /// Words in bytes that a device is fed: word `i` is the `bits` bits from bit `8 at + stride i` on, little-endian.
@@ -25,7 +25,7 @@ pub struct Source {
     pub bits: u32,
 }
 
-/// Operations up to an opening and with it, or to the program's end, and what a device is fed for them.
+/// Operations up to an opening and with it, or from the last one to the program's end, and what a device is fed for them.
 #[derive(Debug)]
 pub struct Segment {
     /// The operations.
@@ -47,12 +47,11 @@ const BEYOND: usize = 8;
 pub fn segments(p: &Program, role: Role) -> Vec<Segment> {
     let mut all = Vec::new();
     let (mut start, mut opened): (usize, &[Id]) = (0, &[]);
-    for end in 1..=p.ops.len() {
-        let last = &p.ops[end - 1];
-        let opens = matches!(last.kind, Kind::Open);
-        if !opens && end < p.ops.len() {
-            continue;
-        }
+    let opens = |step: usize| matches!(p.ops[step].kind, Kind::Open);
+    let mut ends: Vec<usize> = (1..=p.ops.len()).filter(|end| opens(end - 1)).collect();
+    // What comes after the last opening, if only what the other evaluator sent.
+    ends.push(p.ops.len());
+    for end in ends {
         let mut at = 0;
         let mut place = |len: usize, bits: u32, drawn: bool| {
             let stride = if drawn { 8 * Words::width(bits) as u32 } else { bits };
@@ -68,7 +67,7 @@ pub fn segments(p: &Program, role: Role) -> Vec<Segment> {
             tensors.map(|(slot, (len, bits))| place(len, bits, drawn(slot))).collect()
         });
         let dealt = dealt.collect();
-        opened = if opens { &last.inputs } else { &[] };
+        opened = if end > start && opens(end - 1) { &p.ops[end - 1].inputs } else { &[] };
         let masks = opened.iter().map(value).map(|(len, bits)| place(len, bits, true)).collect();
         all.push(Segment { steps: start..end, opened: opened_now, dealt, masks, bytes: at + BEYOND });
         start = end;
@@ -76,8 +75,19 @@ pub fn segments(p: &Program, role: Role) -> Vec<Segment> {
     all
 }
 
-/// What a value is held as: a share, or masked words with a half of the mask.
-pub(super) type Held = (Vec<u64>, Masked);
+/// What a value is held as: a share, or masked words with a half of the mask. Wiped when dropped.
+#[derive(Default)]
+pub(super) struct Held {
+    pub share: Vec<u64>,
+    pub masked: Masked,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        wipe(&mut self.share);
+        self.masked.wipe();
+    }
+}
 
 /// Evaluates a program on a device from the values that are there at its start. Returns the output's share and, of what the
 /// program leaves, shares or masked words.
@@ -90,13 +100,10 @@ pub(super) fn evaluate(
     io: &mut dyn EvaluatorIo,
 ) -> Result<(Vec<u64>, Vec<Held>), Error> {
     let mut masked = vec![false; p.values.len()];
-    for (v, (mut share, mut words)) in start {
-        let all = [(Part::Share, &share), (Part::Masked, &words.m), (Part::Mask, &words.l)];
-        let put = all.into_iter().filter(|(_, w)| !w.is_empty()).try_for_each(|(part, w)| device.put(v, part, w));
-        masked[v] = !words.m.is_empty();
-        crate::wipe::wipe(&mut share);
-        words.wipe();
-        put?;
+    for (v, held) in start {
+        let all = [(Part::Share, &held.share), (Part::Masked, &held.masked.m), (Part::Mask, &held.masked.l)];
+        all.into_iter().filter(|(_, w)| !w.is_empty()).try_for_each(|(part, w)| device.put(v, part, w))?;
+        masked[v] = !held.masked.m.is_empty();
     }
     let mut received = Vec::new();
     let all = segments(p, role);
@@ -106,7 +113,7 @@ pub(super) fn evaluate(
         let fed = &mut fed[..segment.bytes];
         feed(p, role, &mut prg, &segment, &received, fed, io)?;
         let message = device.run(i, fed)?;
-        let last = segment.steps.end - 1;
+        let Some(last) = segment.steps.last() else { break };
         let op = &p.ops[last];
         if !matches!(op.kind, Kind::Open) {
             break;
@@ -125,10 +132,14 @@ pub(super) fn evaluate(
         op.outputs.iter().for_each(|v| masked[*v] = true);
     }
     let mut left = |v: &Id| -> Result<Held, Error> {
-        Ok(match masked[*v] {
-            true => (Vec::new(), Masked { m: device.get(*v, Part::Masked)?, l: device.get(*v, Part::Mask)? }),
-            false => (device.get(*v, Part::Share)?, Masked::default()),
-        })
+        let mut held = Held::default();
+        if masked[*v] {
+            held.masked.m = device.get(*v, Part::Masked)?;
+            held.masked.l = device.get(*v, Part::Mask)?;
+        } else {
+            held.share = device.get(*v, Part::Share)?;
+        }
+        Ok(held)
     };
     let kept = p.carried[1].iter().map(&mut left).collect::<Result<_, _>>()?;
     Ok((device.get(p.output, Part::Share)?, kept))

@@ -1,11 +1,12 @@
 //! A program as a device computes it: dispatches for each segment, and where everything lies. Depends on shapes only.
 
-use tacet_protocol::Role;
 use tacet_protocol::backend::Part;
 use tacet_protocol::program::{Id, Kind, Op, Program};
 use tacet_protocol::ring::packed_len;
 use tacet_protocol::run::{Segment, segments};
+use tacet_protocol::{Error, Role};
 
+use super::WORD;
 use super::arena::Arena;
 use super::gate::Gate;
 use super::lower::{At, Lowered, Places, Unfit, Ways, half, lower};
@@ -29,18 +30,26 @@ pub(super) struct Compiled {
 
 impl Compiled {
     /// Place and number of a value's words.
-    pub fn place(&self, v: Id, part: Part) -> (usize, usize) {
+    pub fn place(&self, v: Id, part: Part) -> Result<(usize, usize), Error> {
         let p = &self.places[v];
         let at = match part {
             Part::Share => p.share,
             Part::Masked => p.masked,
             Part::Mask => p.mask,
         };
-        (at.unwrap_or_default(), self.lens[v])
+        let missing = || Error::Device(format!("value {v} of the program is not kept as {part:?}"));
+        Ok((at.ok_or_else(missing)?, self.lens[v]))
     }
 
-    pub fn new(p: &Program, role: Role, ways: &dyn Ways) -> Result<Compiled, Unfit> {
+    /// Where no buffer may have more than so many bytes.
+    pub fn new(p: &Program, role: Role, most: usize, ways: &dyn Ways) -> Result<Compiled, Unfit> {
         let segments = segments(p, role);
+        let fed = segments.iter().map(|s| s.bytes).max().unwrap_or(0);
+        let largest = p.values.iter().map(|v| v.len() * WORD).max().unwrap_or(0);
+        // Before anything is made of what could not be used.
+        if fed.max(largest) > most {
+            return Err(Unfit);
+        }
         let last = p.last_use();
         let mut c = Compiler {
             p,
@@ -79,8 +88,11 @@ impl Compiled {
             }
             ends.push((c.lowered.commands.len(), packed));
         }
-        let fed = segments.iter().map(|s| s.bytes).max().unwrap_or(0);
         let lens = p.values.iter().map(|v| v.len()).collect();
+        let sizes = [c.arena.len() * WORD, 4 * c.lowered.tables.len()];
+        if sizes.into_iter().chain(c.lowered.operands).any(|bytes| bytes > most) {
+            return Err(Unfit);
+        }
         Ok(Compiled { segments: ends, arena: c.arena.len(), places: c.places, lowered: c.lowered, fed, lens })
     }
 }
@@ -100,8 +112,13 @@ impl Compiler<'_> {
         Some(self.arena.take(self.p.values[v].len()))
     }
 
+    /// Of a value that another program left, what its readers need: what no operation reads may have been left as either.
     fn all_of(&mut self, v: Id) -> Places {
-        Places { share: self.take(v), masked: self.take(v), mask: self.take(v) }
+        let readers = || self.p.ops.iter().filter(|op| op.inputs.contains(&v));
+        let shares = readers().any(|op| matches!(op.kind, Kind::Marks { .. } | Kind::PadKeys(_)));
+        let masked = readers().any(|op| !matches!(op.kind, Kind::Marks { .. } | Kind::PadKeys(_)));
+        let mut take = |wanted: bool| wanted.then(|| self.take(v)).flatten();
+        Places { share: take(shares || !masked), masked: take(masked || !shares), mask: take(masked || !shares) }
     }
 
     /// The place stays known: what has been read for the last time is left as it is until another value needs the room.

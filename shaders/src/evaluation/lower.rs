@@ -31,7 +31,14 @@ pub(super) enum Command {
     Gate { gate: Gate, slot: usize, workgroups: [u32; 2], operand: Operand },
     /// A matrix product of the operands, with its shape in a slot; of weights where they are given, by their layer's step and
     /// part.
-    Product { kernel: Kernel, slot: usize, workgroups: [u32; 3], sizes: [usize; 3], weights: Option<(usize, usize)> },
+    Product {
+        kernel: Kernel,
+        slot: usize,
+        workgroups: [u32; 3],
+        sizes: [usize; 3],
+        macs: usize,
+        weights: Option<(usize, usize)>,
+    },
 }
 
 /// Places of a value's words in the arena.
@@ -42,9 +49,9 @@ pub(super) struct Places {
     pub mask: Option<usize>,
 }
 
-/// Why a program is left to the processor.
+/// Of a program that is left to the processor: something has no kernel, or no room.
 #[derive(Debug)]
-pub(super) struct Unfit(#[allow(dead_code)] pub String);
+pub(super) struct Unfit;
 
 /// What is made of a program's operations.
 #[derive(Default)]

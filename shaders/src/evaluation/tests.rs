@@ -16,6 +16,7 @@ use tacet_protocol::program::{Kind, Op, Program, Value};
 use tacet_protocol::ring::pack;
 use tacet_protocol::{Error, EvaluatorIo, Role, run};
 
+use super::ALL;
 use crate::Gpu;
 use crate::tests::{gpu, noise, set, ways};
 
@@ -150,10 +151,13 @@ fn nothing_of_an_evaluation_stays_on_the_device() {
     }
     assert!(on_device.get(2, Part::Share).unwrap().iter().any(|w| *w != 0));
     let state = gpu.state();
+    assert!(state.layouts.held > 0);
     on_device.clear(&state.device);
     let left: usize = on_device.contents(&state.device).iter().filter(|b| **b != 0).count();
     assert_eq!(left, 0);
     drop(state);
+    drop(on_device);
+    assert_eq!(gpu.state().layouts.held, 0);
 }
 
 /// A device that is lost between two openings: an error, and nothing to send.
@@ -177,4 +181,10 @@ fn what_does_not_fit_is_left_to_the_processor() {
     let Some(gpu) = gpu() else { return };
     gpu.state().device.room_for_all = 1 << 10;
     assert!(gpu.evaluation(&truncation(), Role::E1).unwrap().is_none());
+    // Nor beside as many as there may be.
+    gpu.state().layouts.held = ALL;
+    gpu.state().device.room_for_all = 1 << 20;
+    assert!(gpu.evaluation(&truncation(), Role::E2).unwrap().is_none());
+    gpu.state().layouts.held = 0;
+    assert!(gpu.evaluation(&truncation(), Role::E2).unwrap().is_some());
 }

@@ -34,8 +34,8 @@ pub(super) fn rows(segments: &[Segment]) -> usize {
 
 pub(super) fn row_max(to: &mut Lowered, at: &At, g: &RowMax) -> Result<(), Unfit> {
     let heads = g.level_bits.len();
-    if let Some(h) = (0..heads).find(|h| g.words(*h) > THREADS) {
-        return Err(Unfit(format!("2^{} levels are too many for a workgroup", g.level_bits[h])));
+    if (0..heads).any(|h| g.words(h) > THREADS) {
+        return Err(Unfit);
     }
     let mut first = 0;
     let about = (0..heads).flat_map(|h| {

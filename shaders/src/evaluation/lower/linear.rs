@@ -20,8 +20,9 @@ struct Shape {
 impl Lowered {
     fn multiply(&mut self, kernel: Kernel, s: &Shape, weights: Option<(usize, usize)>) -> Result<(), Unfit> {
         let [x, y] = kernel.workgroups(s.rows, s.columns);
-        if s.batch * s.rows * s.columns * s.depth * 16 > MOST_MACS || x.max(y).max(s.batch) > MOST_WORKGROUPS {
-            return Err(Unfit(format!("{} rows of {} inputs are too many for a job", s.rows, 4 * s.depth)));
+        let macs = s.batch * s.rows * s.columns * s.depth * 16;
+        if macs > MOST_MACS || x.max(y).max(s.batch) > MOST_WORKGROUPS {
+            return Err(Unfit);
         }
         let group = kernel.word.group();
         let right = if weights.is_some() { 0 } else { s.batch / s.share * s.columns * 4 * s.depth * group };
@@ -29,7 +30,7 @@ impl Lowered {
         self.operands.iter_mut().zip(sizes).for_each(|(most, size)| *most = size.max(*most));
         let slot = self.slot(&[s.rows, s.columns, s.depth, s.share].map(|n| n as u32));
         let workgroups = [x, y, s.batch].map(|n| n as u32);
-        self.commands.push(Command::Product { kernel, slot, workgroups, sizes, weights });
+        self.commands.push(Command::Product { kernel, slot, workgroups, sizes, macs, weights });
         Ok(())
     }
 }

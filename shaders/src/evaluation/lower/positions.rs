@@ -18,12 +18,9 @@ pub(super) fn reached(to: &mut Lowered, at: &At, g: &Reached) {
     to.gate(Gate::Reached, rows(&g.segments), &params);
 }
 
-/// Pairs of a head, which has no value that is in none.
+/// Pairs of a head, of which the kernels leave no value as it is.
 fn pairs(dim: usize, frequencies: usize) -> Result<u32, Unfit> {
-    match dim == 2 * frequencies {
-        true => Ok(frequencies as u32),
-        false => Err(Unfit(format!("{frequencies} frequencies leave some of {dim} values of a head as they are"))),
-    }
+    if dim == 2 * frequencies { Ok(frequencies as u32) } else { Err(Unfit) }
 }
 
 pub(super) fn turn(to: &mut Lowered, at: &At, g: &Turn) -> Result<(), Unfit> {
@@ -45,10 +42,7 @@ pub(super) fn rotate(to: &mut Lowered, at: &At, g: &Rotate) -> Result<(), Unfit>
     let by_head = by_row().any(|row| row[head..] != row[..row.len() - head]);
     let kept = by_row().flat_map(|row| &row[..if by_head { row.len() } else { head }]);
     let narrow = |mult: &i64| i32::try_from(*mult).map(|mult| mult as u32);
-    let mults: Vec<u32> = kept.flatten().map(narrow).collect::<Result<_, _>>().map_err(|_| {
-        let most = g.scale.iter().fold(0f64, |most, s| most.max(s.abs()));
-        Unfit(format!("a rotation's scales of up to {most} are too large"))
-    })?;
+    let mults: Vec<u32> = kept.flatten().map(narrow).collect::<Result<_, _>>().map_err(|_| Unfit)?;
     let mults = to.table32(mults);
     let ([carry, carry_form], [top, top_form]) = (at.half(0), at.half(1));
     let params = [

@@ -10,7 +10,8 @@ use crate::evaluation::gate::Gate;
 pub(super) fn exp(to: &mut Lowered, at: &At, g: &Exp) -> Result<(), Unfit> {
     let mut facts = Vec::new();
     for (i, head) in g.heads.iter().enumerate() {
-        let Some(powers) = g.public_tables(i) else { return Err(Unfit("few scores have no tables of powers".into())) };
+        // Few scores have none.
+        let powers = g.public_tables(i).ok_or(Unfit)?;
         let coarse = to.table32(powers.coarse.into_iter().flatten());
         let fine = to.table32(powers.fine);
         let ([powers_at, powers_form], [flags_at, flags_form]) = (at.half(2 * i), at.half(2 * i + 1));
