@@ -38,7 +38,7 @@ pub struct Args {
     /// Model directory or name
     #[arg(long)]
     model: Option<String>,
-    /// Where the parties of this machine compute products: auto, cpu or gpu
+    /// Where the parties of this machine compute: auto, cpu or gpu
     #[arg(long, default_value = "auto")]
     backend: BackendKind,
     /// Print one JSON object instead of tables

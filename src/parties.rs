@@ -20,7 +20,7 @@ pub struct Asked {
     /// Start three parties on this machine for the run
     #[arg(long)]
     local: bool,
-    /// Where the parties of this machine compute products: auto, cpu or gpu
+    /// Where the parties of this machine compute: auto, cpu or gpu
     #[arg(long, default_value = "auto", conflicts_with = "parties")]
     backend: BackendKind,
 }

@@ -67,7 +67,7 @@ pub struct Args {
     /// Say where it listens as one JSON object
     #[arg(long)]
     json: bool,
-    /// Where the parties of this machine compute products: auto, cpu or gpu
+    /// Where the parties of this machine compute: auto, cpu or gpu
     #[arg(long, default_value = "auto", conflicts_with = "parties")]
     backend: BackendKind,
 }

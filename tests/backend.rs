@@ -59,16 +59,21 @@ fn evaluators_on_an_adapter_answer_as_in_the_clear() {
     let lane = Lane::start_on(exe, &model, Limits::default(), Pool::default(), BackendKind::Gpu).unwrap();
     on_one_thread(async {
         let client = Client::builder().parties(lane.parties.clone()).model(&model).connect().await.unwrap();
-        let ids = [101, 2129, 2079, 1045, 13184, 2026, 4003, 1029, 102];
-        let got = client.embed_ids(&ids).await.unwrap();
-        let same = cosine(&got.vector, &client.model().plaintext(&ids).unwrap());
-        assert!(same >= 0.999, "cosine {same}");
+        let question = [101, 2129, 2079, 1045, 13184, 2026, 4003, 1029, 102];
+        // Padded to 16 rows, whose scores are too few for a whole evaluation, and to 32.
+        for (ids, whole) in [(question.to_vec(), 0), (question.repeat(3), 1)] {
+            let before = [0, 1].map(|e| lane.metric(e, "tacet_gpu_products_total").unwrap());
+            let got = client.embed_ids(&ids).await.unwrap();
+            let same = cosine(&got.vector, &client.model().plaintext(&ids).unwrap());
+            assert!(same >= 0.999, "cosine {same}");
+            for (evaluator, before) in before.into_iter().enumerate() {
+                let products = lane.metric(evaluator, "tacet_gpu_products_total").unwrap() - before;
+                // Of the shorter text those of the four wide layers a block that are worth a device.
+                assert!(products >= 12, "{products}");
+                assert_eq!(lane.metric(evaluator, "tacet_gpu_evaluations_total"), Some(whole));
+            }
+        }
     });
-    for evaluator in 0..2 {
-        let products = lane.metric(evaluator, "tacet_gpu_products_total").unwrap();
-        // At 16 tokens those of the four wide layers a block that are worth a device.
-        assert!(products >= 12, "{products}");
-    }
 }
 
 #[test]

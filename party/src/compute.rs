@@ -58,9 +58,9 @@ impl Compute {
         lock(&self.gpu).as_ref().map_or("cpu".into(), |g| g.adapter().to_string())
     }
 
-    /// Products computed on an adapter, since it was opened last.
-    pub fn products(&self) -> u64 {
-        lock(&self.gpu).as_ref().map_or(0, |g| g.products())
+    /// Products and whole evaluations that an adapter was given, since it was opened last.
+    pub fn on_adapter(&self) -> [u64; 2] {
+        lock(&self.gpu).as_ref().map_or([0; 2], |g| [g.products(), g.evaluations()])
     }
 
     /// What a session computes with.
@@ -159,9 +159,9 @@ impl Compute {
         "cpu".into()
     }
 
-    /// Products computed on an adapter.
-    pub fn products(&self) -> u64 {
-        0
+    /// Products and whole evaluations on an adapter.
+    pub fn on_adapter(&self) -> [u64; 2] {
+        [0; 2]
     }
 
     /// What a session computes with.

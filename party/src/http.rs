@@ -84,8 +84,9 @@ fn metrics(party: &Party) -> String {
     ] {
         let _ = writeln!(out, "# TYPE {name} counter\n{name} {}", v.load(Ordering::Relaxed));
     }
-    let products = party.compute.products();
+    let [products, evaluations] = party.compute.on_adapter();
     let _ = writeln!(out, "# TYPE tacet_gpu_products_total counter\ntacet_gpu_products_total {products}");
+    let _ = writeln!(out, "# TYPE tacet_gpu_evaluations_total counter\ntacet_gpu_evaluations_total {evaluations}");
     let f = if party.config.role == Role::Dealer { party.stock.figures() } else { party.pool.figures() };
     let _ = writeln!(
         out,

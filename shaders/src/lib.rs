@@ -62,6 +62,7 @@ pub struct Gpu {
     small: usize,
     health: Health,
     products: AtomicU64,
+    evaluations: AtomicU64,
     /// Whether gates are computed here too.
     gates: AtomicBool,
     state: Arc<Mutex<State>>,
@@ -98,10 +99,11 @@ impl Gpu {
             device.prefer(rates::MIDDLING)?;
         }
         let about = device.about.clone();
-        let (health, products, gates) = (device.health(), AtomicU64::new(0), AtomicBool::new(true));
+        let (health, gates) = (device.health(), AtomicBool::new(true));
+        let (products, evaluations) = <(AtomicU64, AtomicU64)>::default();
         let state = State { device, layers: HashMap::new(), layouts: Layouts::default() };
         let state = Arc::new(Mutex::new(state));
-        Ok(Gpu { about, small: SMALL, health, products, gates, state })
+        Ok(Gpu { about, small: SMALL, health, products, evaluations, gates, state })
     }
 
     /// The same device for every product: small ones, too, which a processor computes in less time.
@@ -122,6 +124,11 @@ impl Gpu {
     /// Products that it was given so far.
     pub fn products(&self) -> u64 {
         self.products.load(Relaxed)
+    }
+
+    /// Evaluations that it was given so far.
+    pub fn evaluations(&self) -> u64 {
+        self.evaluations.load(Relaxed)
     }
 
     /// Gives the device up: products fail from now on, as after a driver's reset.
@@ -169,6 +176,7 @@ impl Backend for Gpu {
         let Some(new) = evaluation::open(&self.state, p, role)? else { return Ok(None) };
         let products = layers + count(|kind| matches!(kind, Kind::Product(_)));
         self.products.fetch_add(products as u64, Relaxed);
+        self.evaluations.fetch_add(1, Relaxed);
         Ok(Some(Box::new(new)))
     }
 }
