@@ -122,22 +122,7 @@ impl Device {
         device.set_device_lost_callback(move |why, text| {
             lock(&heard).lost.get_or_insert(format!("{why:?} {text}").trim().to_string());
         });
-        let entry = |binding, ty| wgpu::BindGroupLayoutEntry {
-            binding,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
-            count: None,
-        };
-        let storage = |read_only| wgpu::BufferBindingType::Storage { read_only };
-        let bindings = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-            label: None,
-            entries: &[
-                entry(0, wgpu::BufferBindingType::Uniform),
-                entry(1, storage(true)),
-                entry(2, storage(true)),
-                entry(3, storage(false)),
-            ],
-        });
+        let bindings = bindings(&device, false, [true, true, false]);
         let gates = Gates::new(&device);
         let limits = device.limits();
         let room = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size / 2);
@@ -214,17 +199,19 @@ impl Device {
         Ok(b)
     }
 
-    pub(crate) fn pipeline(&mut self, kernel: Kernel) -> Result<wgpu::ComputePipeline, GpuError> {
-        if let Some(p) = self.pipelines.get(&kernel) {
-            return Ok(p.clone());
-        }
+    /// Compiles a kernel.
+    pub(crate) fn compile(
+        &self,
+        source: String,
+        bindings: &wgpu::BindGroupLayout,
+    ) -> Result<wgpu::ComputePipeline, GpuError> {
         let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: None,
-            source: wgpu::ShaderSource::Wgsl(kernel.source().into()),
+            source: wgpu::ShaderSource::Wgsl(source.into()),
         });
         let layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: None,
-            bind_group_layouts: &[Some(&self.bindings)],
+            bind_group_layouts: &[Some(bindings)],
             immediate_size: 0,
         });
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
@@ -240,6 +227,14 @@ impl Device {
             cache: None,
         });
         self.check()?;
+        Ok(pipeline)
+    }
+
+    pub(crate) fn pipeline(&mut self, kernel: Kernel) -> Result<wgpu::ComputePipeline, GpuError> {
+        if let Some(p) = self.pipelines.get(&kernel) {
+            return Ok(p.clone());
+        }
+        let pipeline = self.compile(kernel.source(), &self.bindings)?;
         self.pipelines.insert(kernel, pipeline.clone());
         Ok(pipeline)
     }
@@ -394,6 +389,24 @@ impl Device {
     pub(crate) fn ask_too_much(&self) {
         buffer(&self.device, self.device.limits().max_buffer_size as usize + 4, BufferUsages::COPY_DST);
     }
+}
+
+/// A kernel's bindings: parameters, at an offset that a dispatch says or not, then buffers that are read only or not.
+pub(crate) fn bindings<const N: usize>(
+    device: &wgpu::Device,
+    dynamic: bool,
+    read_only: [bool; N],
+) -> wgpu::BindGroupLayout {
+    let entry = |binding, ty, has_dynamic_offset| wgpu::BindGroupLayoutEntry {
+        binding,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None },
+        count: None,
+    };
+    let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform, dynamic)];
+    let buffers = read_only.map(|read_only| wgpu::BufferBindingType::Storage { read_only });
+    entries.extend(buffers.into_iter().zip(1..).map(|(ty, binding)| entry(binding, ty, false)));
+    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
 }
 
 pub(crate) fn buffer(device: &wgpu::Device, size: usize, usage: BufferUsages) -> wgpu::Buffer {

@@ -15,10 +15,10 @@ mod on_device;
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tacet_protocol::program::{Kind, Program};
-use tacet_protocol::{Error, Role};
+use tacet_protocol::{Error, Role, lock};
 use wgpu::BufferUsages;
 
 use crate::State;
@@ -75,7 +75,7 @@ struct Choice<'a> {
 }
 
 impl Ways for Choice<'_> {
-    fn linear(&self, step: usize, rows: usize, _: u32) -> (Kernel, Vec<Range<usize>>) {
+    fn linear(&self, step: usize, rows: usize) -> (Kernel, Vec<Range<usize>>) {
         let Layer { word, by, parts } = &self.layers[&step];
         (Kernel { word: *word, by: *by, layout: self.device.layout(rows) }, parts.clone())
     }
@@ -156,10 +156,6 @@ fn lay_out(
     let params = put(std::mem::take(&mut compiled.lowered.params), BufferUsages::UNIFORM)?;
     let tables = put(std::mem::take(&mut compiled.lowered.tables), BufferUsages::STORAGE)?;
     Ok(Some(Arc::new(Layout { compiled, params, tables })))
-}
-
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -28,12 +28,12 @@ mod words;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tacet_protocol::backend::{Backend, Cpu, Evaluation};
 use tacet_protocol::gates::product::HeadProduct;
 use tacet_protocol::program::{Kind, Linear, Program};
-use tacet_protocol::{Error, Role};
+use tacet_protocol::{Error, Role, lock};
 
 pub use adapter::{Adapter, Choice, adapters};
 pub use error::GpuError;
@@ -137,7 +137,7 @@ impl Gpu {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

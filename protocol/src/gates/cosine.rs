@@ -23,7 +23,7 @@ use crate::vector::{self, Kernel};
 pub const LANES: usize = 16;
 
 /// Bits of an angle that count, of which a whole turn has `2^PHASE`.
-pub const PHASE: u32 = 20;
+const PHASE: u32 = 20;
 /// Bits of each half of an angle, by which [`Cosine::angles`] are read.
 const HALF: u32 = PHASE / 2;
 /// Cosines and sines are at `2^UNIT`.
@@ -155,7 +155,7 @@ impl Cosine {
     }
 
     /// Cosine and sine, at `2^30`, of the 1024 coarse angles, 1024th parts of a turn, and of the 1024 fine ones, 1024th parts of
-    /// those. Of a word `x` in a column with so many `turns` the angle is the upper [`PHASE`] bits of `turns x mod 2^period`,
+    /// those. Of a word `x` in a column with so many `turns` the angle is the upper twenty bits of `turns x mod 2^period`,
     /// with zeros below them where that has fewer; its upper half is the coarse one's number, its lower half the fine one's.
     ///
     /// Of two angles' `[c, s]` and `[d, t]` the sum's is `[c d - s t, s d + c t]`, each plus `2^29` and shifted right by 30. The

@@ -2,9 +2,7 @@
 
 use std::collections::HashMap;
 
-use wgpu::{BindingType, BufferBindingType, ShaderStages};
-
-use crate::device::Device;
+use crate::device::{Device, bindings};
 use crate::error::GpuError;
 
 /// Bytes between the parameters of two kernels, a multiple of what every adapter asks for.
@@ -171,47 +169,8 @@ pub(crate) struct Gates {
 
 impl Gates {
     pub(crate) fn new(device: &wgpu::Device) -> Gates {
-        let entry = |binding, ty, dynamic: bool| wgpu::BindGroupLayoutEntry {
-            binding,
-            visibility: ShaderStages::COMPUTE,
-            ty: BindingType::Buffer { ty, has_dynamic_offset: dynamic, min_binding_size: None },
-            count: None,
-        };
-        let storage = |read_only| BufferBindingType::Storage { read_only };
-        let bindings = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-            label: None,
-            entries: &[
-                entry(0, BufferBindingType::Uniform, true),
-                entry(1, storage(false), false),
-                entry(2, storage(true), false),
-                entry(3, storage(true), false),
-                entry(4, storage(false), false),
-            ],
-        });
+        let bindings = bindings(device, true, [false, true, true, false]);
         Gates { bindings, pipelines: HashMap::new() }
-    }
-
-    fn compile(&self, device: &wgpu::Device, gate: Gate, int64: bool) -> wgpu::ComputePipeline {
-        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label: None,
-            source: wgpu::ShaderSource::Wgsl(gate.source(int64).into()),
-        });
-        let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: None,
-            bind_group_layouts: &[Some(&self.bindings)],
-            immediate_size: 0,
-        });
-        device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: None,
-            layout: Some(&layout),
-            module: &module,
-            entry_point: None,
-            compilation_options: wgpu::PipelineCompilationOptions {
-                zero_initialize_workgroup_memory: false,
-                ..Default::default()
-            },
-            cache: None,
-        })
     }
 }
 
@@ -221,8 +180,7 @@ pub(super) fn pipeline(device: &mut Device, gate: Gate) -> Result<wgpu::ComputeP
     if let Some(known) = device.gates.pipelines.get(&(gate, int64)) {
         return Ok(known.clone());
     }
-    let new = device.gates.compile(&device.device, gate, int64);
-    device.check()?;
+    let new = device.compile(gate.source(int64), &device.gates.bindings)?;
     device.gates.pipelines.insert((gate, int64), new.clone());
     Ok(new)
 }

@@ -169,7 +169,7 @@ impl At<'_> {
 /// What a device is, as far as it decides on kernels.
 pub(super) trait Ways {
     /// The kernel, and the outputs of each part of the weights, of a linear layer.
-    fn linear(&self, step: usize, rows: usize, bits: u32) -> (Kernel, Vec<std::ops::Range<usize>>);
+    fn linear(&self, step: usize, rows: usize) -> (Kernel, Vec<std::ops::Range<usize>>);
     /// The kernel of products of words.
     fn words(&self, rows: usize, bits: u32) -> Kernel;
 }

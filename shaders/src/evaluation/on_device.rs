@@ -3,15 +3,15 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use tacet_protocol::Error;
 use tacet_protocol::backend::{Evaluation, Part};
 use tacet_protocol::program::Id;
+use tacet_protocol::{Error, lock};
 use wgpu::{BufferUsages, MapMode};
 
 use super::compile::Compiled;
 use super::gate::{self, SLOT};
 use super::lower::{Command, Operand};
-use super::{Layout, WORD, lock};
+use super::{Layout, WORD};
 use crate::device::{Device, buffer};
 use crate::error::GpuError;
 use crate::{MOST_MACS, State};

@@ -14,11 +14,6 @@ struct Gate {
 
 fn run(e: u32) {
     let l = half(g.half_at, g.half_form, e);
-    let x = load(g.x + e);
     store(g.l + e, l);
-    if g.exclusive == 1u {
-        store(g.m + e, keep(bit_xor(x, l), g.bits));
-    } else {
-        store(g.m + e, keep(plus(x, l), g.bits));
-    }
+    store(g.m + e, added(load(g.x + e), l, g.exclusive, g.bits));
 }

@@ -12,10 +12,5 @@ struct Gate {
 
 fn run(e: u32) {
     let other = half(g.half_at, g.half_form, e);
-    let m = load(g.m + e);
-    if g.exclusive == 1u {
-        store(g.m + e, keep(bit_xor(m, other), g.bits));
-    } else {
-        store(g.m + e, keep(plus(m, other), g.bits));
-    }
+    store(g.m + e, added(load(g.m + e), other, g.exclusive, g.bits));
 }

@@ -30,6 +30,14 @@ fn negative(a: Word) -> Word {
     return minus(word(0u), a);
 }
 
+// The sum in a ring, or of bits.
+fn added(a: Word, b: Word, exclusive: u32, bits: u32) -> Word {
+    if exclusive == 1u {
+        return keep(bit_xor(a, b), bits);
+    }
+    return keep(plus(a, b), bits);
+}
+
 // Bit `n` of 64.
 fn bit(a: Word, n: u32) -> u32 {
     return lower(right_by(a, n)) & 1u;

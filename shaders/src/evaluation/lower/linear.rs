@@ -42,7 +42,7 @@ fn wide(kernel: Kernel) -> u32 {
 pub(super) fn linear(to: &mut Lowered, at: &At, rows: usize, layer: &Linear, ways: &dyn Ways) -> Result<(), Unfit> {
     let bits = at.p.values[at.op.outputs[0]].bits;
     let (inputs, all) = (at.len_in(0) / rows.max(1), layer.bias.len());
-    let (kernel, parts) = ways.linear(at.step, rows, bits);
+    let (kernel, parts) = ways.linear(at.step, rows);
     let depth = inputs.div_ceil(4);
     let bias = to.table(layer.bias.iter().map(|b| *b as u64));
     let [n, width] = [rows, inputs].map(|n| n as u32);
