@@ -21,8 +21,8 @@ use crate::gates::pad;
 use crate::model::Norm;
 use crate::model::decoder::{Activation, Config, DecoderLayer, Mlp};
 
-/// Most scales of the nonlinearity, a sixteenth of what its pieces are off by, and of what multiplies it, and the fewest that
-/// are of use.
+/// Most scales of the nonlinearity, finer than what its pieces are off by, and of what multiplies it, and the fewest that are
+/// of use.
 const F_ACTIVATED: (i32, i32) = (16, 12);
 const F_UP: (i32, i32) = (13, 6);
 /// Bits of the largest value that attention averages, point included, and most and fewest fraction bits of it.
@@ -36,6 +36,9 @@ const F_DOWN: i32 = 18;
 const F_UP_WORTH: i32 = 10;
 /// Most multiply-accumulates for which spectral norms are bounded closely (minutes); above, by the Frobenius norm.
 const CLOSE: usize = 10_000_000_000_000;
+/// What a nonlinearity's pieces may be off by: about what roundings add to a series at 20 bits. A quarter of it takes a third more
+/// harmonics.
+const TOLERANCE: f64 = 1e-3;
 /// log2 of the number of levels that a head's scores may take.
 const LEVEL_BITS: std::ops::RangeInclusive<u32> = 6..=14;
 
@@ -449,7 +452,7 @@ fn curves(name: &str, c: &Config, bounds: &[f64]) -> Result<(Vec<f64>, Curves), 
             x * libm::tanh(inner) / 2.0
         },
     };
-    let mut pieces = Pieces::new(even, 2.5e-4);
+    let mut pieces = Pieces::new(even, TOLERANCE);
     let curve = |b: &f64| {
         let none = || refuse(&format!("{name} nonlinearity"), format!("no series for inputs up to {b:.0}"));
         pieces.curve(half_ring(*b)).ok_or_else(none)
