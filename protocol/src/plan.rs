@@ -17,6 +17,7 @@ mod kept;
 mod layer;
 mod linalg;
 mod norm;
+mod project;
 mod prove;
 mod rows;
 

@@ -1,16 +1,15 @@
 //! A decoder as a list of operations, for some new rows after some past ones: prefill and single steps alike.
 //!
-//! 22 rounds a block with a gated MLP, 21 without, and 4 more: a linear layer reads the product of the residual and
-//! its norm's inverse root directly, truncated as shares are ([`crate::gates::local`]), so neither normalised rows nor attention's
-//! outputs nor the MLP's products are opened for a rescale of their own; and the sum of squares that a norm begins with is
-//! taken before the residual is opened ([`crate::gates::residual`]), all but the first. Programs of few rows spend dealt
-//! bytes to count the maximum's levels in one round less.
+//! 22 rounds a block with a gated MLP, 21 without, one more where heads have norms of their own, and 4 more in all; two a block
+//! fewer for a single row. Linear layers read the product of the residual and its norm's inverse root directly, truncated as
+//! shares are ([`crate::gates::local`]), so neither normalised rows nor attention's outputs nor the MLP's products are opened for
+//! a rescale of their own; and the sum of squares that a norm begins with is taken before the residual is opened
+//! ([`crate::gates::residual`]), all but the first. A single row has its queries and keys a round earlier ([`super::project`]), and
+//! few rows spend dealt bytes to count the maximum's levels in one round less.
 //!
-//! Heads with norms of their own take one round more, since theirs begin with an opening. Such a norm undoes any factor of its input, that of the row's own
-//! norm included, so queries and keys are taken of the residual itself: `W x` is a linear map of a share, opened beside
-//! `x` under masks of its own, and the heads' sums of squares, inverse roots and products run beside the row's. What the
-//! evaluators see more is `W x`, uniform under a fresh mask; the dealer needs no weights. The norm's epsilon is left out,
-//! since it belongs to heads of normalised rows: that changes a head whose mean square there is `s` by `eps / (2 s)` of itself.
+//! Heads with norms of their own take one round more, since theirs begin with an opening, beside which the row's own norm runs.
+//! Their epsilon is left out, since it belongs to heads of normalised rows: that changes a head whose mean square there is `s` by
+//! `eps / (2 s)` of itself.
 //!
 //! Keys and values of past rows stay masked at the evaluators from the step that opened them; the dealer keeps their
 //! masks. A masked value may be read by any number of products, so nothing is opened again. Bits that say which rows are
@@ -27,7 +26,8 @@ use super::attention::{Attend, depth, level_bits};
 use super::build::{Activated, Build, Part, Scaled};
 use super::decoder::{DEGREE, DecoderPlanner, F_LARGEST, F_RECIP, K_SCORE, RHO, hidden_levels};
 use super::layer::{BlockPlan, MlpPlan};
-use super::norm::{F_INPUT, F_RESIDUAL, HeadNorm, K_SQUARES, LARGEST, PreNorm};
+use super::norm::{F_INPUT, F_RESIDUAL, K_SQUARES, PreNorm};
+use super::project::Projected;
 use super::prove::prove;
 use super::rows::Wide;
 use super::{SLACK, pow2, refuse};
@@ -37,7 +37,6 @@ use crate::gates::grid::Grid;
 use crate::gates::hadamard::Hadamard;
 use crate::gates::pad::PadKeys;
 use crate::gates::product::{HeadProduct, Side};
-use crate::gates::rotate::Rotate;
 use crate::gates::squares::Squares;
 use crate::gates::turn::Turn;
 use crate::program::{Id, Kind, Outcome, Program, Value};
@@ -56,16 +55,17 @@ const F_TURN_LEAST: i32 = 12;
 
 /// A share of the residual, and one of its rows' sums of squares, but for what a program starts with.
 #[derive(Clone, Copy)]
-struct Residual {
-    x: Id,
-    square: Option<Id>,
+pub struct Residual {
+    pub x: Id,
+    pub square: Option<Id>,
 }
 
-struct Emit<'a> {
-    p: &'a DecoderPlanner,
-    past: usize,
-    rows: usize,
-    b: Build,
+/// A program in the making: `rows` after `past` ones.
+pub struct Emit<'a> {
+    pub p: &'a DecoderPlanner,
+    pub past: usize,
+    pub rows: usize,
+    pub b: Build,
 }
 
 impl Emit<'_> {
@@ -75,7 +75,7 @@ impl Emit<'_> {
     }
 
     /// Sum of squares of the masked residual's rows.
-    fn square(&mut self, name: &str, x: Id, n: &PreNorm) -> Id {
+    pub fn square(&mut self, name: &str, x: Id, n: &PreNorm) -> Id {
         let (rows, d, k) = (self.rows, self.p.config.hidden, self.k_squares(n));
         let v = self.b.value(&format!("{name} square"), &[rows], k, 0.0, n.largest());
         if n.shift == 0 {
@@ -98,19 +98,19 @@ impl Emit<'_> {
         [x, v]
     }
 
-    /// The inverse root of a masked sum of squares at every scale.
-    fn root(&mut self, name: &str, v: Id, n: &PreNorm) -> Scaled {
+    /// The inverse root of a masked sum of squares at every scale, for the ring `k`, at least the norm's.
+    pub fn root(&mut self, name: &str, v: Id, n: &PreNorm, k: u32) -> Scaled {
         let c = &self.p.config;
         let scales = n.scales(c);
         let (floor, eps) = (pow2(scales.drop as i32 - 1), c.eps * n.unit(c));
         // In units of the residual: x times this is x / rms(x) at 2^-f.
         let one = pow2(n.f - n.shift as i32) * libm::sqrt(c.hidden as f64);
         let f = move |v: f64| one / libm::sqrt(v.max(floor) + eps);
-        self.b.scaled(&format!("{name} inverse root"), v, scales, n.k, RHO, f)
+        self.b.scaled(&format!("{name} inverse root"), v, scales, k, RHO, f)
     }
 
     /// The masked residual times the masked inverse root, as a share at `2^-`[`F_INPUT`].
-    fn times_root(&mut self, name: &str, x: Id, r: Id, n: &PreNorm) -> Id {
+    pub fn times_root(&mut self, name: &str, x: Id, r: Id, n: &PreNorm) -> Id {
         let (rows, d) = (self.rows, self.p.config.hidden);
         let bound = libm::sqrt(d as f64) * SLACK * pow2(n.f);
         let y = self.b.value(&format!("{name} normalised"), &[rows, d], n.k, pow2(-n.f), bound);
@@ -120,41 +120,13 @@ impl Emit<'_> {
 
     /// `x / rms(x)` as a share at `2^-`[`F_INPUT`], and the masked residual; three rounds, the last of which opens the inverse root, but
     /// for the first of all four.
-    fn normalised(&mut self, name: &str, r: Residual, n: &PreNorm) -> [Id; 2] {
+    pub fn normalised(&mut self, name: &str, r: Residual, n: &PreNorm) -> [Id; 2] {
         let [x, v] = self.opened(name, r, n);
-        let r = self.root(name, v, n);
+        let r = self.root(name, v, n, n.k);
         let opened = self.b.open(r.shares);
         let r = self.b.selected(&format!("{name} inverse root"), opened, r);
         let [r] = self.b.open([r]);
         [self.times_root(name, x, r, n), x]
-    }
-
-    /// [`Self::normalised`] in four rounds, and beside it the heads of queries and keys, each normalised: a share, before gains.
-    fn normalised_heads(&mut self, name: &str, r: Residual, n: &PreNorm, h: &HeadNorm) -> ([Id; 2], Id) {
-        let (rows, dim, heads) = (self.rows, self.p.config.head_dim, h.shift.len() / self.p.config.head_dim);
-        let width = heads * dim;
-        let acc = self.linear("head accumulators", r.x, &h.wide);
-        let [x, acc] = self.b.open([r.x, acc]);
-        let v = r.square.unwrap_or_else(|| self.square(name, x, n));
-        let w = self.b.value("head squares", &[rows, heads], K_SQUARES, 0.0, LARGEST);
-        let squares = Squares { rows, dim, shift: h.shift.clone(), k_in: h.wide.k, k_out: K_SQUARES };
-        self.b.op(Kind::Squares(squares), &[acc], &[w]);
-        let [v, w] = self.b.open([v, w]);
-        let r = self.root(name, v, n);
-        let scales = h.scales();
-        // Of scaled heads; the product with a head is scaled back by its columns' gains.
-        let (floor, one) = (pow2(scales.drop as i32 - 1), pow2(h.f) * libm::sqrt(dim as f64));
-        let f = move |v: f64| one / libm::sqrt(v.max(floor));
-        let s = self.b.scaled("heads' inverse root", w, scales, h.wide.k, RHO, f);
-        let [row, flags, head, head_flags] = self.b.open([r.shares[0], r.shares[1], s.shares[0], s.shares[1]]);
-        let r = self.b.selected(&format!("{name} inverse root"), [row, flags], r);
-        let s = self.b.selected("heads' inverse root", [head, head_flags], s);
-        let [r, s] = self.b.open([r, s]);
-        let y = self.times_root(name, x, r, n);
-        let z = self.b.value("normalised heads", &[rows, width], h.wide.k, 0.0, h.bound(dim));
-        let broadcast = Broadcast { rows: rows * heads, cols: dim, dim, centre: false, k: h.wide.k };
-        self.b.op(Kind::Broadcast(broadcast), &[acc, s], &[z]);
-        ([y, x], z)
     }
 
     /// A value's last row of `cols` elements.
@@ -166,7 +138,7 @@ impl Emit<'_> {
         last
     }
 
-    fn linear(&mut self, name: &str, x: Id, w: &Wide) -> Id {
+    pub fn linear(&mut self, name: &str, x: Id, w: &Wide) -> Id {
         self.b.linear(name, x, self.rows, &w.layer, w.k)
     }
 
@@ -177,29 +149,6 @@ impl Emit<'_> {
         let all = self.b.value(name, &[self.past + self.rows, v.shape[1]], v.bits, v.ulp, v.bound);
         self.b.op(Kind::Append, &[past, new], &[all]);
         all
-    }
-
-    /// Columns of a masked value, times their scales, to heads of queries or keys, rotated where the model rotates.
-    fn heads(&mut self, name: &str, acc: Id, first: usize, s: &[f64]) -> Id {
-        let (stride, k_in) = (self.b.values[acc].len() / self.rows, self.b.values[acc].bits);
-        let bound = s.iter().fold(0f64, |m, s| m.max(s.abs())) * self.b.values[acc].bound * 2.0;
-        let Some(rope) = &self.p.config.rope else {
-            return self.b.rescale(name, acc, first, stride, s, &[], K_SCORE, 0.0, bound);
-        };
-        let out = self.b.value(name, &[self.rows, s.len()], K_SCORE, 0.0, bound);
-        let rotate = Rotate {
-            rows: self.rows,
-            position: self.past,
-            stride,
-            first,
-            dim: self.p.config.head_dim,
-            frequencies: rope.inverse_frequencies.clone(),
-            scale: s.to_vec(),
-            k_in,
-            k_out: K_SCORE,
-        };
-        self.b.op(Kind::Rotate(rotate), &[acc], &[out]);
-        out
     }
 
     /// The past keys of all blocks, masked, moved by as many positions as the input `turn` says. Three rounds.
@@ -229,58 +178,13 @@ impl Emit<'_> {
         })
     }
 
-    /// Bound on the norm of a pair of a past key's values, in units, which rotations keep.
-    fn key_bound(&self, b: &BlockPlan) -> f64 {
-        let c = &self.p.config;
-        let k_at = c.heads * c.head_dim;
-        let (unit, bound): (Vec<f64>, f64) = match &b.head_norm {
-            None => (b.qkv.layer.ulp.clone(), b.qkv.layer.units),
-            // A head's row has this norm before its gain.
-            Some(n) => (n.gain.clone(), libm::sqrt(c.head_dim as f64) * SLACK),
-        };
-        let largest = unit[k_at..].iter().zip(&b.k_scale).fold(0f64, |m, (u, s)| m.max((u * s).abs()));
-        2.0 * largest * bound
-    }
-
     /// The residual after attention; `cache` is past keys and values, and becomes all.
     fn attention(&mut self, r: Residual, keep: Option<Id>, b: &BlockPlan, cache: &mut Option<[Id; 2]>) -> Residual {
         let c = &self.p.config;
         let (dim, heads, kv_heads) = (c.head_dim, c.heads, c.kv_heads);
         let grid = Grid::causal(self.past, self.rows);
-        let (k_at, stride) = (heads * dim, b.qkv.layer.ulp.len());
-        let v_at = stride - kv_heads * dim;
-        let (to_scores, one) = ([&b.q_scale[..], &b.k_scale].concat(), pow2(b.f_value));
-        let scaled = |unit: &[f64], scale: &[f64]| unit.iter().zip(scale).map(|(u, s)| u * s).collect::<Vec<f64>>();
-        let values: Vec<f64> = b.qkv.layer.ulp[v_at..].iter().map(|u| u * one).collect();
-        // Queries and keys, masked, with the factor of each column, and the accumulators that hold the values, with theirs.
-        let (x, from, to_scores, acc, to_values) = match &b.head_norm {
-            None => {
-                let [y, x] = self.normalised("attention norm", r, &b.attention_norm);
-                let acc = self.linear("query, key, value accumulators", y, &b.qkv);
-                let all = [scaled(&b.qkv.layer.ulp, &to_scores), values].concat();
-                let (acc, mut all) = self.b.resolved(acc, &all);
-                let [acc] = self.b.open([acc]);
-                let values = all.split_off(v_at);
-                (x, acc, all, acc, values)
-            }
-            Some(n) => {
-                let ([y, x], h) = self.normalised_heads("attention norm", r, &b.attention_norm, n);
-                let acc = self.linear("value accumulators", y, &b.qkv);
-                let (h, to_scores) = self.b.resolved(h, &scaled(&n.unit(), &to_scores));
-                let (acc, values) = self.b.resolved(acc, &values);
-                let [h, acc] = self.b.open([h, acc]);
-                (x, h, to_scores, acc, values)
-            }
-        };
-        let q = self.heads("query", from, 0, &to_scores[..k_at]);
-        let k = self.heads("key", from, k_at, &to_scores[k_at..]);
-        let bound = b.value_bound * one;
-        let v = self.b.rescale("value", acc, v_at, stride, &to_values, &[], b.k_av, 1.0 / one, bound);
-        let [q, k, v] = self.b.open([q, k, v]);
+        let Projected { query: q, key: k, x, values: acc, to_values } = self.projected(r, b);
         let k = self.append("keys", cache.map(|c| c[0]), k);
-        let v = self.append("values", cache.map(|c| c[1]), v);
-        *cache = Some([k, v]);
-
         let shape = [heads, grid.len()];
         let largest = b.score_units.iter().copied().fold(0.0, f64::max);
         let s = self.b.value("scores (log2)", &shape, K_SCORE, 0.0, largest);
@@ -295,7 +199,12 @@ impl Emit<'_> {
             self.b.hide_padding(s, keep, PadKeys { grid, levels, level_bits: bits, k: K_SCORE }, &b.score_units)
         });
         let (s, scored) = self.b.scored(s, &b.heads);
-        let [s] = self.b.open([s]);
+        let (one, width) = (pow2(b.f_value), kv_heads * dim);
+        let bound = b.value_bound * one;
+        let v = self.b.rescale("value", acc, 0, width, &to_values, &[], b.k_av, 1.0 / one, bound);
+        let [s, v] = self.b.open([s, v]);
+        let v = self.append("values", cache.map(|c| c[1]), v);
+        *cache = Some([k, v]);
         let depth = depth(&b.heads, K_SCORE);
         let drop = (b.f_out + F_RECIP - F_INPUT) as u32;
         let attend = Attend {
@@ -387,7 +296,7 @@ pub fn program(p: &DecoderPlanner, marked: bool, past: usize, rows: usize, every
     inputs.extend(new);
     carried[0].extend(old);
     // Past keys have to fit beside the cosines' fraction bits.
-    let widest = p.blocks.iter().map(|b| e.key_bound(b)).fold(1.0, f64::max);
+    let widest = p.blocks.iter().map(|b| b.key.reach(c.head_dim)).fold(1.0, f64::max);
     let f = (K_SCORE as i32 - 2 - libm::ceil(libm::log2(widest)) as i32).min(F_TURN);
     let turn = (several && !first && rotates)
         .then(|| e.b.value("how far past keys move", &[c.head_dim], K_SCORE, pow2(-f), pow2(f)));
@@ -401,7 +310,7 @@ pub fn program(p: &DecoderPlanner, marked: bool, past: usize, rows: usize, every
         for (i, (cache, b)) in caches.iter_mut().zip(&p.blocks).enumerate() {
             let width = c.kv_heads * c.head_dim;
             e.b.layer = format!("layer {i}: ");
-            let bound = e.key_bound(b);
+            let bound = b.key.reach(c.head_dim);
             let k = e.b.value("past keys", &[past, width], K_SCORE, 0.0, bound);
             let bound = b.value_bound * pow2(b.f_value);
             let v = e.b.value("past values", &[past, width], b.k_av, pow2(-b.f_value), bound);

@@ -227,7 +227,7 @@ impl Planning {
         last_norm.read_in(head.k);
         let norms = blocks.iter().flat_map(|b| [&b.attention_norm, &b.mlp_norm]).chain([&last_norm]);
         // A share may be read in a narrower ring, never in a wider one.
-        let heads = blocks.iter().filter_map(|b| Some(b.head_norm.as_ref()?.wide.k));
+        let heads = blocks.iter().flat_map(|b| [&b.query, &b.key]).filter(|p| p.norm.is_some()).map(|p| p.wide.k);
         let k = norms.map(|n| n.ring(&c)).chain(heads).fold(0, u32::max);
         if k > WIDEST {
             let reason = format!("proven up to {residual:.0}, which needs a ring of {k} bits");

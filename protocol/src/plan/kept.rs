@@ -194,9 +194,7 @@ fn write(path: &Path, p: &mut DecoderPlanner, build: &[u8; 32]) -> io::Result<()
 fn layers(p: &mut DecoderPlanner) -> Vec<&mut Wide> {
     let mut all: Vec<&mut Wide> = Vec::new();
     for b in &mut p.blocks {
-        all.push(&mut b.qkv);
-        all.extend(b.head_norm.as_mut().map(|n| &mut n.wide));
-        all.extend([&mut b.output, &mut b.mlp.act]);
+        all.extend([&mut b.query.wide, &mut b.key.wide, &mut b.values, &mut b.output, &mut b.mlp.act]);
         all.extend(b.mlp.times.as_mut());
         all.push(&mut b.mlp.down);
     }

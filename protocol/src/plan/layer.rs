@@ -5,6 +5,8 @@
 //! residual before it too ([`Bounded::plan`]). So blocks are planned side by side, and only the sum of what they add goes from
 //! one to the next.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use super::activation::{Activation as Pieces, Curves, half_ring};
@@ -12,7 +14,7 @@ use super::attention::{STEP, attention_ring, depth};
 use super::build::log2_ceil;
 use super::decoder::{F_LARGEST, F_OUT, F_RECIP, K_SCORE, hidden_levels};
 use super::linalg::{Matrix, dot, eigenvalue_bound, norm};
-use super::norm::{F_INPUT, HeadNorm, PreNorm};
+use super::norm::{F_INPUT, F_RESIDUAL, HeadNorm, PreNorm};
 use super::rows::{Fact, Rows, WIDEST, Wide, finest, quantise, ring_of};
 use super::{SLACK, max, pow2, refuse};
 use crate::Error;
@@ -65,16 +67,25 @@ impl MlpPlan {
     }
 }
 
+/// Queries or keys.
+#[derive(Serialize, Deserialize)]
+pub struct Projection {
+    /// Of the normalised row; of the residual where heads have norms of their own.
+    pub wide: Wide,
+    pub norm: Option<HeadNorm>,
+    /// Factor from real channels to units; a product of a query's and a key's is a score's.
+    pub scale: Vec<f64>,
+    /// Of the residual itself, without constants: ring of the accumulators, and bound on them in units.
+    pub direct: (u32, f64),
+}
+
 /// One block.
 #[derive(Serialize, Deserialize)]
 pub struct BlockPlan {
     pub attention_norm: PreNorm,
-    /// Queries, keys and values; values alone where heads have norms of their own.
-    pub qkv: Wide,
-    pub head_norm: Option<HeadNorm>,
-    /// Factor from real query channels, and from real key channels, to units whose product is a score's.
-    pub q_scale: Vec<f64>,
-    pub k_scale: Vec<f64>,
+    pub query: Projection,
+    pub key: Projection,
+    pub values: Wide,
     pub heads: Vec<Head>,
     /// Bound of each head's scores in units, before padding.
     pub score_units: Vec<f64>,
@@ -298,30 +309,46 @@ impl Bounded<'_> {
         let c = x.c;
         let [between, _] = self.residuals(before);
         let mut attention_norm = PreNorm::new(c, before, x.smallest);
-        // What is read of the normalised rows.
         let Limited { rows, facts, bounds } = &self.qkv;
-        let (keys_at, values_at) = (c.heads * c.head_dim, (c.heads + c.kv_heads) * c.head_dim);
-        let (read, head_norm) = match &self.l.query_key_norm {
-            None => (0..rows.len, None),
-            Some(norms) => {
-                let op = format!("{name} query/key");
-                let n = HeadNorm::new(&op, c, rows, norms, before, x.smallest, x.keep)?;
-                (values_at..rows.len, Some(n))
+        let keys_at = c.heads * c.head_dim;
+        let values_at = keys_at + c.kv_heads * c.head_dim;
+        let values = values_at..rows.len;
+        let units_of = |range: Range<usize>, scale: &[f64]| match c.rope {
+            None => rows.units(&facts[range], scale),
+            // What a rotation reads is scaled by sines.
+            Some(_) => finest(&facts[range]),
+        };
+        let heads = [(0..keys_at, self.q_scale), (keys_at..values_at, self.k_scale)];
+        let value_units = rows.units(&facts[values.clone()], &vec![1.0; values.len()]);
+        let mut needed = ring_of(&bounds[values.clone()], &value_units, 0);
+        if self.l.query_key_norm.is_none() {
+            for (range, scale) in &heads {
+                needed = needed.max(ring_of(&bounds[range.clone()], &units_of(range.clone(), scale), 0));
             }
+        }
+        attention_norm.spare(&format!("{name} attention norm"), needed)?;
+        let projection = |part: &str, range: Range<usize>, scale: Vec<f64>, norm: Option<&Norm>| {
+            let op = format!("{name} {part}");
+            if let Some(n) = norm {
+                let (norm, wide) = HeadNorm::new(&op, c, rows, range, n, (before, x.smallest), x.keep)?;
+                let direct = (wide.k, wide.layer.units);
+                return Ok(Projection { wide, norm: Some(norm), scale, direct });
+            }
+            let units = units_of(range.clone(), &scale);
+            let wide = quantise(&op, rows, range.clone(), &units, &bounds[range.clone()], F_INPUT, x.keep)?;
+            let reach: Vec<f64> = facts[range].iter().map(|f| f.norm * before).collect();
+            let most = reach.iter().zip(&units).fold(0f64, |m, (r, u)| m.max(r * SLACK / u)) * pow2(F_RESIDUAL);
+            let direct = (ring_of(&reach, &units, F_RESIDUAL), most);
+            Ok::<_, Error>(Projection { wide, norm: None, scale, direct })
         };
-        // What a rotation reads is scaled by sines.
-        let mut units = if c.rope.is_none() && head_norm.is_none() {
-            let queries = rows.units(&facts[..keys_at], &self.q_scale);
-            [queries, rows.units(&facts[keys_at..values_at], &self.k_scale)].concat()
-        } else {
-            finest(&facts[read.start..values_at])
-        };
-        let values = &facts[values_at..];
-        units.extend(rows.units(values, &vec![1.0; values.len()]));
-        let limits = &bounds[read.clone()];
-        attention_norm.spare(&format!("{name} attention norm"), ring_of(limits, &units, 0))?;
-        let qkv = quantise(&format!("{name} query/key/value"), rows, read, &units, limits, F_INPUT, x.keep)?;
-        attention_norm.read_in(qkv.k);
+        let [(queries, q_scale), (keys, k_scale)] = heads;
+        let norms = self.l.query_key_norm.as_ref();
+        let query = projection("query", queries, q_scale, norms.map(|n| &n.0))?;
+        let key = projection("key", keys, k_scale, norms.map(|n| &n.1))?;
+        let op = format!("{name} value");
+        let values = quantise(&op, rows, values.clone(), &value_units, &bounds[values], F_INPUT, x.keep)?;
+        let of_row = [&query, &key].into_iter().filter(|p| p.norm.is_none()).map(|p| p.wide.k);
+        attention_norm.read_in(of_row.fold(values.k, u32::max));
 
         let Limited { rows, facts, bounds } = &self.output;
         let op = format!("{name} attention output");
@@ -347,10 +374,9 @@ impl Bounded<'_> {
         mlp_norm.read_in(mlp.act.k.max(mlp.times.as_ref().map_or(0, |w| w.k)));
         Ok(BlockPlan {
             attention_norm,
-            qkv,
-            head_norm,
-            q_scale: self.q_scale,
-            k_scale: self.k_scale,
+            query,
+            key,
+            values,
             heads: self.heads,
             score_units: self.score_units,
             value_bound: self.value_bound,

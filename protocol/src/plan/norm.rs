@@ -93,15 +93,15 @@ impl PreNorm {
     }
 }
 
-/// Norms of each head of queries and keys, taken of the residual itself, before rotation.
+/// Norms of each head of queries, or of keys, taken of the residual itself, before rotation.
 #[derive(Serialize, Deserialize)]
 pub struct HeadNorm {
-    /// Queries then keys; the units of a head's rows differ by powers of two.
-    pub wide: Wide,
     /// Of each column, the bits that its square is taken without.
     pub shift: Vec<u32>,
-    /// Fraction bits of a normalised head, less its shift.
+    /// Fraction bits of a normalised head, less its shift, and how many leave twelve bits for the inverse root of rows
+    /// thirty-two times as large as one.
     pub f: i32,
+    pub f_least: i32,
     /// Smallest sum of squares that is resolved.
     pub smallest: f64,
     /// Gain of every column.
@@ -109,18 +109,19 @@ pub struct HeadNorm {
 }
 
 impl HeadNorm {
-    /// Of the first `heads` heads of `rows`, where the residual's norm is at most `residual`.
+    /// Of the heads that are `range` of `rows`, whose units differ by powers of two in a head, where the residual's norm is at
+    /// most `residual`; and the layer.
     pub fn new(
         op: &str,
         c: &Config,
         rows: &Rows,
-        (query, key): &(Norm, Norm),
-        residual: f64,
-        smallest: f64,
+        range: std::ops::Range<usize>,
+        gain: &Norm,
+        (residual, smallest): (f64, f64),
         keep: bool,
-    ) -> Result<HeadNorm, Error> {
-        let (dim, heads) = (c.head_dim, c.heads + c.kv_heads);
-        if c.norm != NormKind::Rms || rows.bias[..heads * dim].iter().any(|b| *b != 0.0) {
+    ) -> Result<(HeadNorm, Wide), Error> {
+        let (dim, heads) = (c.head_dim, range.len() / c.head_dim);
+        if c.norm != NormKind::Rms || rows.bias[range.clone()].iter().any(|b| *b != 0.0) {
             return Err(refuse(
                 op,
                 "heads with norms of their own are planned without biases and centring only".into(),
@@ -134,7 +135,7 @@ impl HeadNorm {
         // Of heads of rows with a mean square of one, in a direction like any other: the smallest and largest norm.
         let mut typical = [f64::INFINITY, 0.0];
         for h in 0..heads {
-            let m = rows.matrix(h * dim, dim);
+            let m = rows.matrix(range.start + h * dim, dim);
             let unit = largest(&m.data) / WEIGHT;
             let one = unit * pow2(-F_RESIDUAL);
             let s = shift(libm::sqrt(eigenvalue_bound(&m.gram(), 6)) * SLACK * residual / one);
@@ -148,23 +149,23 @@ impl HeadNorm {
             let n = norm(&m.data) * pow2(-(s as i32)) / one;
             typical = [typical[0].min(n), typical[1].max(n)];
         }
-        let mut wide = quantise(op, rows, 0..heads * dim, &units, &bounds, F_RESIDUAL, keep)?;
+        let mut wide = quantise(op, rows, range, &units, &bounds, F_RESIDUAL, keep)?;
         let most = shifts.iter().fold(0, |m, s| m.max(*s)) as i32;
         let reach = libm::ceil(libm::log2(libm::sqrt(dim as f64) * SLACK)) as i32 + 2;
         // Sixteen bits of the inverse root for heads of an eighth of the proven norm, more for smaller ones.
         let f = (16 + 27).min(WIDEST as i32 - reach - most);
         // Twelve bits for those of rows thirty-two times as large as one, if they can be.
         let largest = (32.0 * typical[1]).min(libm::sqrt(LARGEST));
-        let least = 12 + libm::ceil(libm::log2(largest / libm::sqrt(dim as f64)).max(0.0)) as i32;
-        if f < least {
-            let reason = format!("heads proven up to 2^{} units leave {f} bits for their norms of {least}", most + 30);
+        let f_least = 12 + libm::ceil(libm::log2(largest / libm::sqrt(dim as f64)).max(0.0)) as i32;
+        if f < f_least {
+            let reason =
+                format!("heads proven up to 2^{} units leave {f} bits for their norms of {f_least}", most + 30);
             return Err(refuse(op, reason));
         }
         wide.k = wide.k.max((f + most + reach) as u32);
-        let gain = |n: &Norm, heads: usize| super::wide(&n.weight).repeat(heads);
-        let gain = [gain(query, c.heads), gain(key, c.kv_heads)].concat();
+        let gain = super::wide(&gain.weight).repeat(heads);
         let smallest = (typical[0] * typical[0] * smallest).clamp(1.0, LARGEST);
-        Ok(HeadNorm { wide, shift: shifts, f, smallest, gain })
+        Ok((HeadNorm { shift: shifts, f, f_least, smallest, gain }, wide))
     }
 
     /// Scales of the inverse root of a sum of squares.
@@ -172,9 +173,9 @@ impl HeadNorm {
         scales(LARGEST, self.smallest, 6.0, 16, DEGREE)
     }
 
-    /// What a unit of every column of the normalised heads is worth, gain included.
-    pub fn unit(&self) -> Vec<f64> {
-        self.shift.iter().zip(&self.gain).map(|(s, gain)| gain * pow2(-self.f - *s as i32)).collect()
+    /// What a unit of every column is worth, gain included, once a head is normalised to `f` fraction bits.
+    pub fn unit(&self, f: i32) -> Vec<f64> {
+        self.shift.iter().zip(&self.gain).map(|(s, gain)| gain * pow2(-f - *s as i32)).collect()
     }
 
     /// Bound on a normalised head's values, in units of the finest column.
