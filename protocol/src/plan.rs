@@ -29,6 +29,7 @@ use sha2::{Digest, Sha256};
 use crate::Error;
 use crate::gates::exp::Head;
 use crate::gates::pad;
+use crate::gates::rowmax::Levels;
 use crate::gemm::Weights;
 use crate::model::{BertModel, Dense, Norm, Pooling};
 use crate::program::{Linear, Program};
@@ -302,7 +303,7 @@ fn score_heads(bounds: &[f64], most: f64) -> Option<Vec<Head>> {
         let step = |b: u32| 2.0 * bound * TRUNCATED / ((1u64 << b) as f64 - RESERVED);
         let level_bits = (6..=11).find(|b| step(*b) <= most)?;
         let ulp = step(level_bits).max(f64::from(LEAST_STEP)) * pow2(level_bits as i32 - K_SCORE as i32);
-        Some(Head { level_bits, ulp })
+        Some(Head { levels: Levels::all(level_bits), ulp })
     };
     bounds.iter().map(head).collect()
 }

@@ -7,12 +7,12 @@ use crate::Error;
 use crate::ring::mask;
 use crate::vector::{self, Kernel};
 
-/// Rotates a bit vector left by `by`.
-pub(super) fn rotate(x: &[u64], by: usize, out: &mut [u64]) {
+/// A bit vector rotated left by `by`, from word `first` on.
+pub(super) fn rotated(x: &[u64], by: usize, first: usize, out: &mut [u64]) {
     let n = x.len();
     let (w, b) = (by / 64, by % 64);
-    // The words that word 0 is made of.
-    let mut high = if w % n == 0 { 0 } else { n - w % n };
+    // The words that the first is made of.
+    let mut high = (n - w % n + first) % n;
     let mut low = if high == 0 { n - 1 } else { high - 1 };
     for o in out {
         *o = x[high] << b | (x[low] >> 1) >> (63 - b);
@@ -20,10 +20,10 @@ pub(super) fn rotate(x: &[u64], by: usize, out: &mut [u64]) {
     }
 }
 
-/// As [`rotate`], of words of 64 bits or of a single one of fewer, of which there are more than `by`.
+/// A rotation left by `by` of words of 64 bits or of a single one of fewer, of which there are more than `by`.
 pub(super) fn rotate_bits(x: &[u64], by: usize, bits: u32, out: &mut [u64]) {
     match bits {
-        64 => rotate(x, by, out),
+        64 => rotated(x, by, 0, out),
         _ => out[0] = (x[0] << by | x[0] >> (bits as usize - by)) & mask(bits),
     }
 }
@@ -233,25 +233,20 @@ impl Kernel for Conjunction<'_> {
 /// Number of *clear* bits of each row, as an additive share: bit injection and sum in one.
 ///
 /// With `z = c ^ l` for the opened `c`: `z = c + (1 - 2c) l`, so the sum is linear in the dealt bits of `l`. A row's count is
-/// right modulo the number of its bits, rounded up to a power of two, which is all that levels of a maximum need; what shares
-/// add up to above is made of dealt halves alone, and is opened under a mask as wide.
+/// right in the ring of its segment, for levels of a maximum that of the head's levels; what shares add up to above is made of
+/// dealt halves alone, and is opened under a mask as wide.
 #[derive(Clone, Debug)]
 pub struct CountClear {
     /// Rows of `words` words.
     pub segments: Vec<Segment>,
-    /// Ring of the count.
-    pub k: u32,
+    /// Ring of each segment's counts.
+    pub rings: Vec<u32>,
 }
 
 impl CountClear {
-    /// Of a segment's bits.
-    fn ring(&self, s: &Segment) -> u32 {
-        (64 * s.words).next_power_of_two().ilog2().min(self.k)
-    }
-
     /// What is dealt.
     pub fn dealt(&self) -> Vec<Dealt> {
-        self.segments.iter().map(|s| (s.rows * s.words * 64, self.ring(s))).collect()
+        self.segments.iter().zip(&self.rings).map(|(s, k)| (s.rows * s.words * 64, *k)).collect()
     }
 
     /// Dealer.
@@ -287,7 +282,9 @@ impl CountClear {
             |row| [row],
             |rows, [mut out]| {
                 let mut m = x.m[words_before(&self.segments, rows.start)..].iter();
-                for ((s, rho), own) in self.segments.iter().zip(&halves).zip(of_each(&self.segments, rows)) {
+                for (((s, rho), own), k) in
+                    self.segments.iter().zip(&halves).zip(of_each(&self.segments, rows)).zip(&self.rings)
+                {
                     let to;
                     (to, out) = out.split_at_mut(own.len());
                     let mut rho = rho.from(64 * own.start * s.words);
@@ -298,7 +295,7 @@ impl CountClear {
                                 *y = y.wrapping_add(u64::from(m.count_zeros()));
                             }
                         }
-                        *y &= mask(self.ring(s));
+                        *y &= mask(*k);
                     }
                 }
             },
@@ -353,20 +350,19 @@ mod tests {
         }
 
         #[test]
-        fn counts_are_exact_modulo_the_bits_of_a_row(segments in segments(), k in 1u32..=64, seed in any::<u64>()) {
+        fn counts_are_exact_in_the_ring_of_their_segment(segments in segments(), rings in prop::collection::vec(1u32..=64, 2), seed in any::<u64>()) {
             let mut w = World::seeded(seed);
             let (x, lam, e) = masked(&w.edges(64, total(&segments)), 64, true);
-            let g = CountClear { segments, k };
+            let g = CountClear { rings: rings[..segments.len()].to_vec(), segments };
             let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
             let mut rest = x.as_slice();
             let (mut want, mut got) = (vec![], vec![]);
-            for part in &g.segments {
+            for (part, ring) in g.segments.iter().zip(&g.rings) {
                 for _ in 0..part.rows {
                     let (row, tail) = rest.split_at(part.words);
                     rest = tail;
-                    let ring = (64 * row.len()).next_power_of_two().ilog2().min(k);
-                    want.push(row.iter().map(|v| u64::from(v.count_zeros())).sum::<u64>() & mask(ring));
-                    got.push(s[0][got.len()].wrapping_add(s[1][got.len()]) & mask(ring));
+                    want.push(row.iter().map(|v| u64::from(v.count_zeros())).sum::<u64>() & mask(*ring));
+                    got.push(s[0][got.len()].wrapping_add(s[1][got.len()]) & mask(*ring));
                 }
             }
             prop_assert_eq!(got, want);
@@ -375,11 +371,16 @@ mod tests {
         #[test]
         fn a_rotation_moves_every_bit(x in prop::collection::vec(any::<u64>(), 1..6), by in any::<u16>()) {
             let mut out = vec![0; x.len()];
-            rotate(&x, by as usize, &mut out);
+            rotated(&x, by as usize, 0, &mut out);
             let bit = |x: &[u64], i: usize| x[i / 64 % x.len()] >> (i % 64) & 1;
             for i in 0..64 * x.len() {
                 let to = (i + by as usize) % (64 * x.len());
                 prop_assert_eq!(bit(&out, to), bit(&x, i), "{}", i);
+            }
+            for first in 0..x.len() {
+                let mut part = vec![0; x.len() - first];
+                rotated(&x, by as usize, first, &mut part);
+                prop_assert_eq!(&part, &out[first..]);
             }
         }
     }

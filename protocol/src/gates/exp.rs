@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::bits::rotate_bits;
 use super::grid::Grid;
 use super::powers::{LARGEST, OFTEN, Place, Powers, Public, PublicPowers, USED};
+use super::rowmax::Levels;
 use super::{Deal, Dealt, Half, Halves, Masked, Take, rounded};
 use crate::Error;
 use crate::ring::mask;
@@ -31,8 +32,8 @@ const BELOW: f64 = 0.01;
 /// One head's scale: scores are `x * ulp` in powers of two.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Head {
-    /// log2 of the number of maximum levels; the step is `2^(k - level_bits)`.
-    pub level_bits: u32,
+    /// Levels of the maximum; the step is `2^(k - levels.bits)`.
+    pub levels: Levels,
     /// Powers of two per unit of the score's ring.
     pub ulp: f64,
 }
@@ -40,12 +41,12 @@ pub struct Head {
 impl Head {
     /// Bits of a ring in which steps have as many as are used of them.
     pub fn least_ring(&self) -> u32 {
-        self.level_bits + USED
+        self.levels.bits + USED
     }
 
     /// Powers of two that a window of `2^steps` steps is worth, rounded up; `k` is the scores' ring.
     pub fn window(&self, k: u32, steps: u32) -> u32 {
-        libm::ceil(self.ulp * libm::exp2(f64::from(k - self.level_bits + steps))) as u32
+        libm::ceil(self.ulp * libm::exp2(f64::from(k - self.levels.bits + steps))) as u32
     }
 }
 
@@ -85,7 +86,7 @@ impl Exp {
 
     /// Windows of the whole ring, as words of flags and bits of each.
     fn flags(&self, h: Head) -> (usize, u32) {
-        let n = 1usize << (h.level_bits - self.window_steps);
+        let n = 1usize << (h.levels.bits - self.window_steps);
         (n.div_ceil(64), n.min(64) as u32)
     }
 
@@ -124,17 +125,17 @@ impl Exp {
     }
 
     fn window_bits(&self, h: Head) -> u32 {
-        self.k - h.level_bits + self.window_steps
+        self.k - h.levels.bits + self.window_steps
     }
 
     /// What is added to a score's word for that of `x - bound`, given the word of the bound's level.
     fn offset(&self, constant: u64, level: u64, h: Head) -> u64 {
-        constant.wrapping_sub(level << (self.k - h.level_bits))
+        constant.wrapping_sub(level << (self.k - h.levels.bits))
     }
 
-    /// The public part of the difference: one step of headroom above the level count.
+    /// The public part of the difference: one step of headroom above the level count, which starts where a maximum may be.
     pub fn headroom(&self, h: Head) -> u64 {
-        (1u64 << (self.k - 1)).wrapping_sub(1 << (self.k - h.level_bits))
+        (1u64 << (self.k - 1)).wrapping_sub((1 + h.levels.below()) << (self.k - h.levels.bits))
     }
 
     /// Dealer.
@@ -181,8 +182,9 @@ impl Exp {
         let mut flags = vec![0u64; self.flag_len()];
         for (e, s) in s.iter().enumerate() {
             let h = self.heads[e / n];
-            let step = 2f64.powi((self.k - h.level_bits) as i32);
-            let x = s + 2f64.powi(self.k as i32 - 1) - (level[e / n * self.grid.rows + rows[e % n]] + 1.0) * step;
+            let step = 2f64.powi((self.k - h.levels.bits) as i32);
+            let level = level[e / n * self.grid.rows + rows[e % n]] + h.levels.below() as f64;
+            let x = s + 2f64.powi(self.k as i32 - 1) - (level + 1.0) * step;
             out.push(libm::exp2(x * h.ulp + f64::from(self.f_pub + self.f_deal) - BELOW));
             let below = x < -step * f64::from(VANISHED);
             flags[e / 64] |= u64::from(below) << (e % 64);
@@ -420,13 +422,15 @@ mod tests {
             // Wide ones, whose last is half of the range, are for steps of three at least.
             let step = |step: f64| if window_steps == 2 { step } else { 3.0 + (step - 2.0) / 4.0 };
             let heads: Vec<Head> =
-                heads.into_iter().map(|(level_bits, s)| (level_bits, step(s))).map(|(level_bits, step)| Head { level_bits, ulp: step * 2f64.powi(level_bits as i32 - k as i32) }).collect();
+                heads.into_iter().map(|(level_bits, s)| (level_bits, step(s))).map(|(level_bits, step)| Head { levels: Levels { first: (level_bits > 7) as u32, ..Levels::all(level_bits) }, ulp: step * 2f64.powi(level_bits as i32 - k as i32) }).collect();
             let (mut x, mut bound) = (w.edges(k, heads.len() * n), vec![]);
             let mut levels = w.edges(12, heads.len() * tokens);
             for (i, h) in heads.iter().enumerate() {
-                let step = 1i64 << (k - h.level_bits);
-                let count = 8 + (level * ((1 << h.level_bits) - 12) as f64) as i64;
-                levels[i * tokens..][..tokens].iter_mut().for_each(|[c, ..]| *c = count as u64);
+                let step = 1i64 << (k - h.levels.bits);
+                let count = 8 + (level * ((1 << h.levels.bits) - 12) as f64) as i64;
+                // Counted from where a maximum may be, modulo the ring of counts.
+                let counted = (count as u64).wrapping_sub(h.levels.below()) & mask(12);
+                levels[i * tokens..][..tokens].iter_mut().for_each(|[c, ..]| *c = counted);
                 // A step of headroom above the level count; scores from a step below it to the lower end of the range.
                 bound.push((count + 1) * step - (1 << (k - 1)));
                 let room = (count - 4) * step;
@@ -472,7 +476,7 @@ mod tests {
         ) {
             let mut w = World::seeded(seed);
             let grid = if causal { Grid::causal(past, rows) } else { Grid::square(rows) };
-            let heads: Vec<Head> = level_bits.into_iter().map(|level_bits| Head { level_bits, ulp: 2f64.powi(-20) }).collect();
+            let heads: Vec<Head> = level_bits.into_iter().map(|level_bits| Head { levels: Levels::all(level_bits), ulp: 2f64.powi(-20) }).collect();
             let ((_, ls, es), (_, ll, el)) =
                 (masked(&w.edges(28, heads.len() * grid.len()), 28, false), masked(&w.edges(12, heads.len() * rows), 12, false));
             let g = Exp { grid, heads, k: 28, window_steps: 2, k_out: 40, f_pub: 8, f_deal: 11 };

@@ -66,7 +66,7 @@ pub fn attention_ring(keys: usize, bound: f64, f: i32) -> u32 {
 
 /// Powers of two that a step of the row maximum is worth, of the head where it is worth most.
 fn largest_step(heads: &[Head], k: u32) -> f64 {
-    heads.iter().fold(0.0, |m, h| m.max(h.ulp * pow2(k as i32 - h.level_bits as i32)))
+    heads.iter().fold(0.0, |m, h| m.max(h.ulp * pow2(k as i32 - h.levels.bits as i32)))
 }
 
 /// Powers of two that a row's largest score may lie below the bound.
@@ -81,7 +81,7 @@ fn cost(heads: &[Head], k: u32, steps: u32) -> f64 {
     let windows = f64::from(VANISHED >> steps);
     let flags = 0.125 * pow2(-(steps as i32));
     let of =
-        |h: &Head| (0.214 + flags) * pow2(h.level_bits as i32) + windows / 8.0 * f64::from(h.window(k, steps) + 11);
+        |h: &Head| (0.214 + flags) * pow2(h.levels.bits as i32) + windows / 8.0 * f64::from(h.window(k, steps) + 11);
     let mean = heads.iter().map(of).sum::<f64>() / heads.len() as f64;
     mean + (1.15 + windows / 8.0) * f64::from(depth(heads, k))
 }
@@ -101,16 +101,16 @@ pub fn levels_cost(heads: &[Head], k: u32, f_largest: i32, f_pub: i32) -> f64 {
 
 /// Of each head.
 pub fn level_bits(heads: &[Head]) -> Vec<u32> {
-    heads.iter().map(|h| h.level_bits).collect()
+    heads.iter().map(|h| h.levels.bits).collect()
 }
 
 impl Build {
     /// A coarse bound of each row's maximum, as a masked number of levels: parities, their AND, and the count.
     fn maximum(&mut self, s: Id, a: &Attend) -> Id {
         // Only a count modulo the number of levels matters: a level is a step of a ring.
-        let k = a.heads.iter().fold(1, |m, h| m.max(h.level_bits));
+        let k = a.heads.iter().fold(1, |m, h| m.max(h.levels.bits));
         let most = pow2(k as i32);
-        let max = RowMax { grid: a.grid, level_bits: level_bits(a.heads), k: a.k };
+        let max = RowMax { grid: a.grid, levels: a.heads.iter().map(|h| h.levels).collect(), k: a.k };
         let (rows, len) = (max.rows(), max.out_len());
         // All tests of a level in two steps. Four members deal least to the first, five to the second where it is an AND; where
         // it counts, its table grows with the power of the members.
@@ -129,7 +129,11 @@ impl Build {
             let unreached = self.bits("levels not reached", &[len / first / second]);
             self.op(Kind::And(And { segments: all, members: second }), &[tests], &[unreached]);
             let [unreached] = self.open([unreached]);
-            self.op(Kind::CountClear(CountClear { segments: rows, k }), &[unreached], &[level]);
+            self.op(
+                Kind::CountClear(CountClear { segments: rows, rings: level_bits(a.heads) }),
+                &[unreached],
+                &[level],
+            );
         }
         let [level] = self.open([level]);
         level

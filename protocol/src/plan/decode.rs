@@ -37,6 +37,7 @@ use crate::gates::grid::Grid;
 use crate::gates::hadamard::Hadamard;
 use crate::gates::pad::PadKeys;
 use crate::gates::product::{HeadProduct, Side};
+use crate::gates::rowmax::Levels;
 use crate::gates::squares::Squares;
 use crate::gates::turn::Turn;
 use crate::program::{Id, Kind, Outcome, Program, Value};
@@ -181,24 +182,28 @@ impl Emit<'_> {
     /// The residual after attention; `cache` is past keys and values, and becomes all.
     fn attention(&mut self, r: Residual, keep: Option<Id>, b: &BlockPlan, cache: &mut Option<[Id; 2]>) -> Residual {
         let c = &self.p.config;
-        let (dim, heads, kv_heads) = (c.head_dim, c.heads, c.kv_heads);
+        let (dim, kv_heads) = (c.head_dim, c.kv_heads);
         let grid = Grid::causal(self.past, self.rows);
         let Projected { query: q, key: k, x, values: acc, to_values } = self.projected(r, b);
         let k = self.append("keys", cache.map(|c| c[0]), k);
-        let shape = [heads, grid.len()];
+        let shape = [c.heads, grid.len()];
         let largest = b.score_units.iter().copied().fold(0.0, f64::max);
         let s = self.b.value("scores (log2)", &shape, K_SCORE, 0.0, largest);
         self.b.op(
-            Kind::Product(HeadProduct { side: Side::Scores, grid, heads, kv_heads, dim, k: K_SCORE }),
+            Kind::Product(HeadProduct { side: Side::Scores, grid, heads: c.heads, kv_heads, dim, k: K_SCORE }),
             &[q, k],
             &[s],
         );
-        let s = keep.map_or(s, |keep| {
-            let bits = level_bits(&b.heads);
-            let levels = bits.iter().map(|b| hidden_levels(*b)).collect();
-            self.b.hide_padding(s, keep, PadKeys { grid, levels, level_bits: bits, k: K_SCORE }, &b.score_units)
-        });
-        let (s, scored) = self.b.scored(s, &b.heads);
+        let (bits, mut heads) = (level_bits(&b.heads), b.heads.clone());
+        let hidden = bits.iter().map(|b| hidden_levels(*b)).collect();
+        let hide = PadKeys { grid, levels: hidden, level_bits: bits, k: K_SCORE };
+        for (i, (head, units)) in heads.iter_mut().zip(&b.score_units).enumerate() {
+            // A row's maximum is a real key's, and those are raised by half of what tells them from padded ones.
+            let raised = if keep.is_some() { hide.shift(i) as f64 / 2.0 } else { 0.0 };
+            head.levels = maxima(head.levels.bits, *units, raised);
+        }
+        let s = keep.map_or(s, |keep| self.b.hide_padding(s, keep, hide, &b.score_units));
+        let (s, scored) = self.b.scored(s, &heads);
         let (one, width) = (pow2(b.f_value), kv_heads * dim);
         let bound = b.value_bound * one;
         let v = self.b.rescale("value", acc, 0, width, &to_values, &[], b.k_av, 1.0 / one, bound);
@@ -279,6 +284,17 @@ impl Emit<'_> {
         let g = self.b.truncate(g, (m.f_activated + m.f_up - m.f_down) as u32);
         self.onto("MLP output", g, &m.down, x, next)
     }
+}
+
+/// Levels in which scores lie, and so the maximum of a row with a key that is not padding: scores of at most `units` of their ring
+/// on either side of `raised`, with two levels for the low bits' borrow and for truncation.
+fn maxima(bits: u32, units: f64, raised: f64) -> Levels {
+    let level = |units: f64| (units * pow2(bits as i32 - K_SCORE as i32) + pow2(bits as i32 - 1)) / 64.0;
+    let all = Levels::all(bits);
+    let first = libm::floor(level(raised - units) - 2.0 / 64.0).max(0.0) as u32;
+    let last = (libm::ceil(level(raised + units) + 2.0 / 64.0) as u32).min(all.words);
+    let words = (last - first).next_power_of_two().min(all.words);
+    Levels { first: first.min(all.words - words), words, ..all }
 }
 
 /// See [`DecoderPlanner::program`].

@@ -20,6 +20,7 @@ use super::{SLACK, max, pow2, refuse};
 use crate::Error;
 use crate::gates::exp::Head;
 use crate::gates::pad;
+use crate::gates::rowmax::Levels;
 use crate::model::Norm;
 use crate::model::decoder::{Activation, Config, DecoderLayer, Mlp};
 
@@ -243,7 +244,7 @@ pub fn bounded<'a>(name: &str, x: &Context, l: &'a DecoderLayer) -> Result<Bound
             })?;
             let step = (bound / levels(level_bits)).max(STEP / 2.0);
             let ulp = step * pow2(level_bits as i32 - K_SCORE as i32);
-            heads.push(Head { level_bits, ulp });
+            heads.push(Head { levels: Levels::all(level_bits), ulp });
             score_units.push(bound / ulp);
             if h == g * group {
                 key_scale = libm::sqrt(per_log2 / ulp * query_norm / key_norm.max(1e-30));

@@ -26,7 +26,7 @@ pub fn prove(p: &Program) -> Result<(), Error> {
             Kind::Piecewise(g) => g.scales.largest().min(pow2(g.k_in - 1)),
             // Four levels of headroom at each end, of the finest head; the planner chooses each head's unit to leave them.
             Kind::RowMax(g) => {
-                pow2(g.k - 1) - 4.0 * g.level_bits.iter().map(|b| pow2(g.k - b)).fold(f64::MAX, f64::min)
+                pow2(g.k - 1) - 4.0 * g.levels.iter().map(|l| pow2(g.k - l.bits)).fold(f64::MAX, f64::min)
             }
             Kind::Tails(g) => f64::from(REACH) * pow2(g.k - 7),
             Kind::Join(g) => pow2(g.k_in - 2),

@@ -199,7 +199,7 @@ pub(super) fn lower(to: &mut Lowered, at: &At, ways: &dyn Ways) -> Result<(), Un
         Kind::Select(g) => functions::select(to, at, g),
         Kind::RowMax(g) => bits::row_max(to, at, g)?,
         Kind::And(g) => bits::and(to, at, g),
-        Kind::CountClear(g) => bits::count_clear(to, at, g),
+        Kind::CountClear(g) => bits::count_clear(to, at, g)?,
         Kind::FlagRescale(g) => bits::flag_rescale(to, at, g),
         Kind::Reached(g) => positions::reached(to, at, g),
         Kind::Turn(g) => positions::turn(to, at, g)?,

@@ -12,7 +12,8 @@ struct Gate {
     causal: u32,
     k: u32,
     leads: u32,
-    // Of each head: its half, the words of its levels, bits of a score below a level, and the first word that it makes.
+    // Of each head: its half, the words of the levels that its maximum may be in, bits of a score below a level, the first word
+    // that it makes, the first of those words and how many all levels have, a power of two.
     heads: u32,
     // Of each key, the tests that it counts in.
     sets: u32,
@@ -51,12 +52,14 @@ fn run(row: u32, i: u32) {
     let head = row / g.rows;
     let start = row_start(g.causal, g.keys, r);
     let len = row_len(g.causal, g.keys, r);
-    let about = g.heads + 5u * head;
+    let about = g.heads + 7u * head;
     let at = tables[about];
     let form = tables[about + 1u];
     let words = tables[about + 2u];
     let drop = tables[about + 3u];
-    let w = i % words;
+    let first_word = tables[about + 5u];
+    let of_ring = tables[about + 6u];
+    let w = first_word + i % words;
     // Named and not an array, so that they stay in registers.
     var low0 = vec4(0u);
     var low1 = vec4(0u);
@@ -71,10 +74,10 @@ fn run(row: u32, i: u32) {
     for (var j = i / words; j < len; j += THREADS / words) {
         let m = load(g.m + head * g.scores + start + j);
         let level = lower(right_by(keep(plus(m, power(g.k - 1u)), g.k), drop));
-        // This word of the one-hot, rotated by the level, of which there is a power of two of words.
-        let one = (start + j) * words;
-        let above = (w - level / 64u) & (words - 1u);
-        let below = (above - 1u) & (words - 1u);
+        // This word of the one-hot, rotated by the level.
+        let one = (start + j) * of_ring;
+        let above = (w - level / 64u) & (of_ring - 1u);
+        let below = (above - 1u) & (of_ring - 1u);
         let by = level % 64u;
         let over = right_by(right_by(half(at, form, one + below), 1u), 63u - by);
         let x = bit_or(left_by(half(at, form, one + above), by), over);

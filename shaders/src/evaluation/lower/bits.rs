@@ -33,8 +33,9 @@ pub(super) fn rows(segments: &[Segment]) -> usize {
 }
 
 pub(super) fn row_max(to: &mut Lowered, at: &At, g: &RowMax) -> Result<(), Unfit> {
-    let heads = g.level_bits.len();
-    if (0..heads).any(|h| g.words(h) > THREADS) {
+    let heads = g.levels.len();
+    // A workgroup's threads are divided among a row's words.
+    if (0..heads).any(|h| g.words(h) > THREADS || !g.words(h).is_power_of_two()) {
         return Err(Unfit);
     }
     let mut first = 0;
@@ -42,7 +43,8 @@ pub(super) fn row_max(to: &mut Lowered, at: &At, g: &RowMax) -> Result<(), Unfit
         let ([half, form], words) = (at.half(h), g.words(h));
         let start = first;
         first += (g.grid.rows * TESTS * words) as u32;
-        [half, form, words as u32, g.k - g.level_bits[h], start]
+        let levels = g.levels[h];
+        [half, form, words as u32, g.k - levels.bits, start, levels.first, levels.of_ring() as u32]
     });
     let (about, sets) = (to.table32(about), to.table32(g.subsets()));
     let [rows, keys, scores] = [g.grid.rows, g.grid.keys, g.grid.len()].map(|n| n as u32);
@@ -61,7 +63,10 @@ pub(super) fn and(to: &mut Lowered, at: &At, g: &And) {
     to.gate(Gate::And, total, &[m, l, y, members, products, at.lead(), count, table, half, form]);
 }
 
-pub(super) fn count_clear(to: &mut Lowered, at: &At, g: &CountClear) {
+pub(super) fn count_clear(to: &mut Lowered, at: &At, g: &CountClear) -> Result<(), Unfit> {
+    if g.rings.iter().any(|k| *k > 32) {
+        return Err(Unfit);
+    }
     // Halves belong to segments, of which those that are empty have one too.
     let slots = (0..).zip(&g.segments).filter(|(_, s)| s.rows * s.words > 0).map(|(slot, _)| at.half(slot));
     let parts = parts(&g.segments).zip(slots);
@@ -69,6 +74,7 @@ pub(super) fn count_clear(to: &mut Lowered, at: &At, g: &CountClear) {
     let count = about.len() as u32;
     let table = to.table32(about.into_iter().flatten());
     to.gate(Gate::CountClear, rows(&g.segments), &[at.masked(0), at.out(0), at.lead(), count, table]);
+    Ok(())
 }
 
 pub(super) fn flag_rescale(to: &mut Lowered, at: &At, g: &FlagRescale) {

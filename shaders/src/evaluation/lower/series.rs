@@ -17,7 +17,7 @@ pub(super) fn exp(to: &mut Lowered, at: &At, g: &Exp) -> Result<(), Unfit> {
         let ([powers_at, powers_form], [flags_at, flags_form]) = (at.half(2 * i), at.half(2 * i + 1));
         let words = g.dealt()[2 * i + 1].0 / g.grid.len();
         let headroom = g.headroom(*head);
-        facts.extend([g.k - head.level_bits, powers.bits, powers.fine_bits, g.spared(head), words as u32]);
+        facts.extend([g.k - head.levels.bits, powers.bits, powers.fine_bits, g.spared(head), words as u32]);
         facts.extend([powers_at, powers_form, flags_at, flags_form, coarse, fine]);
         facts.extend([headroom as u32, (headroom >> 32) as u32]);
     }

@@ -1,7 +1,7 @@
 use tacet_protocol::gates::bits::{And, CountClear, Segment};
 use tacet_protocol::gates::exp::FlagRescale;
 use tacet_protocol::gates::grid::Grid;
-use tacet_protocol::gates::rowmax::RowMax;
+use tacet_protocol::gates::rowmax::{Levels, RowMax};
 
 use super::*;
 
@@ -33,7 +33,8 @@ fn levels_of_rows() {
     let levels: [&[u32]; 4] = [&[6], &[6, 7, 8, 9, 10], &[10, 6, 11], &[8, 8]];
     for grid in grids {
         for (level_bits, k) in levels.into_iter().zip([6, 31, 32, 50]).chain([(levels[0], 64), (&[12, 9], 33)]) {
-            let g = RowMax { grid, level_bits: level_bits.to_vec(), k: k.max(level_bits[0]) };
+            let g =
+                RowMax { grid, levels: level_bits.iter().copied().map(Levels::all).collect(), k: k.max(level_bits[0]) };
             let scores = [(level_bits.len() * grid.len(), g.k, false)];
             let out = [(g.out_len(), 64, true)];
             check(&gpu, &format!("{g:?}"), Kind::RowMax(g.clone()), &scores, &out, k.into());
@@ -41,7 +42,11 @@ fn levels_of_rows() {
     }
     // More keys than any slice of them, up to the last of the code's.
     for grid in [Grid { rows: 2, keys: 1022, causal: false }, Grid::causal(1021, 1)] {
-        let g = RowMax { grid, level_bits: vec![7, 10], k: 28 };
+        let g = RowMax {
+            grid,
+            levels: vec![Levels { first: 1, words: 1, bits: 7 }, Levels { first: 5, words: 8, bits: 10 }],
+            k: 28,
+        };
         let out = [(g.out_len(), 64, true)];
         check(&gpu, &format!("{g:?}"), Kind::RowMax(g.clone()), &[(2 * grid.len(), 28, false)], &out, 1);
     }
@@ -72,9 +77,10 @@ fn counts() {
     let all: [&[(usize, usize)]; 4] =
         [&[(1, 1)], &[(3, 2), (0, 3), (2, 4), (5, 4)], &[(70, 16)], &[(2, 1), (3, 32), (2, 3)]];
     for segments in all.map(segments) {
-        for k in [1, 7, 10, 33, 64] {
-            let g = CountClear { segments: segments.clone(), k };
-            let (n, out) = (words(&segments), [(rows(&segments), k, false)]);
+        for k in [1, 7, 10, 32] {
+            let rings = (0..segments.len() as u32).map(|i| (k + 5 * i - 1) % 32 + 1).collect();
+            let g = CountClear { segments: segments.clone(), rings };
+            let (n, out) = (words(&segments), [(rows(&segments), 32, false)]);
             check(&gpu, &format!("{g:?}"), Kind::CountClear(g.clone()), &[(n, 64, true)], &out, k.into());
         }
     }

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use tacet_protocol::gates::cosine::Cosine;
 use tacet_protocol::gates::exp::{Exp, Head};
 use tacet_protocol::gates::grid::Grid;
+use tacet_protocol::gates::rowmax::Levels;
 
 use super::*;
 
@@ -14,7 +15,10 @@ fn exponentials() {
             // Steps of two to six powers of two.
             let head = |(i, level_bits): (usize, &u32)| {
                 let step = 2.0 + 1.7 * i as f64;
-                Head { level_bits: *level_bits, ulp: step / f64::from(1u32 << (k - level_bits)) }
+                Head {
+                    levels: Levels { first: level_bits / 8, ..Levels::all(*level_bits) },
+                    ulp: step / f64::from(1u32 << (k - level_bits)),
+                }
             };
             let heads: Vec<Head> = levels.iter().enumerate().map(head).collect();
             let g = Exp { grid, heads, k, window_steps, k_out, f_pub: 3, f_deal: 20 };
