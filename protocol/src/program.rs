@@ -379,13 +379,13 @@ impl Program {
                 Kind::Broadcast(g) => format!("{g:?}"),
                 Kind::Cosine(g) => {
                     // Millions of floats, spelled out in a tenth of the time as they are.
-                    for series in g.coef.iter() {
+                    for series in &g.columns.coef {
                         h.update((series.len() as u64).to_le_bytes());
                         let bits: Vec<u8> = series.iter().flat_map(|a| a.to_bits().to_le_bytes()).collect();
                         h.update(bits);
                     }
-                    let Cosine { rows, coef: _, turns, period, f_out, k_out } = g;
-                    format!("cosine series {rows} {turns:?} {period} {f_out} {k_out}")
+                    let Cosine { rows, columns, period, f_out, k_out } = g;
+                    format!("cosine series {rows} {:?} {period} {f_out} {k_out}", columns.turns)
                 }
                 Kind::Tails(g) => format!("{g:?}"),
                 Kind::Join(g) => format!("{g:?}"),

@@ -12,7 +12,9 @@
 //! [`LANES`] columns stand side by side and have as many harmonics as the longest series among them needs, so a planner
 //! that sorts channels by the length of their series deals least.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
+
+use serde::{Deserialize, Serialize};
 
 use super::{Deal, Dealt, Masked, Take};
 use crate::Error;
@@ -34,16 +36,33 @@ const UNIT: u32 = 30;
 pub struct Cosine {
     /// Rows.
     pub rows: usize,
-    /// Per column, the coefficients `a_0, a_1, ..`.
-    pub coef: Arc<Vec<Vec<f64>>>,
-    /// Per column, how many periods `2^period` units hold.
-    pub turns: Arc<Vec<u32>>,
-    /// See [`Self::turns`].
+    /// What is summed of each column.
+    pub columns: Arc<Columns>,
+    /// See [`Columns::turns`].
     pub period: u32,
     /// Scale of the result is `2^f_out`.
     pub f_out: u32,
     /// Ring of the result.
     pub k_out: u32,
+}
+
+/// The series of some columns.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Columns {
+    /// Per column, the coefficients `a_0, a_1, ..`.
+    pub coef: Vec<Vec<f64>>,
+    /// Per column, how many periods `2^period` units hold.
+    pub turns: Vec<u32>,
+    /// Of the scale that was first asked for, which a model's programs all have.
+    #[serde(skip)]
+    made: OnceLock<(u32, Arc<Series>)>,
+}
+
+impl Columns {
+    /// As many coefficients as turns.
+    pub fn new(coef: Vec<Vec<f64>>, turns: Vec<u32>) -> Columns {
+        Columns { coef, turns, made: OnceLock::new() }
+    }
 }
 
 /// What is public of a [`Cosine`], in integers. Of a harmonic's cosine and of its sine, `v` at `2^30`, and the harmonic's
@@ -151,7 +170,7 @@ impl Cosine {
     /// Harmonics of each block of columns.
     fn harmonics(&self) -> Vec<usize> {
         let longest = |block: &[Vec<f64>]| block.iter().map(|c| c.len() - 1).max().unwrap_or(0);
-        self.coef.chunks(LANES).map(longest).collect()
+        self.columns.coef.chunks(LANES).map(longest).collect()
     }
 
     /// Cosine and sine, at `2^30`, of the 1024 coarse angles, 1024th parts of a turn, and of the 1024 fine ones, 1024th parts of
@@ -165,11 +184,17 @@ impl Cosine {
     }
 
     /// What the evaluators compute with, and with magnitudes of factors the dealer: the same words on every machine.
-    pub fn series(&self) -> Series {
+    pub fn series(&self) -> Arc<Series> {
+        let (f_out, made) = self.columns.made.get_or_init(|| (self.f_out, Arc::new(self.make())));
+        if *f_out == self.f_out { Arc::clone(made) } else { Arc::new(self.make()) }
+    }
+
+    fn make(&self) -> Series {
+        let Columns { coef, turns, .. } = &*self.columns;
         let unit = libm::exp2(f64::from(self.f_out));
         // Exact operations of IEEE, unlike most of `libm`.
         let root = |a: f64| (a.abs() * unit).sqrt().copysign(a);
-        let largest = self.coef.iter().flat_map(|c| &c[1..]).fold(1.0, |m: f64, a| m.max(root(*a).abs()));
+        let largest = coef.iter().flat_map(|c| &c[1..]).fold(1.0, |m: f64, a| m.max(root(*a).abs()));
         // The largest is below `2^UNIT`.
         let bits = (UNIT as i32 - 1 - libm::ilogb(largest)).max(1 - UNIT as i32);
         let scale = libm::exp2(f64::from(bits));
@@ -185,7 +210,7 @@ impl Cosine {
                 constant: lanes(&constant),
             }
         };
-        let blocks = self.coef.chunks(LANES).zip(self.turns.chunks(LANES)).zip(self.harmonics()).map(block).collect();
+        let blocks = coef.chunks(LANES).zip(turns.chunks(LANES)).zip(self.harmonics()).map(block).collect();
         Series { blocks, shift: (UNIT as i32 + bits) as u32 }
     }
 
@@ -202,7 +227,7 @@ impl Cosine {
     pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
         let series = self.series();
         let mut t = d.tensor(self.words(), self.k_out)?;
-        for row in lam.chunks_exact(self.coef.len()) {
+        for row in lam.chunks_exact(self.columns.coef.len()) {
             for (l, block) in row.chunks(LANES).zip(&series.blocks) {
                 let out = t.room(d, block.factors.len() * 2 * LANES).as_chunks_mut().0;
                 let (l, period, shift) = (lanes(l), self.period, series.shift);
@@ -217,9 +242,9 @@ impl Cosine {
     pub fn plain(&self, x: &[f64]) -> Vec<f64> {
         let angle = std::f64::consts::TAU / 2f64.powi(self.period as i32);
         let value = |(i, x): (usize, &f64)| {
-            let at = i % self.coef.len();
-            let angle = angle * f64::from(self.turns[at]) * x;
-            let sum: f64 = self.coef[at].iter().enumerate().map(|(j, a)| a * libm::cos(angle * j as f64)).sum();
+            let at = i % self.columns.coef.len();
+            let angle = angle * f64::from(self.columns.turns[at]) * x;
+            let sum: f64 = self.columns.coef[at].iter().enumerate().map(|(j, a)| a * libm::cos(angle * j as f64)).sum();
             sum * 2f64.powi(self.f_out as i32)
         };
         x.iter().enumerate().map(value).collect()
@@ -230,7 +255,7 @@ impl Cosine {
         let series = self.series();
         let dealt = t.half(self.words(), self.k_out)?;
         let lead = u64::from(t.leads());
-        let (cols, words) = (self.coef.len(), self.words() / self.rows.max(1));
+        let (cols, words) = (self.columns.coef.len(), self.words() / self.rows.max(1));
         let mut out = vec![0; x.m.len()];
         t.divide(
             self.rows,
@@ -377,7 +402,7 @@ mod tests {
             words in prop::collection::vec(prop_oneof![any::<u64>(), Just(0), Just(u64::MAX), (0u32..48).prop_map(|b| 1 << b)], LANES),
         ) {
             let coef: Vec<Vec<f64>> = a.into_iter().map(|a| a.into_iter().map(|a| a * tiny).collect()).collect();
-            let g = Cosine { rows: 1, coef: Arc::new(coef), turns: Arc::new(turns), period, f_out, k_out: 62 };
+            let g = Cosine { rows: 1, columns: Arc::new(Columns::new(coef, turns)), period, f_out, k_out: 62 };
             let x = std::array::from_fn(|lane| words[lane]);
             let series = g.series();
             prop_assert!((1..=59).contains(&series.shift));
@@ -395,8 +420,8 @@ mod tests {
                         vector::run(Sums { angles: &ANGLES, m: x, period, block, shift, dealt: &ones, sum: &mut sum });
                         for lane in 0..LANES {
                             let column = b * LANES + lane;
-                            let a = g.coef.get(column).and_then(|c| c.get(j)).copied().unwrap_or(0.0);
-                            let turns = u64::from(g.turns.get(column).copied().unwrap_or(0));
+                            let a = g.columns.coef.get(column).and_then(|c| c.get(j)).copied().unwrap_or(0.0);
+                            let turns = u64::from(g.columns.turns.get(column).copied().unwrap_or(0));
                             // The bits of the angle that count.
                             let at = x[lane].wrapping_mul(turns) & mask(period);
                             let at = if period > PHASE { at >> (period - PHASE) } else { at << (PHASE - period) };
@@ -435,8 +460,8 @@ mod tests {
             let (x, lam, e) = masked(&x, 31, false);
             // One column a value, so that columns of different series stand side by side.
             let coef: Vec<Vec<f64>> = (0..cols).map(|i| if i % 3 == 2 { vec![0.25] } else { c.clone() }).collect();
-            let turns = Arc::new(vec![1; coef.len()]);
-            let g = Cosine { rows, coef: Arc::new(coef), turns, period: 30, f_out: 18, k_out: 24 };
+            let turns = vec![1; coef.len()];
+            let g = Cosine { rows, columns: Arc::new(Columns::new(coef, turns)), period: 30, f_out: 18, k_out: 24 };
             let s = w.run(&g.dealt(), |d| g.deal(d, &lam), |t, i| g.eval(t, &e[i]));
             for (i, (x, y)) in x.iter().zip(add(&s, 24)).enumerate() {
                 let x = crate::ring::signed(*x, 31) as f64 * ulp;

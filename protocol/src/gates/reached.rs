@@ -31,6 +31,10 @@ impl Reached {
         vec![(self.positions() << self.members, self.k)]
     }
 
+    fn rows(&self) -> usize {
+        self.segments.iter().map(|s| s.rows).sum()
+    }
+
     /// The members' bits of every position, row by row; `f` takes the row's number and the bits.
     fn each(&self, x: &[u64], mut f: impl FnMut(usize, usize)) {
         let (mut at, mut row) = (0, 0);
@@ -49,27 +53,24 @@ impl Reached {
     /// Dealer.
     pub fn deal(&self, d: &mut Deal, lam: &[u64]) -> Result<(), Error> {
         let n = 1 << self.members;
-        let mut out = vec![0; self.positions() << self.members];
-        let mut at = 0;
+        let mut t = d.tensor(self.positions() << self.members, self.k)?;
         self.each(lam, |_, l| {
-            out[at + (n - 1 - l)] = 1;
-            at += n;
+            let one_hot = t.room(d, n);
+            one_hot.fill(0);
+            one_hot[n - 1 - l] = 1;
         });
-        d.share(self.k, out)
-    }
-
-    fn rows(&self) -> usize {
-        self.segments.iter().map(|s| s.rows).sum()
+        t.end(d);
+        Ok(())
     }
 
     /// Evaluator: one share per row.
     pub fn eval(&self, t: &mut Take, x: &Masked) -> Result<Vec<u64>, Error> {
-        let one_hot = t.next(self.positions() << self.members, self.k)?;
+        let mut one_hot = t.half(self.positions() << self.members, self.k)?;
         let mut out = vec![0u64; self.rows()];
-        let (mut at, leads) = (0, u64::from(t.leads()));
+        let (mut position, leads) = (0, u64::from(t.leads()));
         self.each(&x.m, |row, c| {
-            out[row] = out[row].wrapping_add(leads).wrapping_sub(one_hot[at + c]);
-            at += 1 << self.members;
+            out[row] = out[row].wrapping_add(leads).wrapping_sub(one_hot.pick(position, 1 << self.members, c));
+            position += 1;
         });
         out.iter_mut().for_each(|v| *v &= mask(self.k));
         Ok(out)

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{SLACK, pow2};
-use crate::gates::cosine::fit_even;
+use crate::gates::cosine::{Columns, fit_even};
 use crate::gates::tails::WINDOWS;
 
 /// Periods of a series in lengths of its interval: a longer one leaves room to turn around smoothly, a shorter one has
@@ -37,8 +37,7 @@ pub struct Curve {
 /// The channels of one layer.
 #[derive(Serialize, Deserialize)]
 pub struct Curves {
-    pub series: Arc<Vec<Vec<f64>>>,
-    pub turns: Arc<Vec<u32>>,
+    pub columns: Arc<Columns>,
     pub inner: Arc<Vec<u32>>,
     /// Bound on every series.
     pub bound: f64,
@@ -48,8 +47,10 @@ impl Curves {
     pub fn new(curves: &[Curve]) -> Curves {
         let sum = |c: &Curve| c.series.iter().map(|a| a.abs()).sum::<f64>();
         Curves {
-            series: Arc::new(curves.iter().map(|c| c.series.clone()).collect()),
-            turns: Arc::new(curves.iter().map(|c| c.turns).collect()),
+            columns: Arc::new(Columns::new(
+                curves.iter().map(|c| c.series.clone()).collect(),
+                curves.iter().map(|c| c.turns).collect(),
+            )),
             inner: Arc::new(curves.iter().map(|c| c.inner).collect()),
             bound: curves.iter().map(sum).fold(0.0, f64::max) * SLACK,
         }

@@ -271,8 +271,8 @@ impl Build {
         let k_series = curves.ring(f_series);
         let most = curves.bound * pow2(f_series as i32);
         let s = self.value(&format!("{name} even part"), &shape, k_series, pow2(-(f_series as i32)), most);
-        let (coef, turns) = (Arc::clone(&curves.series), Arc::clone(&curves.turns));
-        let series = Cosine { rows: shape[0], coef, turns, period: k_in - 1, f_out: f_series, k_out: k_series };
+        let columns = Arc::clone(&curves.columns);
+        let series = Cosine { rows: shape[0], columns, period: k_in - 1, f_out: f_series, k_out: k_series };
         self.op(Kind::Cosine(series), &[h], &[s]);
         let tails = Tails { len, inner: Arc::clone(&curves.inner), k: k_in };
         let above = self.bits(&format!("{name} above"), &[tails.out_len()]);

@@ -47,7 +47,7 @@ pub(super) fn cosine(to: &mut Lowered, at: &At, g: &Cosine) {
         None => to.table32(Cosine::angles().as_flattened().as_flattened().iter().map(|v| *v as u32)),
     };
     to.angles = Some(angles);
-    let ([half, form], cols) = (at.half(0), g.coef.len());
+    let ([half, form], cols) = (at.half(0), g.columns.coef.len());
     let params = [
         at.masked(0),
         at.out(0),

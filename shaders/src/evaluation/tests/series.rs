@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use tacet_protocol::gates::cosine::Cosine;
+use tacet_protocol::gates::cosine::{Columns, Cosine};
 use tacet_protocol::gates::exp::{Exp, Head};
 use tacet_protocol::gates::grid::Grid;
 use tacet_protocol::gates::rowmax::Levels;
@@ -40,7 +40,7 @@ fn cosine_series() {
             let series = |i: usize| (0..1 + i % 11).map(|_| 3.0 * unit()).collect::<Vec<f64>>();
             let coef: Vec<Vec<f64>> = (0..cols).map(series).collect();
             let turns = (0..cols as u32).map(|i| 1 + i % 5).collect();
-            let g = Cosine { rows, coef: Arc::new(coef), turns: Arc::new(turns), period, f_out, k_out };
+            let g = Cosine { rows, columns: Arc::new(Columns::new(coef, turns)), period, f_out, k_out };
             let (inputs, outputs) = ([(rows * cols, k_in, false)], [(rows * cols, k_out, false)]);
             check(&gpu, &format!("period {period}"), Kind::Cosine(g), &inputs, &outputs, next());
         }
