@@ -13,6 +13,7 @@ mod build;
 mod decode;
 mod decoder;
 mod emit;
+mod factors;
 mod kept;
 mod layer;
 mod linalg;
@@ -37,6 +38,7 @@ use crate::query::LENGTHS;
 use activation::{Activation, Curve, Curves, half_ring, half_rings};
 use attention::{LEAST_STEP, STEP, depth, levels_cost};
 pub use decoder::{DecoderPlanner, Keep};
+use factors::Factors;
 pub use kept::{Progress, Shelf};
 pub(crate) use linalg::dot;
 use linalg::{Matrix, eigenvalue_bound, norm};
@@ -74,7 +76,7 @@ const RESERVED: f64 = 8.0 + pad::LEVELS as f64;
 #[derive(Serialize, Deserialize)]
 struct Layer {
     linear: Arc<Linear>,
-    ulp: Vec<f64>,
+    ulp: Factors,
     /// Largest bound of an output, and largest bound in units.
     bound: f64,
     units: f64,
@@ -155,7 +157,7 @@ fn quantise(op: &str, rows: &[&[f64]], bias: &[f64], unit: Vec<f64>, f: i32, bou
     let linear =
         Arc::new(Linear { weights: Some(weights), bias, macs: rows.len() * cols, digest: hash.finalize().into() });
     let units = bounds.iter().zip(&ulp).fold(0f64, |m, (b, u)| m.max(b * SLACK / u));
-    Ok(Layer { linear, ulp, bound: max(bounds) * SLACK, units })
+    Ok(Layer { linear, ulp: ulp.into(), bound: max(bounds) * SLACK, units })
 }
 
 fn pow2(e: i32) -> f64 {

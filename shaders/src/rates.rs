@@ -80,7 +80,16 @@ impl Device {
 fn gates() -> Program {
     let (rows, cols) = (128, 1536);
     let (mult, shift, k_in, k_out) = (vec![123_456_789; cols], 29, 30, 32);
-    let kind = Kind::Rescale(Rescale { rows, stride: cols, first: 0, mult, shift, k_in, k_out, bias: Vec::new() });
+    let kind = Kind::Rescale(Rescale {
+        rows,
+        stride: cols,
+        first: 0,
+        mult: Arc::new(mult),
+        shift,
+        k_in,
+        k_out,
+        bias: Vec::new(),
+    });
     let value = |bits| Value { name: String::new(), shape: vec![rows, cols], bits, xor: false, ulp: 1.0, bound: 0.0 };
     let op =
         |kind, inputs: &[usize], outputs: &[usize]| Op { kind, inputs: inputs.to_vec(), outputs: outputs.to_vec() };

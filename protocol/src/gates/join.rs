@@ -8,6 +8,8 @@
 //! the sum of both halves' parts among them. Evaluators see what they open, `x`, `s` and the two bits
 //! under masks of their own; which of the three cases a value is in decides nothing that they do.
 
+use std::sync::Arc;
+
 use super::rescale::{self, Scale};
 use super::{Deal, Dealt, Halves, Masked, Take, Width, scaled};
 use crate::Error;
@@ -20,7 +22,7 @@ pub struct Join {
     /// Elements.
     pub len: usize,
     /// Per column: the scale of `x` is `mult / 2^shift`.
-    pub mult: Vec<i64>,
+    pub mult: Arc<Vec<i64>>,
     /// Common binary exponent of the scales.
     pub shift: u32,
     /// Ring of `x`; `|x| < 2^(k_in - 2)`.
@@ -65,7 +67,9 @@ impl Join {
 
     /// What is dealt.
     pub fn dealt(&self) -> Vec<Dealt> {
-        let (k, b) = (self.k_out, rescale::bit_ring(self.wraps().concat(), self.k_out));
+        let ring = |shift| rescale::bit_ring(&self.mult, shift, self.k_in, self.k_out);
+        let [whole, half] = self.shifts().map(ring);
+        let (k, b) = (self.k_out, whole.max(half));
         let s = self.k_out.saturating_sub(self.k_series - self.drop).max(1);
         let rings: [u32; DEALT] = [b, s, b, s, k, k, b, k, k, b, s];
         rings.map(|k| (self.len, k)).to_vec()
@@ -318,7 +322,7 @@ mod tests {
             let (mut inside, ..) = masked(&w.edges(64, words), 64, true);
             inside.iter_mut().zip(&above).for_each(|(i, a)| *i &= !a);
             let (li, ei) = w.mask_bits(&inside);
-            let g = Join { len: n, mult, shift, k_in, k_series, drop, k_out };
+            let g = Join { len: n, mult: Arc::new(mult), shift, k_in, k_series, drop, k_out };
             let got = w.run(&g.dealt(), |d| g.deal(d, Halves { sum: &lx, first: &ex[0].l }, Halves { sum: &ls, first: &es[0].l }, &la, &li), |t, i| g.eval(t, &ex[i], &es[i], &ea[i], &ei[i]));
             for (e, y) in add(&got, k_out).into_iter().enumerate() {
                 let bit = |b: &[u64]| b[e / 64] >> (e % 64) & 1 == 1;

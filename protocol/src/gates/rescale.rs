@@ -6,10 +6,15 @@
 //! are rounded once, the last may count twice. Either evaluator computes what is made of its own half.
 //! Dealt: the bits `carry` and `msb(l)`, in a ring as narrow as the power of two in `R(c 2^k)` allows.
 
-use super::{Deal, Dealt, Halves, Masked, Take, Width, scaled, scaled_as};
+use std::sync::Arc;
+
+use super::{Deal, Dealt, Halves, Masked, Take, Width, scaled_as};
 use crate::Error;
 use crate::ring::mask;
 use crate::vector::{self, Kernel};
+
+/// Largest binary exponent of scales.
+pub const MOST_SHIFT: u32 = 100;
 
 /// Rescales columns `first .. first + mult.len()` of a `rows x stride` masked tensor.
 #[derive(Clone, Debug)]
@@ -21,8 +26,8 @@ pub struct Rescale {
     /// First input column read.
     pub first: usize,
     /// Per output column: the scale is `mult / 2^shift`.
-    pub mult: Vec<i64>,
-    /// Common binary exponent of the scales.
+    pub mult: Arc<Vec<i64>>,
+    /// Common binary exponent of the scales, at most [`MOST_SHIFT`].
     pub shift: u32,
     /// Ring of the input; `|x| < 2^(k_in - 2)`.
     pub k_in: u32,
@@ -40,15 +45,15 @@ impl Rescale {
 
     /// Of each column, what offsets the quarter of the ring that is added before scaling, and the bias.
     pub fn constants(&self) -> Vec<u64> {
-        let quarter = 1u64 << (self.k_in - 2);
+        let (quarter, width) = (1u64 << (self.k_in - 2), self.width());
         let bias = |c: usize| self.bias.get(c).copied().unwrap_or(0) as u64;
-        let constant = |(c, mult): (usize, &i64)| bias(c).wrapping_sub(scaled(quarter, *mult, self.shift));
+        let constant = |(c, mult): (usize, &i64)| bias(c).wrapping_sub(scaled_as(width, quarter, *mult, self.shift));
         self.mult.iter().enumerate().map(constant).collect()
     }
 
     /// Bits of the ring in which `msb(l)` is dealt.
     pub(super) fn k_bit(&self) -> u32 {
-        bit_ring(self.wraps(), self.k_out)
+        bit_ring(&self.mult, self.shift, self.k_in, self.k_out)
     }
 
     /// Output elements.
@@ -151,18 +156,24 @@ impl<'a> Terms<'a> {
     }
 }
 
-/// Bits of the ring in which a bit is dealt that is multiplied by these words.
-pub(super) fn bit_ring(by: impl IntoIterator<Item = u64>, k_out: u32) -> u32 {
-    let zeros = by.into_iter().map(|w| w.trailing_zeros().min(k_out)).min().unwrap_or(0);
-    (k_out - zeros).max(1)
+/// Bits of the ring in which a bit is dealt that is multiplied by what a wrap of any column adds.
+pub(super) fn bit_ring(mult: &[i64], shift: u32, k_in: u32, k_out: u32) -> u32 {
+    let any = match k_in.checked_sub(shift) {
+        // No wrap is rounded: each is its multiplier with as many zeros more.
+        Some(more) => mult.iter().fold(0, |any, m| any | *m as u64).checked_shl(more).unwrap_or(0),
+        None => mult.iter().fold(0, |any, m| any | wrap(*m, shift, k_in, k_out)),
+    };
+    (k_out - any.trailing_zeros().min(k_out)).max(1)
 }
 
 /// `round(2^k_in mult / 2^shift)`: what a wrap around the input's ring adds.
 pub(super) fn wrap(mult: i64, shift: u32, k_in: u32, k_out: u32) -> u64 {
+    if let Some(more) = k_in.checked_sub(shift) {
+        return (mult as u64).checked_shl(more).unwrap_or(0) & mask(k_out);
+    }
     // 2^k_in does not fit the unsigned argument of `scaled` for k_in = 64, hence the i128 here.
     let p = i128::from(mult) << k_in;
-    let r = if shift == 0 { p } else { (p + (1i128 << (shift - 1))) >> shift };
-    r as u64 & mask(k_out)
+    ((p + (1i128 << (shift - 1))) >> shift) as u64 & mask(k_out)
 }
 
 /// `y = scaled(x)`, column by column.
@@ -203,7 +214,7 @@ impl Kernel for Public<'_> {
         let Public { g, width, m, constant, y } = self;
         let (keep, quarter) = (mask(g.k_in), 1u64 << (g.k_in - 2));
         y.iter_mut().zip(m).for_each(|(y, m)| *y = m.wrapping_add(quarter) & keep);
-        let each = y.iter_mut().zip(&g.mult).zip(constant);
+        let each = y.iter_mut().zip(&*g.mult).zip(constant);
         let shift = g.shift;
         match width {
             Width::One => each.for_each(|((y, mu), c)| *y = scaled_as(Width::One, *y, *mu, shift).wrapping_add(*c)),
@@ -225,7 +236,7 @@ impl Kernel for Own<'_> {
     #[inline(always)]
     fn run(self) {
         let Own { g, width, l, y } = self;
-        let (each, shift) = (y.iter_mut().zip(l).zip(&g.mult), g.shift);
+        let (each, shift) = (y.iter_mut().zip(l).zip(&*g.mult), g.shift);
         match width {
             Width::One => each.for_each(|((y, l), mu)| *y = y.wrapping_sub(scaled_as(Width::One, *l, *mu, shift))),
             Width::Two => each.for_each(|((y, l), mu)| *y = y.wrapping_sub(scaled_as(Width::Two, *l, *mu, shift))),
@@ -301,7 +312,7 @@ mod tests {
             }
             let (x, lam, e) = masked(&x, k_in, false);
             let bias: Vec<i64> = bias[..cols].iter().map(|b| i64::from(*b)).collect();
-            let g = Rescale { rows, stride, first, mult: mult[..cols].to_vec(), shift, k_in, k_out, bias };
+            let g = Rescale { rows, stride, first, mult: Arc::new(mult[..cols].to_vec()), shift, k_in, k_out, bias };
             let s = w.run(&g.dealt(), |d| g.deal(d, Halves { sum: &lam, first: &e[0].l }), |t, i| g.eval(t, &e[i]));
             for (at, y) in add(&s, k_out).into_iter().enumerate() {
                 let (row, c) = (at / cols, at % cols);

@@ -10,6 +10,8 @@
 //!
 //! Who sees what: nothing but masked values and shares of functions of their masks, as in every gate.
 
+use std::sync::Arc;
+
 use super::rescale::{Rescale, Terms};
 use super::{Bits, Deal, Dealt, Halves, Masked, Subtract, Take, from};
 use crate::Error;
@@ -39,7 +41,7 @@ impl Residual {
     pub fn parts(&self) -> [Rescale; 2] {
         let of = |g: &Rescale| Rescale { shift: g.shift + self.shift, k_out: self.k_squares, ..g.clone() };
         let same = || {
-            let (mult, k_in) = (vec![1; self.cols()], self.scale.k_out);
+            let (mult, k_in) = (Arc::new(vec![1; self.cols()]), self.scale.k_out);
             Rescale { mult, shift: 0, k_in, bias: Vec::new(), ..self.scale.clone() }
         };
         [of(&self.scale), self.before.as_ref().map_or_else(|| of(&same()), of)]
@@ -332,9 +334,9 @@ mod tests {
         ) {
             let shift = shift.min(k_x - 2);
             let k_squares = if shift == 0 { k_x } else { k_squares };
-            let mult = mult[..cols].to_vec();
+            let mult = Arc::new(mult[..cols].to_vec());
             let scale = Rescale { rows, stride: cols, first: 0, mult, shift: drop, k_in, k_out: k_x, bias: vec![] };
-            let before = before.map(|(mult, shift, k_in)| Rescale { mult: mult[..cols].to_vec(), shift, k_in, ..scale.clone() });
+            let before = before.map(|(mult, shift, k_in)| Rescale { mult: Arc::new(mult[..cols].to_vec()), shift, k_in, ..scale.clone() });
             // Rings of the residual before and after.
             let (k_before, k_x) = (before.as_ref().map_or(k_x, |b| b.k_in), k_x);
             let by = |c: usize| before.as_ref().map_or((1, 0), |b| (b.mult[c], b.shift));

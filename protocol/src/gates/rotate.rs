@@ -4,6 +4,8 @@
 //! halves of a pair's masks, and the dealer deals their carry and `msb(l)` of each input, which serve both outputs. Exact
 //! to 5 ulp for `|x| < 2^(k-2)`. Layout: value `i` of a head turns with value `i + dim / 2` (Su et al., 2021).
 
+use std::sync::Arc;
+
 use super::rescale;
 use super::{Deal, Dealt, Halves, Masked, Take, scaled};
 use crate::Error;
@@ -24,8 +26,10 @@ pub struct Rotate {
     pub dim: usize,
     /// Radians a position, `dim / 2` values.
     pub frequencies: Vec<f64>,
-    /// Scale of every input column, `heads x dim`.
-    pub scale: Vec<f64>,
+    /// Scale of every input column, `heads x dim`, each times `2^power`.
+    pub scale: Arc<Vec<f64>>,
+    /// See [`Self::scale`].
+    pub power: i32,
     /// Ring of the input; `|x| < 2^(k_in - 2)`.
     pub k_in: u32,
     /// Ring of the output.
@@ -45,7 +49,7 @@ impl Rotate {
     /// Common binary exponent of the multipliers.
     pub fn shift(&self) -> u32 {
         let top = self.scale.iter().fold(1e-30f64, |m, s| m.max(s.abs()));
-        (BITS - libm::ceil(libm::log2(top)) as i32).clamp(0, 100) as u32
+        (BITS - libm::ceil(libm::log2(top)) as i32 - self.power).clamp(0, 100) as u32
     }
 
     fn heads(&self) -> usize {
@@ -68,7 +72,7 @@ impl Rotate {
 
     /// Calls `f` for every pair with its turn, the input index and the output index of its first value.
     fn pairs(&self, mut f: impl FnMut(&Turn, usize, usize)) {
-        let (half, unit) = (self.dim / 2, libm::exp2(f64::from(self.shift())));
+        let (half, unit) = (self.dim / 2, libm::exp2(f64::from(self.shift() as i32 + self.power)));
         for row in 0..self.rows {
             let turns: Vec<(f64, f64)> =
                 self.frequencies.iter().map(|w| libm::sincos((self.position + row) as f64 * w)).collect();
@@ -158,7 +162,8 @@ mod tests {
                 first: 2,
                 dim,
                 frequencies: vec![1.0, 0.01],
-                scale: [1.0, 0.5, 0.7, 0.3, 1.0, 0.9, 0.8, 0.2].map(|s| s * scale).to_vec(),
+                scale: Arc::new([1.0, 0.5, 0.7, 0.3, 1.0, 0.9, 0.8, 0.2].map(|s| s * scale * 8.0).to_vec()),
+                power: -3,
                 k_in,
                 k_out,
             };

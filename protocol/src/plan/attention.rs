@@ -2,6 +2,7 @@
 //! the row sums. Nine rounds, the last of which the caller shares; eight with `few_rows`.
 
 use super::build::{Build, SPARE, log2_ceil, scales};
+use super::factors::Factors;
 use super::rows::WIDEST;
 use super::{SLACK, pow2};
 use crate::gates::bits::{And, CountClear};
@@ -198,7 +199,7 @@ impl Build {
         let product = HeadProduct { side: Side::Attend, grid, heads, kv_heads, dim, k: a.k_av };
         self.op(Kind::Product(product), &[kept, v], &[o]);
         let floor = pow2(windows.drop as i32 - 1);
-        let to_out = vec![pow2(a.f_out - f_exp - a.f_value); width];
+        let to_out = Factors::even(pow2(a.f_out - f_exp - a.f_value), width);
         let (o, to_out) = self.resolved(o, &to_out);
         let f_recip = a.f_recip;
         let f = move |v: f64| pow2(f_recip) * one / v.max(floor);

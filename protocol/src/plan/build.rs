@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::activation::Curves;
+use super::factors::Factors;
 use super::{Layer, pow2};
 use crate::gates::cosine::Cosine;
 use crate::gates::join::Join;
@@ -29,7 +30,7 @@ pub struct Activated<'a> {
     pub h: Id,
     pub curves: &'a Curves,
     /// Per column, from units to those of the result.
-    pub scale: &'a [f64],
+    pub scale: &'a Factors,
     /// Scales of the result and of its series, at least that.
     pub f: i32,
     pub f_series: u32,
@@ -39,11 +40,10 @@ pub struct Activated<'a> {
     pub bound: f64,
 }
 
-/// What a residual is made of: a masked value, the factor of every column to the residual's unit, or none where it has that
-/// unit, and the bound of the product.
+/// A masked layer's output, the factor of every column to the residual's unit, and the bound of the product.
 pub struct Part<'a> {
     pub x: Id,
-    pub scale: &'a [f64],
+    pub scale: &'a Factors,
     pub bound: f64,
 }
 
@@ -60,13 +60,6 @@ pub struct Scaled {
     reach: usize,
     k_out: u32,
     bound: f64,
-}
-
-/// Integer multipliers and their common exponent for real scales.
-fn fixed(c: &[f64]) -> (Vec<i64>, u32) {
-    let top = c.iter().fold(0f64, |m, c| m.max(c.abs())).max(1e-30);
-    let shift = (26 - libm::ceil(libm::log2(top)) as i32).clamp(0, 100);
-    (c.iter().map(|c| libm::round(c * pow2(shift)) as i64).collect(), shift as u32)
 }
 
 pub fn log2_ceil(x: f64) -> u32 {
@@ -140,13 +133,13 @@ impl Build {
         x: Id,
         first: usize,
         stride: usize,
-        scale: &[f64],
+        scale: &Factors,
         bias: &[f64],
         k_out: u32,
         ulp: f64,
         bound: f64,
     ) -> Id {
-        let (mult, shift) = fixed(scale);
+        let (mult, shift) = scale.fixed();
         let k_in = self.values[x].bits;
         let bias = bias.iter().map(|b| libm::round(*b) as i64).collect();
         let rows = self.values[x].len() / stride;
@@ -155,26 +148,27 @@ impl Build {
         out
     }
 
-    /// The residual in the ring `k` at `ulp`: a masked layer's output and what it was before, masked too, each times its scale;
-    /// and the sums of its rows' squares in units of `2^(2 shift)`, for `squares` of that shift, their ring and their bound.
+    /// The residual in the ring `k` at `ulp`: a masked layer's output and what it was before, masked too, times factors unless it
+    /// has that unit, of a bound in units; and the sums of its rows' squares in units of `2^(2 shift)`, for `squares` of that shift, their ring and their bound.
     pub fn residual(
         &mut self,
         name: &str,
-        [layer, before]: [Part; 2],
+        layer: Part,
+        (before, scale, bound): (Id, Option<&Factors>, f64),
         (k_out, ulp): (u32, f64),
         (shift, k_squares, largest): (u32, u32, f64),
     ) -> [Id; 2] {
-        let shape = self.values[before.x].shape.clone();
-        let rescale = |part: &Part| {
-            let ((mult, shift), k_in) = (fixed(part.scale), self.values[part.x].bits);
+        let shape = self.values[before].shape.clone();
+        let rescale = |x: Id, scale: &Factors| {
+            let ((mult, shift), k_in) = (scale.fixed(), self.values[x].bits);
             Rescale { rows: shape[0], stride: shape[1], first: 0, mult, shift, k_in, k_out, bias: Vec::new() }
         };
-        let scaled = (!before.scale.is_empty()).then(|| rescale(&before));
-        let gate = Residual { scale: rescale(&layer), before: scaled, shift, k_squares };
-        let sum = before.bound + layer.bound + 6.0;
+        let scaled = scale.map(|scale| rescale(before, scale));
+        let gate = Residual { scale: rescale(layer.x, layer.scale), before: scaled, shift, k_squares };
+        let sum = bound + layer.bound + 6.0;
         let after = self.value(&format!("residual after {name}"), &shape, k_out, ulp, sum);
         let square = self.value(&format!("residual after {name}, squares"), &[shape[0]], k_squares, 0.0, largest);
-        self.op(Kind::Residual(gate), &[layer.x, before.x], &[after, square]);
+        self.op(Kind::Residual(gate), &[layer.x, before], &[after, square]);
         [after, square]
     }
 
@@ -198,11 +192,10 @@ impl Build {
     }
 
     /// A share without the bits that `scale` brings below a fraction of a unit ([`SPARE`]), and the factors from its unit.
-    pub fn resolved(&mut self, x: Id, scale: &[f64]) -> (Id, Vec<f64>) {
-        let largest = scale.iter().fold(1e-30, |m: f64, s| m.max(s.abs()));
+    pub fn resolved(&mut self, x: Id, scale: &Factors) -> (Id, Factors) {
+        let largest = scale.largest();
         let shift = (libm::floor(-libm::log2(largest)) as i32 - SPARE).clamp(0, self.values[x].bits as i32 - 4);
-        let by_shifts = scale.iter().all(|s| s.to_bits().trailing_zeros() >= f64::MANTISSA_DIGITS - 1);
-        (self.truncated(x, shift as u32, by_shifts), scale.iter().map(|s| s * pow2(shift)).collect())
+        (self.truncated(x, shift as u32, scale.by_shifts()), scale.times(shift))
     }
 
     /// `f` of a masked positive scalar per row: two rounds; the last opening is the caller's.
@@ -282,7 +275,7 @@ impl Build {
         let s = self.truncated(s, (f_series as i32 - f - below) as u32, true);
         let k_series = self.values[s].bits;
         let [s, above, inside] = self.open([s, above, inside]);
-        let (mult, shift) = fixed(scale);
+        let (mult, shift) = scale.fixed();
         let g = self.value(name, &shape, k, pow2(-f), bound * pow2(f) + 5.0);
         let join = Join { len, mult, shift, k_in, k_series, drop: below as u32, k_out: k };
         self.op(Kind::Join(join), &[h, s, above, inside], &[g]);

@@ -25,6 +25,7 @@
 use super::attention::{Attend, depth, level_bits};
 use super::build::{Activated, Build, Part, Scaled};
 use super::decoder::{DEGREE, DecoderPlanner, F_LARGEST, F_RECIP, K_SCORE, RHO, hidden_levels};
+use super::factors::Factors;
 use super::layer::{BlockPlan, MlpPlan};
 use super::norm::{F_INPUT, F_RESIDUAL, K_SQUARES, PreNorm};
 use super::project::Projected;
@@ -175,7 +176,7 @@ impl Emit<'_> {
         });
         of_all(self, &turned, &|b, y| {
             let (k, bound) = (b.values[y].bits, b.values[y].bound * pow2(-f));
-            b.rescale("moved keys", y, 0, cols, &vec![pow2(-f); cols], &[], k, 0.0, bound)
+            b.rescale("moved keys", y, 0, cols, &Factors::even(pow2(-f), cols), &[], k, 0.0, bound)
         })
     }
 
@@ -241,13 +242,13 @@ impl Emit<'_> {
     /// The masked residual `x` and a linear layer's output at its scale, for a norm to read.
     fn onto(&mut self, name: &str, y: Id, w: &Wide, x: Id, n: &PreNorm) -> Residual {
         let acc = self.linear(&format!("{name} accumulators"), y, w);
-        let scale: Vec<f64> = w.layer.ulp.iter().map(|u| u * pow2(F_RESIDUAL)).collect();
-        let (acc, scale) = self.b.resolved(acc, &scale);
+        let (acc, scale) = self.b.resolved(acc, &w.layer.ulp.times(F_RESIDUAL));
         let [acc] = self.b.open([acc]);
         let (bound, before) = (w.layer.bound * pow2(F_RESIDUAL), self.b.values[x].clone());
         let squares = (n.shift, self.k_squares(n), n.largest());
-        let parts = [Part { x: acc, scale: &scale, bound }, Part { x, scale: &[], bound: before.bound }];
-        let [x, square] = self.b.residual(name, parts, (before.bits, before.ulp), squares);
+        let layer = Part { x: acc, scale: &scale, bound };
+        let residual = (before.bits, before.ulp);
+        let [x, square] = self.b.residual(name, layer, (x, None, before.bound), residual, squares);
         Residual { x, square: Some(square) }
     }
 
@@ -256,15 +257,13 @@ impl Emit<'_> {
         let (rows, width) = (self.rows, m.act.layer.ulp.len());
         let [y, x] = self.normalised("MLP norm", r, n);
         let h = self.linear("nonlinearity's input", y, &m.act);
-        let scale: Vec<f64> = m.act.layer.ulp.iter().map(|u| u * pow2(m.f_activated)).collect();
-        let (h, scale) = self.b.resolved(h, &scale);
+        let (h, scale) = self.b.resolved(h, &m.act.layer.ulp.times(m.f_activated));
         let k = m.ring();
         let (h, times) = match &m.times {
             None => (self.b.open([h])[0], None),
             Some(up) => {
                 let u = self.linear("up accumulators", y, up);
-                let s: Vec<f64> = up.layer.ulp.iter().map(|u| u * pow2(m.f_up)).collect();
-                let (u, s) = self.b.resolved(u, &s);
+                let (u, s) = self.b.resolved(u, &up.layer.ulp.times(m.f_up));
                 let [h, u] = self.b.open([h, u]);
                 let bound = up.layer.bound * pow2(m.f_up);
                 let u = self.b.rescale("up", u, 0, width, &s, &[], k, pow2(-m.f_up), bound);
@@ -312,7 +311,7 @@ pub fn program(p: &DecoderPlanner, marked: bool, past: usize, rows: usize, every
     inputs.extend(new);
     carried[0].extend(old);
     // Past keys have to fit beside the cosines' fraction bits.
-    let widest = p.blocks.iter().map(|b| b.key.reach(c.head_dim)).fold(1.0, f64::max);
+    let widest = p.blocks.iter().map(|b| b.key.reach).fold(1.0, f64::max);
     let f = (K_SCORE as i32 - 2 - libm::ceil(libm::log2(widest)) as i32).min(F_TURN);
     let turn = (several && !first && rotates)
         .then(|| e.b.value("how far past keys move", &[c.head_dim], K_SCORE, pow2(-f), pow2(f)));
@@ -326,7 +325,7 @@ pub fn program(p: &DecoderPlanner, marked: bool, past: usize, rows: usize, every
         for (i, (cache, b)) in caches.iter_mut().zip(&p.blocks).enumerate() {
             let width = c.kv_heads * c.head_dim;
             e.b.layer = format!("layer {i}: ");
-            let bound = b.key.reach(c.head_dim);
+            let bound = b.key.reach;
             let k = e.b.value("past keys", &[past, width], K_SCORE, 0.0, bound);
             let bound = b.value_bound * pow2(b.f_value);
             let v = e.b.value("past values", &[past, width], b.k_av, pow2(-b.f_value), bound);
@@ -364,7 +363,7 @@ pub fn program(p: &DecoderPlanner, marked: bool, past: usize, rows: usize, every
     }
     let [y, _] = e.normalised("final norm", x, &p.last_norm);
     let logits = e.linear("logits", y, &p.head);
-    e.b.values[logits].ulp = p.head.layer.ulp[0];
+    e.b.values[logits].ulp = p.head.layer.ulp.largest();
     let program = Program {
         values: e.b.values,
         ops: e.b.ops,

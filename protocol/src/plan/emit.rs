@@ -8,6 +8,7 @@
 
 use super::attention::{Attend, attention_ring, depth, level_bits};
 use super::build::{Activated, Build, Part, log2_ceil, scales};
+use super::factors::Factors;
 use super::prove::prove;
 use super::{
     Block, F, F_ATTENTION, F_GELU, F_LARGEST, F_NORMALISED, F_PUBLIC, F_SERIES, F_VALUE, K_GELU_IN, K_LAYER, K_SCORE,
@@ -106,14 +107,13 @@ impl Emit<'_> {
     /// The next residual in the ring `k`, of a layer that reads `y` and the row before, which are opened here.
     fn onto(&mut self, name: &str, y: Id, l: &Layer, before: (Id, f64), n: &NormPlan, k: u32) -> Residual {
         let acc = self.b.linear(&format!("{name} accumulators"), y, self.t, l, K_LAYER);
-        let scale: Vec<f64> = l.ulp.iter().map(|u| u * pow2(F)).collect();
-        let (acc, scale) = self.b.resolved(acc, &scale);
+        let (acc, scale) = self.b.resolved(acc, &l.ulp.times(F));
         let [acc, x] = self.b.open([acc, before.0]);
-        let unit = vec![pow2(-F_BELOW); scale.len()];
+        let unit = Factors::even(pow2(-F_BELOW), scale.len());
         let layer = Part { x: acc, scale: &scale, bound: l.bound * pow2(F) };
-        let before = Part { x, scale: &unit, bound: before.1 * pow2(F) };
+        let before = (x, Some(&unit), before.1 * pow2(F));
         let largest = n.input * n.input * pow2(2 * F);
-        let [x, square] = self.b.residual(name, [layer, before], (k, pow2(-F)), (0, k, largest));
+        let [x, square] = self.b.residual(name, layer, before, (k, pow2(-F)), (0, k, largest));
         Residual { x, square }
     }
 
@@ -128,8 +128,7 @@ impl Emit<'_> {
             self.b.truncate(acc, o.drop)
         });
         let acc = self.b.linear("value accumulators", y, t, &b.value, K_LAYER);
-        let scale: Vec<f64> = b.value.ulp.iter().map(|u| u * pow2(F_VALUE)).collect();
-        let (acc, scale) = self.b.resolved(acc, &scale);
+        let (acc, scale) = self.b.resolved(acc, &b.value.ulp.times(F_VALUE));
         let [q, k, acc] = self.b.open([q, k, acc]);
         let value = b.value_bound * pow2(F_VALUE);
         let v = self.b.rescale("value", acc, 0, d, &scale, &[], k_av, pow2(-F_VALUE), value);
@@ -176,8 +175,7 @@ impl Emit<'_> {
     /// The share that the MLP's last layer reads: three rounds, the last of which is the caller's.
     fn activated(&mut self, y: Id, b: &Block) -> Id {
         let h = self.b.linear("GELU input", y, self.t, &b.up, K_GELU_IN);
-        let scale: Vec<f64> = b.up.ulp.iter().map(|u| u * pow2(F_GELU)).collect();
-        let (h, scale) = self.b.resolved(h, &scale);
+        let (h, scale) = self.b.resolved(h, &b.up.ulp.times(F_GELU));
         let [h] = self.b.open([h]);
         let act = Activated {
             h,

@@ -13,6 +13,7 @@ use super::activation::{Activation as Pieces, Curves, half_ring};
 use super::attention::{STEP, attention_ring, depth};
 use super::build::log2_ceil;
 use super::decoder::{F_LARGEST, F_OUT, F_RECIP, K_SCORE, hidden_levels};
+use super::factors::Factors;
 use super::linalg::{Matrix, dot, eigenvalue_bound, norm};
 use super::norm::{F_INPUT, F_RESIDUAL, HeadNorm, PreNorm};
 use super::rows::{Fact, Rows, WIDEST, Wide, finest, quantise, ring_of};
@@ -74,8 +75,10 @@ pub struct Projection {
     /// Of the normalised row; of the residual where heads have norms of their own.
     pub wide: Wide,
     pub norm: Option<HeadNorm>,
-    /// Factor from real channels to units; a product of a query's and a key's is a score's.
-    pub scale: Vec<f64>,
+    /// From accumulators, or from normalised heads without fraction bits, to units; a product of a query's and a key's is a score's.
+    pub to_scores: Factors,
+    /// Bound on the norm of a pair of values, in units, which rotations keep.
+    pub reach: f64,
     /// Of the residual itself, without constants: ring of the accumulators, and bound on them in units.
     pub direct: (u32, f64),
 }
@@ -333,14 +336,20 @@ impl Bounded<'_> {
             if let Some(n) = norm {
                 let (norm, wide) = HeadNorm::new(&op, c, rows, range, n, (before, x.smallest), x.keep)?;
                 let direct = (wide.k, wide.layer.units);
-                return Ok(Projection { wide, norm: Some(norm), scale, direct });
+                let to_scores: Factors = times(&norm.unit(), &scale).into();
+                // A head has this norm before its gain.
+                let gained = times(&norm.gain, &scale).iter().fold(0f64, |m, s| m.max(s.abs()));
+                let reach = 2.0 * libm::sqrt(c.head_dim as f64) * SLACK * gained;
+                return Ok(Projection { wide, norm: Some(norm), to_scores, reach, direct });
             }
             let units = units_of(range.clone(), &scale);
             let wide = quantise(&op, rows, range.clone(), &units, &bounds[range.clone()], F_INPUT, x.keep)?;
             let reach: Vec<f64> = facts[range].iter().map(|f| f.norm * before).collect();
             let most = reach.iter().zip(&units).fold(0f64, |m, (r, u)| m.max(r * SLACK / u)) * pow2(F_RESIDUAL);
             let direct = (ring_of(&reach, &units, F_RESIDUAL), most);
-            Ok::<_, Error>(Projection { wide, norm: None, scale, direct })
+            let to_scores: Factors = times(&Vec::from(wide.layer.ulp.clone()), &scale).into();
+            let reach = 2.0 * wide.layer.units * to_scores.largest();
+            Ok::<_, Error>(Projection { wide, norm: None, to_scores, reach, direct })
         };
         let [(queries, q_scale), (keys, k_scale)] = heads;
         let norms = self.l.query_key_norm.as_ref();
@@ -389,6 +398,10 @@ impl Bounded<'_> {
             mlp,
         })
     }
+}
+
+fn times(a: &[f64], b: &[f64]) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a * b).collect()
 }
 
 /// Whether spectral norms of the MLPs are bounded closely.

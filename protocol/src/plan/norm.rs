@@ -173,9 +173,9 @@ impl HeadNorm {
         scales(LARGEST, self.smallest, 6.0, 16, DEGREE)
     }
 
-    /// What a unit of every column is worth, gain included, once a head is normalised to `f` fraction bits.
-    pub fn unit(&self, f: i32) -> Vec<f64> {
-        self.shift.iter().zip(&self.gain).map(|(s, gain)| gain * pow2(-f - *s as i32)).collect()
+    /// What a unit of every column is worth, gain included, once a head is normalised without fraction bits.
+    pub fn unit(&self) -> Vec<f64> {
+        self.shift.iter().zip(&self.gain).map(|(s, gain)| gain * pow2(-(*s as i32))).collect()
     }
 
     /// Bound on a normalised head's values, in units of the finest column.

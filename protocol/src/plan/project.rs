@@ -15,10 +15,11 @@ use std::sync::Arc;
 use super::build::Scaled;
 use super::decode::{Emit, Residual};
 use super::decoder::{K_SCORE, RHO};
+use super::factors::Factors;
 use super::layer::{BlockPlan, Projection};
 use super::norm::{F_RESIDUAL, HeadNorm, K_SQUARES, LARGEST};
+use super::pow2;
 use super::rows::WIDEST;
-use super::{SLACK, pow2};
 use crate::gates::broadcast::Broadcast;
 use crate::gates::local::Gain;
 use crate::gates::rotate::Rotate;
@@ -36,7 +37,7 @@ pub struct Projected {
     pub key: Id,
     pub x: Id,
     pub values: Id,
-    pub to_values: Vec<f64>,
+    pub to_values: Factors,
 }
 
 /// How a projection of the residual becomes queries or keys.
@@ -46,7 +47,7 @@ struct Direct {
     /// Fraction bits of its product with what is turned, in scores' units.
     product: i32,
     /// Factors of accumulators to what is turned.
-    scale: Vec<f64>,
+    scale: Factors,
 }
 
 impl Direct {
@@ -57,7 +58,7 @@ impl Direct {
 }
 
 /// Factors of accumulators, and the ring that they are turned into.
-type Turn = (Vec<f64>, u32);
+type Turn = (Factors, u32);
 
 /// What a row's norm and its heads' give, masked.
 struct Roots {
@@ -69,30 +70,6 @@ struct Roots {
     of: [Id; 2],
     /// Turned accumulators.
     turned: Vec<Id>,
-}
-
-fn times(a: &[f64], b: &[f64]) -> Vec<f64> {
-    a.iter().zip(b).map(|(a, b)| a * b).collect()
-}
-
-impl Projection {
-    /// What a unit of every column is worth in scores' units, once a row or a head is normalised to `f` fraction bits.
-    fn to_scores(&self, f: i32) -> Vec<f64> {
-        match &self.norm {
-            None => times(&self.wide.layer.ulp, &self.scale),
-            Some(n) => times(&n.unit(f), &self.scale),
-        }
-    }
-
-    /// Bound on the norm of a pair of a query's or a key's values, in units, which rotations keep.
-    pub fn reach(&self, dim: usize) -> f64 {
-        let (factors, bound) = match &self.norm {
-            None => (self.to_scores(0), self.wide.layer.units),
-            // A head has this norm before its gain.
-            Some(n) => (times(&n.gain, &self.scale), libm::sqrt(dim as f64) * SLACK),
-        };
-        2.0 * bound * factors.iter().fold(0f64, |m, s| m.max(s.abs()))
-    }
 }
 
 impl Emit<'_> {
@@ -111,12 +88,12 @@ impl Emit<'_> {
         let room = WIDEST as i32 - K_SCORE as i32;
         if let Some(n) = &p.norm {
             let root = n.f.min(n.f_least + F_SPARE);
-            let scale = p.to_scores(root).iter().map(|s| s * pow2(room)).collect();
+            let scale = p.to_scores.times(room - root);
             return Some(Direct { root, product: room, scale });
         }
         let root = b.attention_norm.f - F_RESIDUAL;
         let turned = (room - root).min(F_TURNED.0);
-        let scale = p.to_scores(0).iter().map(|s| s * pow2(turned)).collect();
+        let scale = p.to_scores.times(turned);
         let fits = turned >= F_TURNED.1 && p.direct.0 <= self.p.k;
         fits.then_some(Direct { root, product: root + turned, scale })
     }
@@ -126,7 +103,7 @@ impl Emit<'_> {
         let [y, x] = self.normalised("attention norm", r, &b.attention_norm);
         let heads = [("query", &b.query), ("key", &b.key)].map(|(name, p)| {
             let acc = self.linear(&format!("{name} accumulators"), y, &p.wide);
-            self.b.resolved(acc, &p.to_scores(0))
+            self.b.resolved(acc, &p.to_scores)
         });
         self.opened_and_turned(heads, y, x, b)
     }
@@ -142,13 +119,13 @@ impl Emit<'_> {
             let ((name, p), k) = (parts[i], parts[i].1.wide.k);
             let bound = p.norm.as_ref().map_or(0.0, |n| n.bound(self.p.config.head_dim));
             let head = self.times(&format!("{name} normalised"), roots.acc[i], roots.of[i], k, bound);
-            self.b.resolved(head, &p.to_scores(f[i]))
+            self.b.resolved(head, &p.to_scores.times(-f[i]))
         });
         self.opened_and_turned(heads, y, roots.x, b)
     }
 
     /// Accumulators of queries and keys, and the factors of their columns, with values of the normalised row: two rounds.
-    fn opened_and_turned(&mut self, heads: [(Id, Vec<f64>); 2], y: Id, x: Id, b: &BlockPlan) -> Projected {
+    fn opened_and_turned(&mut self, heads: [(Id, Factors); 2], y: Id, x: Id, b: &BlockPlan) -> Projected {
         let [(q, to_query), (k, to_key)] = heads;
         let (v, to_values) = self.values(y, b);
         let [q, k, values] = self.b.open([q, k, v]);
@@ -163,11 +140,10 @@ impl Emit<'_> {
         let parts = [("query", &b.query), ("key", &b.key)];
         let [(q, to_query), (k, to_key)] = [0, 1].map(|i| {
             let ((name, p), (k, bound)) = (parts[i], parts[i].1.direct);
-            let acc = self.b.value(&format!("{name} of the residual"), &[1, p.scale.len()], k, 0.0, bound);
+            let acc = self.b.value(&format!("{name} of the residual"), &[1, p.to_scores.len()], k, 0.0, bound);
             let linear = &p.wide.layer.linear;
             self.b.op(Kind::Linear { rows: 1, layer: Arc::clone(linear) }, &[r.x], &[acc]);
-            let without: Vec<i64> = linear.bias.iter().map(|b| -b).collect();
-            let acc = self.plus(acc, without);
+            let acc = self.plus(acc, linear.bias.iter().map(|b| -b));
             match p.norm {
                 // Squares are taken of it as it is.
                 Some(_) => (acc, direct[i].scale.clone()),
@@ -179,11 +155,13 @@ impl Emit<'_> {
         let y = self.times_root("attention norm", roots.x, roots.row, &b.attention_norm);
         let [q, k] = [0, 1].map(|i| {
             let ((name, p), d) = (parts[i], &direct[i]);
-            let bound = p.reach(self.p.config.head_dim) * pow2(d.product);
+            let bound = p.reach * pow2(d.product);
             let product = self.times(name, roots.turned[i], roots.of[i], d.ring(), bound);
             let product = self.b.truncate(product, d.product as u32);
-            let constant = self.turned_constant(p);
-            self.plus(product, constant)
+            match p.wide.layer.linear.bias.iter().any(|b| *b != 0) {
+                true => self.plus(product, self.turned_constant(p).into_iter()),
+                false => product,
+            }
         });
         let (v, to_values) = self.values(y, b);
         let [query, key, values] = self.b.open([q, k, v]);
@@ -263,20 +241,20 @@ impl Emit<'_> {
     }
 
     /// A share of values' accumulators, and the factors of their columns.
-    fn values(&mut self, y: Id, b: &BlockPlan) -> (Id, Vec<f64>) {
+    fn values(&mut self, y: Id, b: &BlockPlan) -> (Id, Factors) {
         let acc = self.linear("value accumulators", y, &b.values);
-        let to_values: Vec<f64> = b.values.layer.ulp.iter().map(|u| u * pow2(b.f_value)).collect();
-        self.b.resolved(acc, &to_values)
+        self.b.resolved(acc, &b.values.layer.ulp.times(b.f_value))
     }
 
     /// Masked heads times their columns' scales, turned where the model rotates.
-    fn turned(&mut self, name: &str, acc: Id, scale: &[f64], k: u32) -> Id {
+    fn turned(&mut self, name: &str, acc: Id, scale: &Factors, k: u32) -> Id {
         let (k_in, cols) = (self.b.values[acc].bits, scale.len());
-        let bound = scale.iter().fold(0f64, |m, s| m.max(s.abs())) * self.b.values[acc].bound * 2.0;
+        let bound = scale.largest() * self.b.values[acc].bound * 2.0;
         let Some(rope) = &self.p.config.rope else {
             return self.b.rescale(name, acc, 0, cols, scale, &[], k, 0.0, bound);
         };
         let out = self.b.value(name, &[self.rows, cols], k, 0.0, bound);
+        let (scale, power) = scale.parts();
         let rotate = Rotate {
             rows: self.rows,
             position: self.past,
@@ -284,7 +262,8 @@ impl Emit<'_> {
             first: 0,
             dim: self.p.config.head_dim,
             frequencies: rope.inverse_frequencies.clone(),
-            scale: scale.to_vec(),
+            scale,
+            power,
             k_in,
             k_out: k,
         };
@@ -294,7 +273,7 @@ impl Emit<'_> {
 
     /// A layer's constants in scores' units, turned to the position of a single row.
     fn turned_constant(&self, p: &Projection) -> Vec<i64> {
-        let bias = p.wide.layer.linear.bias.iter().zip(p.to_scores(0));
+        let bias = p.wide.layer.linear.bias.iter().zip(Vec::from(p.to_scores.clone()));
         let mut c: Vec<f64> = bias.map(|(b, s)| *b as f64 * s).collect();
         if let Some(rope) = &self.p.config.rope {
             let half = self.p.config.head_dim / 2;
@@ -310,10 +289,11 @@ impl Emit<'_> {
     }
 
     /// A share plus a constant for every column.
-    fn plus(&mut self, x: Id, constant: Vec<i64>) -> Id {
-        if constant.iter().all(|c| *c == 0) {
+    fn plus(&mut self, x: Id, constant: impl Iterator<Item = i64> + Clone) -> Id {
+        if constant.clone().all(|c| c == 0) {
             return x;
         }
+        let constant: Vec<i64> = constant.collect();
         let Value { name, shape, bits, ulp, bound, .. } = self.b.values[x].clone();
         let bound = bound + constant.iter().fold(0u64, |m, c| m.max(c.unsigned_abs())) as f64;
         self.b.values.push(Value { name, shape, bits, xor: false, ulp, bound });

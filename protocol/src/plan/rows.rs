@@ -261,7 +261,7 @@ pub fn quantise(
     let weights = packing.map(Packing::finish);
     let linear = Arc::new(Linear { weights, bias, macs: out * cols, digest: hash.finalize().into() });
     let units = bounds.iter().zip(&ulp).fold(0f64, |m, (b, u)| m.max(b * SLACK / u));
-    Ok(Wide { layer: Layer { linear, ulp, bound: max(bounds) * SLACK, units }, k })
+    Ok(Wide { layer: Layer { linear, ulp: ulp.into(), bound: max(bounds) * SLACK, units }, k })
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ fn joins() {
     ] {
         for (rows, cols) in [(1, 1), (7, 3), (2, 64), (3, 50), (2, 131)] {
             let (len, mult) = (rows * cols, (0..cols).map(|_| (next() >> 36) as i64).collect());
-            let g = Join { len, mult, shift, k_in, k_series, drop, k_out };
+            let g = Join { len, mult: Arc::new(mult), shift, k_in, k_series, drop, k_out };
             let bits = (len.div_ceil(64), 64, true);
             let inputs = [(len, k_in, false), (len, k_series, false), bits, bits];
             let what = format!("join {k_in} {k_series} {k_out} {shift} {drop}");

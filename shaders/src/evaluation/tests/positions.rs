@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use tacet_protocol::gates::hadamard::Hadamard;
 use tacet_protocol::gates::reached::Reached;
 use tacet_protocol::gates::rotate::Rotate;
@@ -56,7 +58,8 @@ fn rotations() {
                     first: 2,
                     dim,
                     frequencies: (0..dim / 2).map(|i| 0.3f64.powi(i as i32)).collect(),
-                    scale: own.iter().copied().cycle().take(dim * heads).collect(),
+                    scale: Arc::new(own.iter().copied().cycle().take(dim * heads).collect()),
+                    power: 0,
                     k_in,
                     k_out,
                 };

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use tacet_protocol::gates::rescale::Rescale;
 use tacet_protocol::gates::residual::Residual;
 
@@ -25,9 +27,9 @@ fn residuals_and_their_squares() {
                     _ => next() as i64 >> 36,
                 };
                 let bias = if rows == 3 { (0..cols).map(|c| c as i64 * -12345).collect() } else { vec![] };
-                let all = (0..cols).map(&mut mult).collect();
+                let all = Arc::new((0..cols).map(&mut mult).collect());
                 let scale = Rescale { rows, stride: cols, first: 0, mult: all, shift: drop, k_in, k_out: k_x, bias };
-                let all = (0..cols).map(&mut mult).collect();
+                let all = Arc::new((0..cols).map(&mut mult).collect());
                 let before = Rescale { mult: all, shift: drop_before, k_in: k_before, bias: vec![], ..scale.clone() };
                 let before = scaled.then_some(before);
                 let k_before = before.as_ref().map_or(k_x, |before| before.k_in);

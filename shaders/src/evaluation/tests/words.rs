@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use tacet_protocol::gates::local::Truncate;
 use tacet_protocol::gates::rescale::Rescale;
 
@@ -26,7 +28,7 @@ fn rescales() {
             let (cols, rows, first) = (5, 7, 2);
             let mult = (0..cols).map(|_| (next() as i64) >> (63 - top)).collect();
             let bias = (0..if k_out % 2 == 0 { cols } else { 0 }).map(|_| next() as i64 >> 20).collect();
-            let g = Rescale { rows, stride: 9, first, mult, shift, k_in, k_out, bias };
+            let g = Rescale { rows, stride: 9, first, mult: Arc::new(mult), shift, k_in, k_out, bias };
             let out = [(g.len(), k_out, false)];
             check(&gpu, &format!("{g:?}"), Kind::Rescale(g.clone()), &[(rows * 9, k_in, false)], &out, next());
         }
