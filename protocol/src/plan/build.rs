@@ -194,7 +194,8 @@ impl Build {
     /// A share without the bits that `scale` brings below a fraction of a unit ([`SPARE`]), and the factors from its unit.
     pub fn resolved(&mut self, x: Id, scale: &Factors) -> (Id, Factors) {
         let largest = scale.largest();
-        let shift = (libm::floor(-libm::log2(largest)) as i32 - SPARE).clamp(0, self.values[x].bits as i32 - 4);
+        let spare = (libm::floor(-libm::log2(largest)) as i32).saturating_sub(SPARE);
+        let shift = spare.clamp(0, self.values[x].bits as i32 - 4);
         (self.truncated(x, shift as u32, scale.by_shifts()), scale.times(shift))
     }
 

@@ -155,7 +155,8 @@ impl Planning {
             embedded: (element + shift) * SLACK,
             smallest: SMALLEST.min(common.max(SMALLEST / 1024.0)),
             residual: (row + moved) * SLACK,
-            blocks: Vec::with_capacity(c.layers),
+            // Grows as files vouch for layers.
+            blocks: Vec::new(),
         }
     }
 
@@ -167,7 +168,7 @@ impl Planning {
     ) -> Result<(), Error> {
         let x = Context { c: &self.config, longest: self.longest, smallest: self.smallest, keep: self.keep };
         let layers = self.config.layers;
-        let (source, made) = (Mutex::new((0, take)), Mutex::new(Vec::with_capacity(layers)));
+        let (source, made) = (Mutex::new((0, take)), Mutex::new(Vec::new()));
         let residuals = Residuals::new(self.residual);
         let work = || {
             loop {

@@ -28,7 +28,7 @@ pub struct Factors {
 impl From<Vec<f64>> for Factors {
     fn from(values: Vec<f64>) -> Factors {
         let top = values.iter().fold(1e-30f64, |m, c| m.max(c.abs()));
-        let shift = BITS - libm::ceil(libm::log2(top)) as i32;
+        let shift = BITS.saturating_sub(libm::ceil(libm::log2(top)) as i32);
         let mult = values.iter().map(|c| libm::round(c * pow2(shift)) as i64).collect();
         let by_shifts = values.iter().all(|s| s.to_bits().trailing_zeros() >= f64::MANTISSA_DIGITS - 1);
         Factors { values: Arc::new(values), mult: Arc::new(mult), shift, power: 0, top, by_shifts }
@@ -73,7 +73,7 @@ impl Factors {
 
     /// Integers and their binary exponent: factors are `mult / 2^shift`.
     pub fn fixed(&self) -> (Arc<Vec<i64>>, u32) {
-        let shift = self.shift - self.power;
+        let shift = self.shift.saturating_sub(self.power);
         let fits = shift.clamp(0, MOST_SHIFT as i32);
         if fits == shift {
             return (Arc::clone(&self.mult), shift as u32);

@@ -250,7 +250,7 @@ pub fn bounded<'a>(name: &str, x: &Context, l: &'a DecoderLayer) -> Result<Bound
             heads.push(Head { levels: Levels::all(level_bits), ulp });
             score_units.push(bound / ulp);
             if h == g * group {
-                key_scale = libm::sqrt(per_log2 / ulp * query_norm / key_norm.max(1e-30));
+                key_scale = libm::sqrt(per_log2 / ulp * query_norm.max(1e-30) / key_norm.max(1e-30));
             }
             q_scale.extend(std::iter::repeat_n(per_log2 / ulp / key_scale, dim));
         }
@@ -406,7 +406,8 @@ fn times(a: &[f64], b: &[f64]) -> Vec<f64> {
 
 /// Whether spectral norms of the MLPs are bounded closely.
 fn close(c: &Config) -> bool {
-    c.layers * c.hidden * c.hidden * c.intermediate <= CLOSE
+    let each = c.hidden.saturating_mul(c.hidden).saturating_mul(c.intermediate);
+    c.layers.saturating_mul(each) <= CLOSE
 }
 
 /// Bound on the norm of `sum_h O_h a_h + b`, where `a_h` is a convex combination of head values `V_g y + c_g`: the smaller of

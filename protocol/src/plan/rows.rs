@@ -173,8 +173,10 @@ fn limit(c: &Config) -> f64 {
 
 /// As many as blocks with a gated MLP have.
 pub fn weights_in_blocks(c: &Config) -> usize {
-    let attention = 2 * (c.heads + c.kv_heads) * c.head_dim;
-    c.layers * c.hidden * (attention + 3 * c.intermediate)
+    // Sizes that no file has vouched for yet.
+    let attention = c.heads.saturating_add(c.kv_heads).saturating_mul(2).saturating_mul(c.head_dim);
+    let each = attention.saturating_add(c.intermediate.saturating_mul(3));
+    c.layers.saturating_mul(c.hidden).saturating_mul(each)
 }
 
 /// Largest magnitude of a row's weights, above zero.
@@ -190,7 +192,7 @@ const SPREAD: i32 = 5;
 pub fn aligned(finest: &[f64], scale: &[f64]) -> Vec<f64> {
     let exponents = finest.iter().zip(scale).map(|(u, s)| libm::ceil(libm::log2(u * s)) as i32);
     let top = exponents.clone().fold(i32::MIN, i32::max);
-    exponents.zip(scale).map(|(e, s)| pow2(e.max(top - SPREAD)) / s).collect()
+    exponents.zip(scale).map(|(e, s)| pow2(e.max(top.saturating_sub(SPREAD))) / s).collect()
 }
 
 /// Units of the finest weights.
