@@ -19,7 +19,7 @@ use tacet_client::ClientError;
 use tacet_party::config::Limits;
 use tacet_protocol::ring::{mask, pack};
 use tacet_protocol::wire::Message;
-use tacet_transport::{certificate_from_pem, dial_config, endpoint};
+use tacet_transport::{certificate_from_pem, dial_config, endpoint, send};
 
 #[test]
 fn an_unknown_token_is_refused() {
@@ -211,6 +211,25 @@ fn a_client_that_leaves_frees_its_session() {
         // The dropped future has reset its streams; the only place is free while the dealer is still frozen.
         until_async("the place to be free", || world.metric(0, "tacet_sessions ") == Some(0)).await;
         world.signal(2, "CONT");
+        world.works(&c).await;
+    });
+}
+
+#[test]
+fn clients_that_do_not_read_hold_no_session_for_long() {
+    let world = World::start(2, Limits { sessions: 2, join_s: 2, ..Limits::default() });
+    on_one_thread(async {
+        let c = world.client().await;
+        let deaf = Raw::deaf(&world, &c).await;
+        let p = c.program(8).unwrap();
+        let mut streams = Vec::new();
+        for name in 0..2 {
+            let (mut tx, rx) = deaf.connections[0].open_bi().await.unwrap();
+            send(&mut tx, &deaf.request([name; 16], &p)).await.unwrap();
+            streams.push((tx, rx));
+        }
+        until_async("all places to be taken", || world.metric(0, "tacet_sessions ") == Some(2)).await;
+        until_async("the places to be free", || world.metric(0, "tacet_sessions ") == Some(0)).await;
         world.works(&c).await;
     });
 }

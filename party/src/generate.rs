@@ -42,7 +42,7 @@ use tacet_protocol::run::EvaluatorState;
 use tacet_protocol::seal::SealContext;
 use tacet_protocol::wire::{CONTROL_LIMIT, DealerTime, Dealing, Message, Next, SessionId};
 use tacet_protocol::{Error, Role};
-use tacet_transport::{TransportError, receive, send};
+use tacet_transport::{TransportError, receive};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
@@ -54,7 +54,7 @@ use crate::course::Course;
 use crate::engine::{self, Announced, Dealable, Evaluation, Place, Space, collect, dealt_steps};
 use crate::fail::{Fail, code, fail};
 use crate::flow::{Held, Room, channel};
-use crate::session::{Met, both, input, meet, next_frame, nonce, opened, output, running, session_prg};
+use crate::session::{CLIENT, Met, both, input, meet, next_frame, nonce, opened, output, running, session_prg, tell};
 
 /// A client that leaves is heard of from the other parties too, at times before it is from itself, which is what counts.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -189,8 +189,9 @@ async fn deal(party: &Arc<Party>, session: SessionId, course: Course) -> Result<
     let _busy = party.stock.busy();
     let ours = nonce()?;
     let start = Message::Start { dealing: Dealing::Fresh { nonce: ours } };
-    send(&mut j1.tx, &start).await?;
-    send(&mut j2.tx, &start).await?;
+    for (to, whom) in [(&mut j1.tx, "E1"), (&mut j2.tx, "E2")] {
+        tell(to, &start, limits.join_s, whom).await?;
+    }
     let (links, nonces) = ([j1.link.clone(), j2.link.clone()], [j1.nonce, j2.nonce]);
     party.counters.dealt_fresh.fetch_add(1, Relaxed);
     let ((to, asked), mut volume) = (std::sync::mpsc::channel(), Volume::new(party));
@@ -341,7 +342,8 @@ async fn evaluate(
                 let Some(m) = fed_frame(party, rx, s.plan.half_len(role)).await? else { return Ok(()) };
                 (fed, frame) = fed_next(&course, fed, held, m)?;
                 if (fed.past, fed.rows) != (held, 1) {
-                    send(&mut to_dealer, &Message::Next(Next { number: ran, ..fed })).await?;
+                    tell(&mut to_dealer, &Message::Next(Next { number: ran, ..fed }), limits.session_s, "the dealer")
+                        .await?;
                 }
             }
             let started = Instant::now();
@@ -382,7 +384,7 @@ async fn evaluate(
             volume.opened += done.opened;
             volume.dealt += done.dealt;
             done.time.dealer += micros(waited);
-            state = answer(tx, output(done, started, so_far)).await?;
+            state = answer(tx, output(done, started, so_far), limits.session_s).await?;
         }
     };
     let gone = async {
@@ -400,8 +402,12 @@ async fn evaluate(
 }
 
 /// Sends a share of logits to its client; what the next program starts from.
-async fn answer(tx: &mut SendStream, (mut answer, state): (Message, EvaluatorState)) -> Result<EvaluatorState, Fail> {
-    let sent = send(tx, &answer).await;
+async fn answer(
+    tx: &mut SendStream,
+    (mut answer, state): (Message, EvaluatorState),
+    seconds: u64,
+) -> Result<EvaluatorState, Fail> {
+    let sent = tell(tx, &answer, seconds, CLIENT).await;
     if let Message::Output { share, .. } = &mut answer {
         share.zeroize();
     }

@@ -61,8 +61,39 @@ impl Meeting {
                 }
             }
         };
-        let got = timeout(limit, wait).await;
-        lock(&self.0).remove(&key);
-        got.ok()?.ok()
+        let _waits = Waits { meeting: self, key };
+        timeout(limit, wait).await.ok()?.ok()
+    }
+}
+
+/// A session's place, which goes when it no longer waits, however that ends: also where it is dropped in between, since its
+/// client left or the other peer never came.
+struct Waits<'a> {
+    meeting: &'a Meeting,
+    key: (SessionId, Role),
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        lock(&self.meeting.0).remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_session_that_is_dropped_leaves_no_place_behind() {
+        let m = Meeting::default();
+        for name in 0..3000u32 {
+            let mut session = SessionId::default();
+            session[..4].copy_from_slice(&name.to_le_bytes());
+            let waits = m.take((session, Role::E1), Duration::from_secs(60));
+            assert!(timeout(Duration::ZERO, waits).await.is_err(), "nobody came, and it was dropped");
+        }
+        assert!(lock(&m.0).is_empty());
+        assert!(m.take((SessionId::default(), Role::E2), Duration::from_millis(1)).await.is_none());
+        assert!(lock(&m.0).is_empty());
     }
 }

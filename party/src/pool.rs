@@ -25,6 +25,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use quinn::{RecvStream, SendStream};
 use tacet_protocol::Role;
@@ -36,6 +37,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::config::Config;
 use crate::engine::{Space, collect, dealt_steps};
@@ -44,6 +46,9 @@ use crate::flow::{Held, Permit, Room, channel};
 use crate::session::nonce;
 use crate::spool::{Reader, Spool, SpoolError, Writer};
 use crate::{Link, Party, PartyError, engine, lock};
+
+/// How long a dealer may take to read that it was refused.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What the dealer says of a bundle.
 pub struct Prepare {
@@ -154,9 +159,12 @@ pub async fn prepare(party: Arc<Party>, from: Link, mut tx: SendStream, rx: Recv
     match admit(&party, p.tokens, &p.program).await {
         Ok((plan, place)) => start(party, &from, tx, rx, &p, &plan, place),
         Err(Fail { code, text }) => {
-            let _ = send(&mut tx, &Message::Failure { code, text }).await;
-            let _ = tx.finish();
-            let _ = tx.stopped().await;
+            let told = async {
+                let _ = send(&mut tx, &Message::Failure { code, text }).await;
+                let _ = tx.finish();
+                let _ = tx.stopped().await;
+            };
+            let _ = timeout(FAREWELL, told).await;
         }
     }
 }

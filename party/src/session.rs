@@ -100,17 +100,27 @@ async fn serve(party: Arc<Party>, mut tx: SendStream, mut rx: RecvStream, reques
     let mut place = None;
     let result = match request {
         Ok(Some(r)) => one(&party, &mut tx, &mut rx, r, &mut place).await,
-        Ok(None) => send(&mut tx, &Message::Accept).await.map_err(Fail::from),
+        Ok(None) => tell(&mut tx, &Message::Accept, party.config.limits.join_s, CLIENT).await,
         Err(f) => Err(f),
     };
     if let Err(f) = result {
         // At most 1000 bytes of UTF-8.
         let text: String = f.text.chars().take(250).collect();
         eprintln!("session failed code={} reason={text:?}", f.code);
-        let _ = send(&mut tx, &Message::Failure { code: f.code, text }).await;
+        let _ = timeout(Duration::from_secs(2), send(&mut tx, &Message::Failure { code: f.code, text })).await;
     }
     let _ = tx.finish();
     let _ = timeout(Duration::from_secs(2), tx.stopped()).await;
+}
+
+/// Who reads what a party writes.
+pub const CLIENT: &str = "the client";
+
+/// Sends a message to whoever may not read it, and would hold a session's place for as long as it does not.
+pub async fn tell(tx: &mut SendStream, m: &Message, seconds: u64, whom: &str) -> Result<(), Fail> {
+    let sent = timeout(Duration::from_secs(seconds), send(tx, m)).await;
+    let late = |_| fail(code::DEADLINE, format!("{whom} does not read what it is sent"));
+    Ok(sent.map_err(late)??)
 }
 
 async fn one(
@@ -155,7 +165,7 @@ async fn one(
     }
     first_time(party, session).map_err(refused)?;
     party.counters.accepted.fetch_add(1, Relaxed);
-    send(tx, &Message::Accept).await?;
+    tell(tx, &Message::Accept, limits.join_s, CLIENT).await?;
     let failed = |f: Fail| {
         party.counters.failed.fetch_add(1, Relaxed);
         f
@@ -187,11 +197,11 @@ async fn one(
     };
     let mut answer = result.map_err(failed)?;
     party.counters.completed.fetch_add(1, Relaxed);
-    let sent = send(tx, &answer).await;
+    let sent = tell(tx, &answer, limits.session_s, CLIENT).await;
     if let Message::Output { share, .. } = &mut answer {
         share.zeroize();
     }
-    Ok(sent?)
+    sent
 }
 
 /// The frame with an evaluator's half of at most `len` bytes, sealed, or a shorter one; none where the stream has ended.
@@ -317,6 +327,8 @@ pub async fn meet(party: &Party, role: Role, session: SessionId) -> Result<Met, 
         Ok((tx, rx))
     };
     let opened = async { timeout(wait, opened).await.unwrap_or_else(|_| Err(not_joined(Role::Dealer))) };
+    let other = if role == Role::E1 { Role::E2 } else { Role::E1 };
+    let met = async { timeout(wait, met).await.unwrap_or_else(|_| Err(not_joined(other))) };
     let ((keep, from_dealer, dealing), (to_peer, from_peer)) = tokio::try_join!(opened, met)?;
     Ok(Met { dealer, ours, keep, from_dealer, dealing, to_peer, from_peer })
 }

@@ -1,8 +1,9 @@
 //! A client below the SDK: it chooses its halves and its bytes itself.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{Connection, RecvStream, SendStream};
+use quinn::{Connection, RecvStream, SendStream, TransportConfig, VarInt};
 use tacet_client::Client;
 use tacet_protocol::Role;
 use tacet_protocol::program::Program;
@@ -25,11 +26,24 @@ pub type Answer = Result<Message, (u16, String)>;
 
 impl Raw {
     pub async fn connect(world: &World, client: &Client) -> Raw {
+        Raw::with(world, client, TransportConfig::default()).await
+    }
+
+    /// One that lets parties write to it no byte of any stream.
+    pub async fn deaf(world: &World, client: &Client) -> Raw {
+        let mut deaf = TransportConfig::default();
+        deaf.stream_receive_window(VarInt::from_u32(0));
+        Raw::with(world, client, deaf).await
+    }
+
+    async fn with(world: &World, client: &Client, transport: TransportConfig) -> Raw {
+        let transport = Arc::new(transport);
         let quic = endpoint(([127, 0, 0, 1], 0).into(), None).unwrap();
         let mut connections = Vec::new();
         for p in &world.lane.parties.party {
             let pem = std::fs::read_to_string(&p.certificate).unwrap();
-            let dial = dial_config(certificate_from_pem(&pem).unwrap(), None).unwrap();
+            let mut dial = dial_config(certificate_from_pem(&pem).unwrap(), None).unwrap();
+            dial.transport_config(Arc::clone(&transport));
             connections.push(quic.connect_with(dial, p.addr, "tacet").unwrap().await.unwrap());
         }
         Raw {
