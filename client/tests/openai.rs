@@ -139,6 +139,10 @@ async fn what_would_change_the_answer_is_refused_by_name() {
         ("logit_bias", json!({"x": 1})),
         ("logit_bias", json!({"99999": 1})),
         ("logit_bias", json!({"1": 101})),
+        // A hundred tokens, each spelled with more and more zeros.
+        ("logit_bias", (0..1025).map(|i| (format!("{:0w$}", i % 100, w = 2 + i / 100), json!(0))).collect()),
+        ("stop_token_ids", json!(vec![1; 1025])),
+        ("stop_token_ids", json!(["a"])),
         ("seed", json!(1.5)),
         ("stop", json!([1])),
         ("stop", json!("")),
@@ -218,7 +222,7 @@ async fn completions_take_texts_and_tokens_and_echo_their_probabilities() {
     assert_eq!((&v["object"], &v["choices"][0]["finish_reason"]), (&json!("text_completion"), &json!("length")));
     assert_eq!(v["usage"]["completion_tokens"], 16);
     assert!(v["choices"][0]["text"].as_str().unwrap().starts_with(" a time the caf"));
-    let many = json!({"prompt": ["Once upon", "the caf"], "max_tokens": 4});
+    let many = json!({"prompt": ["Once upon", "the caf"], "max_tokens": 4, "stop_token_ids": vec![1; 1024]});
     let v = complete(many).await.json();
     assert_eq!((&v["choices"][1]["text"], &v["choices"][1]["index"]), (&json!("\u{e9} o"), &json!(1)));
 
@@ -262,6 +266,8 @@ async fn completions_take_texts_and_tokens_and_echo_their_probabilities() {
         (json!({"prompt": ""}), "prompt"),
         (json!({"prompt": [99999]}), "prompt"),
         (json!({"prompt": {"a": 1}}), "prompt"),
+        (json!({"prompt": vec!["a"; 2049], "max_tokens": 0, "echo": true}), "prompt"),
+        (json!({"prompt": "a", "stop_token_ids": vec![1; 1025]}), "stop_token_ids"),
         (json!({}), "prompt"),
         (json!({"prompt": "a", "suffix": "b"}), "suffix"),
         (json!({"prompt": "a", "best_of": 3}), "best_of"),

@@ -14,16 +14,10 @@ use super::super::registry::Embedder;
 use super::params::{Input, inputs};
 use super::{Answered, fields};
 
-/// Most inputs of a request, OpenAI's limit.
-const MOST: usize = 2048;
-
 pub async fn embed(State(e): State<Arc<Endpoint>>, body: extract::Request) -> Answered {
     let mut f = fields(&e, body).await?;
     let name = f.required("model")?;
     let given = inputs("input", f.take("input").ok_or_else(|| ApiError::field("input", "is required"))?)?;
-    if given.len() > MOST {
-        return Err(ApiError::field("input", format!("at most {MOST} inputs a request, not {}", given.len())));
-    }
     let base64 = match f.string("encoding_format")?.as_deref() {
         None | Some("float") => false,
         Some("base64") => true,

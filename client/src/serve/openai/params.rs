@@ -25,6 +25,12 @@ const IGNORED: [&str; 15] = [
     "keep_alive",
 ];
 
+/// Most inputs of a request, OpenAI's limit for embeddings. Completions of a request run one after another, so that more
+/// of them are no faster than several requests.
+const MOST_INPUTS: usize = 2048;
+/// Most entries of `stop_token_ids` and of `logit_bias`: each token that is drawn goes through all of them.
+const MOST_ENTRIES: usize = 1024;
+
 /// The sampling fields of OpenAI and vLLM. Whatever is left in `f` after this and the caller's own is refused.
 pub fn request(f: &mut Fields) -> Result<Request, ApiError> {
     let d = Sampling::default();
@@ -51,7 +57,10 @@ pub fn request(f: &mut Fields) -> Result<Request, ApiError> {
     }
     let stop_tokens = match f.take("stop_token_ids") {
         None => Vec::new(),
-        Some(v) => tokens(&v).ok_or_else(|| ApiError::field("stop_token_ids", "must be a list of token ids"))?,
+        Some(v) => {
+            few("stop_token_ids", v.as_array().map_or(0, Vec::len))?;
+            tokens(&v).ok_or_else(|| ApiError::field("stop_token_ids", "must be a list of token ids"))?
+        }
     };
     f.ignore(&IGNORED);
     f.neutral(&[
@@ -79,8 +88,16 @@ pub fn request(f: &mut Fields) -> Result<Request, ApiError> {
     })
 }
 
+fn few(name: &str, entries: usize) -> Result<(), ApiError> {
+    match entries {
+        n if n > MOST_ENTRIES => Err(ApiError::field(name, format!("at most {MOST_ENTRIES} entries, not {n}"))),
+        _ => Ok(()),
+    }
+}
+
 fn bias(f: &mut Fields) -> Result<Vec<(u32, f64)>, ApiError> {
     let map = f.object("logit_bias")?.unwrap_or_default();
+    few("logit_bias", map.len())?;
     let one = |(k, v): (&String, &Value)| Some((k.parse().ok()?, v.as_f64()?));
     let all: Option<Vec<_>> = map.iter().map(one).collect();
     all.ok_or_else(|| ApiError::field("logit_bias", "must map token ids to numbers"))
@@ -116,6 +133,9 @@ pub fn inputs(name: &str, v: Value) -> Result<Vec<Input>, ApiError> {
     };
     if list[0].is_number() {
         return Ok(vec![Input::Tokens(tokens(&Value::Array(list)).ok_or_else(bad)?)]);
+    }
+    if list.len() > MOST_INPUTS {
+        return Err(ApiError::field(name, format!("at most {MOST_INPUTS} inputs a request, not {}", list.len())));
     }
     let one = |v: Value| match v {
         Value::String(s) => Ok(Input::Text(s)),
