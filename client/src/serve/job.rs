@@ -13,7 +13,8 @@ use crate::generate::{Codec, Conversation, Finish, Generation, Request, Step, To
 /// A prompt and what to do after it, checked.
 pub struct Prompt {
     pub tokens: Vec<u32>,
-    pub request: Request,
+    /// Shared by all prompts of an HTTP request.
+    pub request: Arc<Request>,
 }
 
 /// Tokens and times of one generation.
@@ -87,7 +88,7 @@ impl Job {
     pub async fn begin(&mut self) -> Result<(Running<'_>, Vec<TokenLogprob>), ApiError> {
         let started = Instant::now();
         let usage = Usage { prompt: self.prompt.tokens.len(), load: self.load, ..Usage::default() };
-        let request = self.prompt.request.clone();
+        let request = Request::clone(&self.prompt.request);
         let mut generation = self.conversation.generate(&self.codec, &self.prompt.tokens, request)?;
         let scores = generation.prefill().await?;
         let usage = Usage { reused: generation.reused(), prefill: started.elapsed(), ..usage };

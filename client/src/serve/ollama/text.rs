@@ -133,7 +133,7 @@ where
     let (mut request, variables) = (c.request, c.variables);
     let checked = move || {
         let tokens = tokens(&codec, &variables, &mut request)?;
-        request.check(&codec, &tokens).map(|()| Prompt { tokens, request })
+        request.check(&codec, &tokens).map(|()| Prompt { tokens, request: Arc::new(request) })
     };
     let prompt = blocking(checked).await.map_err(|e| e.at(field))?;
     let permit = e.permit()?;

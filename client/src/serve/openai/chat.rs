@@ -54,7 +54,7 @@ pub async fn chat(State(e): State<Arc<Endpoint>>, body: extract::Request) -> Ans
     let codec = Arc::clone(&generator(&model)?.codec);
     let checked = move || {
         let tokens = codec.encode_chat(&messages, answer, &variables, SystemTime::now())?;
-        r.check(&codec, &tokens).map(|()| Prompt { tokens, request: r })
+        r.check(&codec, &tokens).map(|()| Prompt { tokens, request: Arc::new(r) })
     };
     let prompt = blocking(checked).await.map_err(|e| e.at("messages"))?;
     let (permit, id, created) = (e.permit()?, id("chatcmpl-")?, now());

@@ -43,6 +43,7 @@ pub async fn complete(State(e): State<Arc<Endpoint>>, body: extract::Request) ->
 
     let model = find(&e, &name)?;
     let codec = Arc::clone(&generator(&model)?.codec);
+    let r = Arc::new(r);
     let checked = move || {
         let one = |input| {
             let (tokens, text) = match input {
@@ -51,7 +52,7 @@ pub async fn complete(State(e): State<Arc<Endpoint>>, body: extract::Request) ->
             };
             r.check(&codec, &tokens)?;
             let echo = echo.then(|| text.unwrap_or_else(|| codec.decode(&tokens)));
-            Ok(Item { prompt: Prompt { tokens, request: r.clone() }, echo })
+            Ok(Item { prompt: Prompt { tokens, request: Arc::clone(&r) }, echo })
         };
         prompts.into_iter().map(one).collect::<Result<Vec<Item>, crate::generate::GenerateError>>()
     };
