@@ -378,10 +378,28 @@ async fn more_requests_than_allowed_are_told_to_come_back() {
     let r = ask(&s, json!({})).await;
     assert_eq!((r.status, r.header("retry-after")), (429, Some("1")));
     assert_eq!(r.json()["error"]["type"], "rate_limit_error");
+    // Nor is a prompt looked at that has no slot, which would show that it is too long.
+    let long = "x".repeat(CONTEXT);
+    let routes = [
+        ("/v1/chat/completions", json!({"model": "toy", "messages": [{"role": "user", "content": long}]})),
+        ("/v1/completions", json!({"model": "toy", "prompt": long})),
+        ("/v1/embeddings", json!({"model": "counts", "input": long})),
+        ("/api/chat", json!({"model": "toy", "messages": [{"role": "user", "content": long}]})),
+        ("/api/generate", json!({"model": "toy", "prompt": long})),
+        ("/api/embed", json!({"model": "counts", "input": long, "truncate": false})),
+    ];
+    for (path, body) in &routes {
+        assert_eq!(post(s.addr, path, body).await.status, 429, "{path}");
+    }
     // Its slot is free again once it ended, here because its client left.
     first.abort();
     until("the first ended", || s.watch.dropped.load(SeqCst) == 1).await;
     s.watch.slow.store(0, SeqCst);
+    assert_eq!(ask(&s, json!({"max_tokens": 1})).await.status, 200);
+    // So it is after a prompt that was refused.
+    for (path, body) in &routes {
+        assert_eq!(post(s.addr, path, body).await.status, 400, "{path}");
+    }
     assert_eq!(ask(&s, json!({"max_tokens": 1})).await.status, 200);
 }
 

@@ -157,13 +157,17 @@ pub fn embedder(model: &Model) -> Result<&Arc<dyn Embedder>, ApiError> {
     model.embedder.as_ref().ok_or_else(no)
 }
 
-/// Runs tokenising where it does not hold up other requests.
-pub async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, ApiError>
+/// Runs tokenising where it does not hold up other requests. The permit goes with it and comes back with its result: the
+/// work does not end when its client leaves, and holds its slot until it does.
+pub async fn blocking<T, E>(
+    permit: OwnedSemaphorePermit,
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<(OwnedSemaphorePermit, T), ApiError>
 where
     T: Send + 'static,
     E: Into<ApiError> + Send + 'static,
 {
-    match tokio::task::spawn_blocking(work).await {
+    match tokio::task::spawn_blocking(move || work().map(|done| (permit, done))).await {
         Ok(r) => r.map_err(Into::into),
         Err(_) => Err(ApiError::new(500, "tokenising failed on this text")),
     }

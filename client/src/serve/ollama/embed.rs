@@ -56,10 +56,9 @@ async fn vectors(
         let text = format!("the model's vectors have {} dimensions and are not shortened", embedder.width());
         return Err(ApiError::unsupported("dimensions", &text));
     }
-    let permit = e.permit()?;
     let by = Arc::clone(&embedder);
     let all = move || texts.iter().enumerate().map(|(i, t)| ids(&*by, i, t, truncate)).collect::<Result<Vec<_>, _>>();
-    let tokens = blocking(all).await?;
+    let (permit, tokens) = blocking(e.permit()?, all).await?;
     let vectors = job::embed(e, &*embedder, &tokens, &permit).await?;
     Ok((vectors, tokens.iter().map(Vec::len).sum()))
 }

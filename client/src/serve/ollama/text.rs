@@ -135,8 +135,7 @@ where
         let tokens = tokens(&codec, &variables, &mut request)?;
         request.check(&codec, &tokens).map(|()| Prompt { tokens, request: Arc::new(request) })
     };
-    let prompt = blocking(checked).await.map_err(|e| e.at(field))?;
-    let permit = e.permit()?;
+    let (permit, prompt) = blocking(e.permit()?, checked).await.map_err(|e| e.at(field))?;
     let job = Job::open(&e, &c.model, prompt, c.keep).await?;
     let name = c.name;
     if c.stream {

@@ -56,8 +56,8 @@ pub async fn chat(State(e): State<Arc<Endpoint>>, body: extract::Request) -> Ans
         let tokens = codec.encode_chat(&messages, answer, &variables, SystemTime::now())?;
         r.check(&codec, &tokens).map(|()| Prompt { tokens, request: Arc::new(r) })
     };
-    let prompt = blocking(checked).await.map_err(|e| e.at("messages"))?;
-    let (permit, id, created) = (e.permit()?, id("chatcmpl-")?, now());
+    let (permit, prompt) = blocking(e.permit()?, checked).await.map_err(|e| e.at("messages"))?;
+    let (id, created) = (id("chatcmpl-")?, now());
     let job = Job::open(&e, &model, prompt, e.config.keep_alive).await?;
     let head = json!({"id": id, "created": created, "model": name, "system_fingerprint": null});
     if streams {

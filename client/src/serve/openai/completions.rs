@@ -56,8 +56,8 @@ pub async fn complete(State(e): State<Arc<Endpoint>>, body: extract::Request) ->
         };
         prompts.into_iter().map(one).collect::<Result<Vec<Item>, crate::generate::GenerateError>>()
     };
-    let jobs = blocking(checked).await.map_err(|e| e.at("prompt"))?;
-    let (permit, id, created) = (e.permit()?, id("cmpl-")?, now());
+    let (permit, jobs) = blocking(e.permit()?, checked).await.map_err(|e| e.at("prompt"))?;
+    let (id, created) = (id("cmpl-")?, now());
     let head = json!({"id": id, "object": "text_completion", "created": created, "model": name});
     if streams {
         let period = e.config.heartbeat;

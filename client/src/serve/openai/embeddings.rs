@@ -33,10 +33,9 @@ pub async fn embed(State(e): State<Arc<Endpoint>>, body: extract::Request) -> An
         let text = format!("the model's vectors have {} dimensions and are not shortened", embedder.width());
         return Err(ApiError::unsupported("dimensions", &text));
     }
-    let permit = e.permit()?;
     let by = Arc::clone(&embedder);
     let tokens = move || given.into_iter().enumerate().map(|(i, g)| ids(&*by, i, g)).collect::<Result<Vec<_>, _>>();
-    let tokens = blocking(tokens).await?;
+    let (permit, tokens) = blocking(e.permit()?, tokens).await?;
     let vectors = job::embed(&e, &*embedder, &tokens, &permit).await?;
     let encode = |v: &[f64]| -> Value {
         if !base64 {
