@@ -20,6 +20,7 @@ mod ollama;
 mod openai;
 mod pool;
 mod registry;
+mod stall;
 mod stream;
 
 use std::io;
@@ -33,6 +34,7 @@ use axum::response::IntoResponse;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -40,6 +42,8 @@ use zeroize::Zeroizing;
 
 use error::ApiError;
 use pool::Pool;
+use stall::Stalling;
+use stream::STALLED;
 
 pub use registry::{About, Embedder, Model, OpenDecoder, Progress, PullError, Puller, Registry, TextModel};
 
@@ -155,10 +159,8 @@ impl Endpoint {
                     let service = service.clone();
                     connections.spawn(async move {
                         let _slot = slot;
-                        let mut http = http1::Builder::new();
-                        http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(60)).max_buf_size(64 << 10);
-                        // An error here is a client that left or does not speak HTTP.
-                        let _ = http.serve_connection(TokioIo::new(stream), service).await;
+                        // An error here is a client that left, does not read, or does not speak HTTP.
+                        let _ = connection(Stalling::new(stream, STALLED), service).await;
                     });
                 }
                 _ = tick.tick() => {
@@ -189,5 +191,57 @@ impl Endpoint {
 
     fn count(&self, counter: impl Fn(&Counters) -> &AtomicU64, n: u64) {
         counter(&self.counters).fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+/// One connection's requests, until it ends.
+async fn connection<S>(stream: Stalling<S>, service: TowerToHyperService<Router>) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(60)).max_buf_size(64 << 10);
+    http.serve_connection(TokioIo::new(stream), service).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::time::timeout;
+
+    const REQUEST: &[u8] = b"GET /api/version HTTP/1.1\r\nhost: localhost\r\n\r\n";
+
+    fn service() -> TowerToHyperService<Router> {
+        TowerToHyperService::new(Endpoint::new(Config::default(), Registry::default()).router())
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_none_of_its_answers_is_dropped() {
+        let (mut client, server) = duplex(1 << 10);
+        let serving = tokio::spawn(connection(Stalling::new(server, Duration::from_millis(100)), service()));
+        let dropped = async {
+            while client.write_all(REQUEST).await.is_ok() {}
+            serving.await.unwrap().unwrap_err()
+        };
+        let e = timeout(Duration::from_secs(30), dropped).await.expect("in time");
+        assert!(format!("{e:?}").contains("TimedOut"), "{e:?}");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_reads_is_answered_after_any_silence() {
+        let (mut client, server) = duplex(64);
+        let serving = tokio::spawn(connection(Stalling::new(server, Duration::from_millis(100)), service()));
+        for _ in 0..3 {
+            client.write_all(REQUEST).await.unwrap();
+            let mut seen = Vec::new();
+            while !seen.ends_with(b"}") {
+                seen.push(client.read_u8().await.unwrap());
+            }
+            assert!(seen.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&seen));
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        drop(client);
+        serving.await.unwrap().unwrap();
     }
 }

@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::error::{ApiError, Dialect};
 
 /// How long a client may leave what was written to it unread.
-const STALLED: Duration = Duration::from_secs(60);
+pub const STALLED: Duration = Duration::from_secs(60);
 
 /// The client left, or does not read.
 pub struct Gone;
