@@ -121,7 +121,7 @@ impl Client {
     async fn accepted(&self, t: &Target, p: &Program) -> Result<Message, ClientError> {
         // Without an input it accepts or refuses, and finds nothing to compute on.
         let request = self.request(p, random()?);
-        let (_c, _tx, mut rx) = t.request(request, None).await.map_err(|r| r.error)?;
+        let (_c, _tx, mut rx) = t.request(request, None, PATIENCE).await.map_err(|r| r.error)?;
         receive(&mut rx, CONTROL_LIMIT).await.map_err(|e| t.failed(e.to_string()))
     }
 }

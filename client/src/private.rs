@@ -19,7 +19,7 @@ use tacet_protocol::query::{padded, step_digest};
 use tacet_protocol::ring::{packed_len, unpack};
 use tacet_protocol::seal::{SealContext, seal};
 use tacet_protocol::wire::{CONTROL_LIMIT, DealerTime, EvaluatorTime, Message, Next, SessionId, announced};
-use tacet_transport::{TransportError, receive, send};
+use tacet_transport::{receive, send};
 use tokio::time::{Instant, sleep, timeout};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -231,6 +231,7 @@ impl Sequence {
         let p = lane.prompts.get(first.rows, make).map_err(|e| own(e.into()))?;
         let session = random().map_err(own)?;
         let sealed = lane.sealed(&p, session, p.digest(), &self.tokens[..first.tokens], 0, 0).map_err(own)?;
+        let limit = lane.deadline;
         let open = lane.targets.iter().zip(sealed).map(|(t, input)| {
             let request = Message::Request {
                 session,
@@ -240,7 +241,7 @@ impl Sequence {
                 tokens: first.rows as u32,
             };
             async move {
-                let (connection, tx, rx) = t.request(request, input).await?;
+                let (connection, tx, rx) = t.request(request, input, limit).await?;
                 Ok::<_, Report>(Stream { connection, tx, rx })
             }
         });
@@ -274,12 +275,15 @@ impl Sequence {
         // One row after all that is there needs no word.
         let next = Some(Message::Next(next)).filter(|_| (past, rows) != (live.slots.len(), 1));
         for ((s, t), input) in live.streams.iter_mut().zip(&lane.targets).zip(sealed) {
-            let lost = |e: TransportError| t.broken(&s.connection, &e.to_string()).error;
             let Some(input) = input else { continue };
-            if let Some(next) = &next {
-                send(&mut s.tx, next).await.map_err(lost)?;
-            }
-            send(&mut s.tx, &input).await.map_err(lost)?;
+            let (tx, next) = (&mut s.tx, next.as_ref());
+            let sending = async {
+                if let Some(next) = next {
+                    send(tx, next).await?;
+                }
+                send(tx, &input).await
+            };
+            t.taken(&s.connection, lane.deadline, sending).await.map_err(|r| r.error)?;
         }
         live.slots.apply(&part);
         live.fed += 1;

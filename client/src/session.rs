@@ -151,7 +151,7 @@ impl Client {
         p: &Program,
     ) -> Result<Message, Report> {
         // The stream is held until the answer is there: a party takes its end as "the client left".
-        let (c, _tx, mut rx) = t.request(request, input).await?;
+        let (c, _tx, mut rx) = t.request(request, input, self.deadline).await?;
         let limit = CONTROL_LIMIT + packed_len(p.output_len(), 64);
         let dealer = t.party.role == Role::Dealer;
         let mut accepted = false;

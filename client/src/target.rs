@@ -15,7 +15,7 @@ use crate::config::unhex;
 use crate::error::{Rank, Report};
 use crate::{ClientError, Party};
 
-/// How long a party may take to shake hands.
+/// How long a party may take to shake hands, and again to take the token.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// A connection that was not used for so long is replaced: a party drops one that is silent for ten seconds, as it is when
 /// the program that holds it did other work or the party was restarted, and nothing says so until it is used.
@@ -107,29 +107,34 @@ impl Target {
             return Ok(c.clone());
         }
         let c = self.dial(HANDSHAKE).await?;
-        self.show_token(&c).await?;
+        self.show_token(&c, HANDSHAKE).await?;
         *live = Some((c.clone(), Instant::now()));
         Ok(c)
     }
 
-    /// Shows the token, since a party keeps no connection for long that does not. Whether it knows the token is said in
+    /// Shows the token within `limit`, since a party keeps no connection for long that does not. Whether it knows the token is said in
     /// answer to the first request.
-    async fn show_token(&self, c: &Connection) -> Result<(), ClientError> {
-        let lost = |e: String| self.unreachable(e);
-        let (mut tx, _) = c.open_bi().await.map_err(|e| lost(e.to_string()))?;
+    async fn show_token(&self, c: &Connection, limit: Duration) -> Result<(), ClientError> {
         let mut m = Message::Token { token: self.token.to_string() };
-        let sent = send(&mut tx, &m).await.map_err(|e| lost(e.to_string()));
+        let sent = async {
+            let (mut tx, _) = c.open_bi().await.map_err(|e| e.to_string())?;
+            send(&mut tx, &m).await.map_err(|e| e.to_string())
+        };
+        let sent = timeout(limit, sent).await;
         if let Message::Token { token } = &mut m {
             token.zeroize();
         }
-        sent
+        sent.unwrap_or_else(|_| Err(format!("it shook hands but took no token within {limit:?}")))
+            .map_err(|e| self.unreachable(e))
     }
 
-    /// Opens a session's stream and sends its request and input; wipes the token in it.
+    /// Opens a session's stream and sends its request and input, which the party takes within `limit`; wipes the token in
+    /// it.
     pub(crate) async fn request(
         &self,
         mut m: Message,
         input: Option<Message>,
+        limit: Duration,
     ) -> Result<(Connection, SendStream, RecvStream), Report> {
         let c = self.connection().await.map_err(|e| Report::new(Rank::Lost, e))?;
         let sent = async {
@@ -141,12 +146,31 @@ impl Target {
             }
             Ok::<_, String>((tx, rx))
         };
-        let sent = sent.await;
+        let sent = self.taken(&c, limit, sent).await;
         if let Message::Request { token, .. } = &mut m {
             token.zeroize();
         }
-        let (tx, rx) = sent.map_err(|e| self.broken(&c, &e))?;
+        let (tx, rx) = sent?;
         Ok((c, tx, rx))
+    }
+
+    /// What is sent on a connection, within `limit`: a party may grant no stream and no room in one, for ever. Later
+    /// sessions then dial anew; those on this connection keep it.
+    pub(crate) async fn taken<T, E: ToString>(
+        &self,
+        c: &Connection,
+        limit: Duration,
+        sending: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, Report> {
+        if let Ok(sent) = timeout(limit, sending).await {
+            return sent.map_err(|e| self.broken(c, &e.to_string()));
+        }
+        // Whoever holds the lock dials, and has found nothing to use.
+        if let Ok(mut live) = self.live.try_lock() {
+            live.take_if(|(live, _)| live.stable_id() == c.stable_id());
+        }
+        let reason = format!("it did not take what it was sent within {limit:?}");
+        Err(Report::new(Rank::Silence, self.failed(reason)))
     }
 
     /// A stream that failed: with its connection, or by itself.
@@ -166,7 +190,11 @@ mod tests {
 
     /// A party that shakes hands and no more, on a port that may be taken again.
     fn server(identity: &Identity, addr: SocketAddr) -> Endpoint {
-        let e = endpoint(addr, Some(accept_config(identity, Vec::new()).unwrap())).unwrap();
+        serving(accept_config(identity, Vec::new()).unwrap(), addr)
+    }
+
+    fn serving(config: quinn::ServerConfig, addr: SocketAddr) -> Endpoint {
+        let e = endpoint(addr, Some(config)).unwrap();
         let accepting = e.clone();
         tokio::spawn(async move {
             while let Some(i) = accepting.accept().await {
@@ -177,14 +205,21 @@ mod tests {
         e
     }
 
-    #[tokio::test]
-    async fn a_lost_connection_is_dialled_again_and_a_live_one_is_shared() {
+    /// A target whose party shakes hands, takes so many streams with so many bytes in each, and says nothing.
+    fn stubborn(streams: u32, bytes: u32) -> (Target, Endpoint) {
         let (pem, key) = Identity::generate("alpha").unwrap();
-        let identity = Identity::from_pem(&pem, &key).unwrap();
-        let file = std::env::temp_dir().join(format!("tacet-target-{}.crt", std::process::id()));
+        let mut config = accept_config(&Identity::from_pem(&pem, &key).unwrap(), Vec::new()).unwrap();
+        let mut transport = quinn::TransportConfig::default();
+        transport.max_concurrent_bidi_streams(streams.into()).stream_receive_window(bytes.into());
+        config.transport_config(transport.into());
+        let e = serving(config, ([127, 0, 0, 1], 0).into());
+        (target(&pem, e.local_addr().unwrap()), e)
+    }
+
+    fn target(pem: &str, addr: SocketAddr) -> Target {
+        // The port is in no other test's use.
+        let file = std::env::temp_dir().join(format!("tacet-target-{}-{}.crt", std::process::id(), addr.port()));
         std::fs::write(&file, pem).unwrap();
-        let first = server(&identity, ([127, 0, 0, 1], 0).into());
-        let addr = first.local_addr().unwrap();
         let party = Party {
             name: "alpha".into(),
             role: Role::E1,
@@ -194,6 +229,59 @@ mod tests {
         };
         let t = Target::new(&party, "token").unwrap();
         std::fs::remove_file(&file).unwrap();
+        t
+    }
+
+    /// What only a test that fails waits for.
+    const LONG: Duration = Duration::from_secs(30);
+    /// For what never comes.
+    const SHORT: Duration = Duration::from_millis(100);
+
+    #[tokio::test]
+    async fn a_party_that_takes_no_token_is_named_and_the_next_session_tries_again() {
+        for (streams, bytes) in [(0, 1 << 16), (1, 0)] {
+            let (t, e) = stubborn(streams, bytes);
+            let c = t.dial(HANDSHAKE).await.unwrap();
+            let shown = timeout(LONG, t.show_token(&c, SHORT)).await.expect("in time").unwrap_err();
+            assert!(matches!(&shown, ClientError::Unreachable { party, .. } if party == "alpha"), "{shown}");
+            assert!(shown.to_string().contains("token"), "{shown}");
+            drop(e);
+        }
+        let (t, _e) = stubborn(0, 1 << 16);
+        let lost = timeout(LONG, t.connection()).await.expect("in time").unwrap_err();
+        assert!(lost.to_string().contains("token"), "{lost}");
+        assert!(t.live.try_lock().unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_party_that_takes_no_request_is_named_and_dialled_anew_for_the_next() {
+        let request = || Message::Request {
+            session: [1; 16],
+            token: "token".into(),
+            model: [2; 32],
+            program: [3; 32],
+            tokens: 8,
+        };
+        // Of the streams that it grants, the token takes one.
+        for (streams, bytes, input) in [(1, 1 << 16, 0), (2, 1 << 10, 1 << 20)] {
+            let (t, _e) = stubborn(streams, bytes);
+            let first = t.connection().await.unwrap();
+            let input = Some(Message::Input { sealed: vec![0; input] });
+            let r = timeout(LONG, t.request(request(), input, SHORT)).await.expect("in time").err().unwrap();
+            assert!(matches!(&r.error, ClientError::Failed { party, .. } if party == "alpha"), "{}", r.error);
+            assert!(r.rank == Rank::Silence && !r.busy && first.close_reason().is_none());
+            assert!(t.live.try_lock().unwrap().is_none());
+            assert_ne!(t.connection().await.unwrap().stable_id(), first.stable_id());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lost_connection_is_dialled_again_and_a_live_one_is_shared() {
+        let (pem, key) = Identity::generate("alpha").unwrap();
+        let identity = Identity::from_pem(&pem, &key).unwrap();
+        let first = server(&identity, ([127, 0, 0, 1], 0).into());
+        let addr = first.local_addr().unwrap();
+        let t = target(&pem, addr);
 
         let (a, b) = tokio::join!(t.connection(), t.connection());
         let (a, b) = (a.unwrap(), b.unwrap());
