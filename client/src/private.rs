@@ -53,7 +53,7 @@ impl std::fmt::Debug for Generator {
     }
 }
 
-/// What sequences have cost so far, as the parties counted it.
+/// What sequences have cost so far, as the parties counted it. A sum that they drive out of bounds stays there.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct Spent {
     /// Programs: the prompt's, one a turn of several tokens, and one a single token.
@@ -77,22 +77,22 @@ impl Spent {
     /// What was added after `before`.
     pub fn since(&self, before: &Spent) -> Spent {
         Spent {
-            steps: self.steps - before.steps,
-            rounds: self.rounds - before.rounds,
-            opened_bytes: self.opened_bytes - before.opened_bytes,
-            dealt_bytes: self.dealt_bytes - before.dealt_bytes,
-            announced_bytes: self.announced_bytes - before.announced_bytes,
+            steps: self.steps.saturating_sub(before.steps),
+            rounds: self.rounds.saturating_sub(before.rounds),
+            opened_bytes: self.opened_bytes.saturating_sub(before.opened_bytes),
+            dealt_bytes: self.dealt_bytes.saturating_sub(before.dealt_bytes),
+            announced_bytes: self.announced_bytes.saturating_sub(before.announced_bytes),
             online_s: self.online_s - before.online_s,
             phases: self.phases.with(&before.phases, |a, b| a - b),
         }
     }
 
     fn add(&mut self, more: &Spent) {
-        self.steps += more.steps;
-        self.rounds += more.rounds;
-        self.opened_bytes += more.opened_bytes;
-        self.dealt_bytes += more.dealt_bytes;
-        self.announced_bytes += more.announced_bytes;
+        self.steps = self.steps.saturating_add(more.steps);
+        self.rounds = self.rounds.saturating_add(more.rounds);
+        self.opened_bytes = self.opened_bytes.saturating_add(more.opened_bytes);
+        self.dealt_bytes = self.dealt_bytes.saturating_add(more.dealt_bytes);
+        self.announced_bytes = self.announced_bytes.saturating_add(more.announced_bytes);
         self.online_s += more.online_s;
         self.phases = self.phases.with(&more.phases, |a, b| a + b);
     }
@@ -365,12 +365,12 @@ impl Lane {
             let share = unpack(&share, p.output_len(), p.output_bits());
             words.push(Zeroizing::new(share.map_err(|e| Report::new(Rank::GaveUp, e.into()))?));
             if words.len() == 1 {
-                spent.rounds += u64::from(rounds);
-                spent.opened_bytes += opened;
+                spent.rounds = u64::from(rounds);
+                spent.opened_bytes = opened;
                 spent.phases = spent.phases.dealt(&added(&dealer, &live.dealer));
                 live.dealer = dealer;
             }
-            spent.dealt_bytes += dealt;
+            spent.dealt_bytes = spent.dealt_bytes.saturating_add(dealt);
             if time.online >= slower.online {
                 slower = time;
             }
@@ -427,5 +427,26 @@ impl Decoder for Sequence {
         if kept == 0 {
             self.live = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_count_of_a_party_wraps_a_sum() {
+        let one = Spent { steps: 1, rounds: u64::from(u32::MAX), announced_bytes: 9, ..Spent::default() };
+        let most = Spent { opened_bytes: u64::MAX, dealt_bytes: u64::MAX - 1, ..one.clone() };
+        let mut all = Spent::default();
+        all.add(&one);
+        let before = all.clone();
+        all.add(&most);
+        all.add(&most);
+        assert_eq!((all.opened_bytes, all.dealt_bytes, all.steps), (u64::MAX, u64::MAX, 3));
+        let since = all.since(&before);
+        assert_eq!((since.opened_bytes, since.steps, since.announced_bytes), (u64::MAX, 2, 18));
+        // Of two that were taken the wrong way round, there is nothing between.
+        assert_eq!(before.since(&all).dealt_bytes, 0);
     }
 }

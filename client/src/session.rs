@@ -181,7 +181,7 @@ fn tally(answers: Vec<Message>, patience: Duration, stats: &mut Stats) -> Vec<Ze
                 shares.push(Zeroizing::new(share));
                 stats.rounds = rounds;
                 stats.opened_bytes = opened;
-                stats.dealt_bytes += dealt;
+                stats.dealt_bytes = stats.dealt_bytes.saturating_add(dealt);
                 let online_s = seconds(time.online, patience);
                 if online_s >= stats.online_s {
                     (stats.online_s, slower) = (online_s, Phases::of(&time, patience));
@@ -197,4 +197,25 @@ fn tally(answers: Vec<Message>, patience: Duration, stats: &mut Stats) -> Vec<Ze
     }
     stats.phases = slower.dealt(&dealer);
     shares
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tacet_protocol::wire::EvaluatorTime;
+
+    #[test]
+    fn no_count_of_a_party_wraps_a_sum() {
+        let output = |dealt| Message::Output {
+            share: Vec::new(),
+            rounds: u32::MAX,
+            opened: u64::MAX,
+            dealt,
+            time: EvaluatorTime::default(),
+            dealer: DealerTime::default(),
+        };
+        let mut stats = Stats::default();
+        let shares = tally(vec![output(u64::MAX), output(2)], Duration::from_secs(1), &mut stats);
+        assert_eq!((shares.len(), stats.dealt_bytes, stats.opened_bytes), (2, u64::MAX, u64::MAX));
+    }
 }
