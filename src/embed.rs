@@ -200,8 +200,9 @@ impl Summary {
     fn add(&mut self, e: &Embedding) {
         self.texts += 1;
         self.tokens += e.stats.tokens;
-        self.opened_bytes += e.stats.opened_bytes;
-        self.dealt_bytes += e.stats.dealt_bytes;
+        // Parties count these.
+        self.opened_bytes = self.opened_bytes.saturating_add(e.stats.opened_bytes);
+        self.dealt_bytes = self.dealt_bytes.saturating_add(e.stats.dealt_bytes);
     }
 }
 
