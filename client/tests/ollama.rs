@@ -146,6 +146,8 @@ async fn texts_are_embedded_and_cut_to_the_models_length() {
     assert!(r.status == 400 && r.json()["error"].as_str().unwrap().contains("50") || r.text().contains("51"));
     let r = post(s.addr, "/api/embed", &json!({"model": "toy", "input": "x"})).await;
     assert_eq!(r.status, 400);
+    let r = post(s.addr, "/api/embed", &json!({"model": "counts", "input": vec!["x"; 2049]})).await;
+    assert!(r.status == 400 && r.text().contains("at most 2048 inputs"), "{}", r.text());
 }
 
 #[tokio::test]

@@ -190,8 +190,13 @@ pub async fn keep(party: Arc<Party>) {
     }
 }
 
-/// Asks one evaluator to make room for its half.
-async fn ask(link: &Link, prepare: Message) -> Result<(SendStream, RecvStream, [u8; 16]), Fail> {
+/// Asks one evaluator to make room for its half, which it has so long to answer: what is dealt ahead waits for it.
+async fn ask(link: &Link, prepare: Message, limit: Duration) -> Result<(SendStream, RecvStream, [u8; 16]), Fail> {
+    let late = |_| fail(code::PEER, "an evaluator does not say whether it has room for a bundle");
+    timeout(limit, asked(link, prepare)).await.map_err(late)?
+}
+
+async fn asked(link: &Link, prepare: Message) -> Result<(SendStream, RecvStream, [u8; 16]), Fail> {
     let (mut tx, mut rx) = link.connection.open_bi().await.map_err(|e| fail(code::PEER, e.to_string()))?;
     send(&mut tx, &prepare).await?;
     match receive(&mut rx, CONTROL_LIMIT).await? {
@@ -220,7 +225,8 @@ async fn make(party: &Arc<Party>, tokens: usize) -> Result<(), Fail> {
     // Both answers are awaited, and a half that came to nothing is wiped before the next is asked for: a refusal then
     // tells of bundles that are in use.
     let both = async {
-        match tokio::join!(ask(&links[0], prepare()), ask(&links[1], prepare())) {
+        let limit = Duration::from_secs(party.config.limits.join_s);
+        match tokio::join!(ask(&links[0], prepare(), limit), ask(&links[1], prepare(), limit)) {
             (Ok(a), Ok(b)) => Ok((a, b)),
             (Ok((mut tx, mut rx, _)), Err(f)) | (Err(f), Ok((mut tx, mut rx, _))) => {
                 let _ = tx.finish();

@@ -10,6 +10,18 @@ use super::registry::{Model, TextModel};
 use super::{Embedder, Endpoint};
 use crate::generate::{Codec, Conversation, Finish, Generation, Request, Step, TokenLogprob};
 
+/// Most inputs of a request, OpenAI's limit for embeddings. Completions of a request run one after another, so that more
+/// of them are no faster than several requests.
+const MOST_INPUTS: usize = 2048;
+
+/// Refuses more inputs of a field than a request may have.
+pub fn bounded(name: &str, inputs: usize) -> Result<(), ApiError> {
+    match inputs {
+        ..=MOST_INPUTS => Ok(()),
+        n => Err(ApiError::field(name, format!("at most {MOST_INPUTS} inputs a request, not {n}"))),
+    }
+}
+
 /// A prompt and what to do after it, checked.
 pub struct Prompt {
     pub tokens: Vec<u32>,

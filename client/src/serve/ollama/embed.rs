@@ -9,7 +9,7 @@ use serde_json::json;
 use super::super::Endpoint;
 use super::super::error::{ApiError, json_response};
 use super::super::fields::Fields;
-use super::super::job::{self, blocking, embedder, find};
+use super::super::job::{self, blocking, bounded, embedder, find};
 use super::super::registry::Embedder;
 use super::options::{keep_alive, request};
 use super::{Answered, fields, nanos};
@@ -19,6 +19,7 @@ pub async fn embed(State(e): State<Arc<Endpoint>>, body: extract::Request) -> An
     let mut f = fields(&e, body).await?;
     let name = f.required("model")?;
     let texts = f.strings("input")?.ok_or_else(|| ApiError::field("input", "is required"))?;
+    bounded("input", texts.len())?;
     let truncate = f.boolean("truncate")?.unwrap_or(true);
     let dimensions = f.count("dimensions")?;
     let (vectors, tokens) = vectors(&e, f, &name, texts, truncate, dimensions).await?;

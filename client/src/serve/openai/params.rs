@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::super::error::ApiError;
 use super::super::fields::Fields;
+use super::super::job::bounded;
 use crate::generate::{Finish, Request, Sampling};
 
 /// No effect on the answer here: bookkeeping, speed hints, and tool settings that matter only with tools.
@@ -25,9 +26,6 @@ const IGNORED: [&str; 15] = [
     "keep_alive",
 ];
 
-/// Most inputs of a request, OpenAI's limit for embeddings. Completions of a request run one after another, so that more
-/// of them are no faster than several requests.
-const MOST_INPUTS: usize = 2048;
 /// Most entries of `stop_token_ids` and of `logit_bias`: each token that is drawn goes through all of them.
 const MOST_ENTRIES: usize = 1024;
 
@@ -134,9 +132,7 @@ pub fn inputs(name: &str, v: Value) -> Result<Vec<Input>, ApiError> {
     if list[0].is_number() {
         return Ok(vec![Input::Tokens(tokens(&Value::Array(list)).ok_or_else(bad)?)]);
     }
-    if list.len() > MOST_INPUTS {
-        return Err(ApiError::field(name, format!("at most {MOST_INPUTS} inputs a request, not {}", list.len())));
-    }
+    bounded(name, list.len())?;
     let one = |v: Value| match v {
         Value::String(s) => Ok(Input::Text(s)),
         v => match tokens(&v) {
