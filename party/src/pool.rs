@@ -25,7 +25,6 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use quinn::{RecvStream, SendStream};
 use tacet_protocol::Role;
@@ -43,12 +42,9 @@ use crate::config::Config;
 use crate::engine::{Space, collect, dealt_steps};
 use crate::fail::{Fail, code, fail};
 use crate::flow::{Held, Permit, Room, channel};
-use crate::session::nonce;
+use crate::session::{FAREWELL, nonce};
 use crate::spool::{Reader, Spool, SpoolError, Writer};
 use crate::{Link, Party, PartyError, engine, lock};
-
-/// How long a dealer may take to read that it was refused.
-const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What the dealer says of a bundle.
 pub struct Prepare {

@@ -107,11 +107,14 @@ async fn serve(party: Arc<Party>, mut tx: SendStream, mut rx: RecvStream, reques
         // At most 1000 bytes of UTF-8.
         let text: String = f.text.chars().take(250).collect();
         eprintln!("session failed code={} reason={text:?}", f.code);
-        let _ = timeout(Duration::from_secs(2), send(&mut tx, &Message::Failure { code: f.code, text })).await;
+        let _ = timeout(FAREWELL, send(&mut tx, &Message::Failure { code: f.code, text })).await;
     }
     let _ = tx.finish();
-    let _ = timeout(Duration::from_secs(2), tx.stopped()).await;
+    let _ = timeout(FAREWELL, tx.stopped()).await;
 }
+
+/// How long whoever is answered or refused may take to read the end of it.
+pub const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Who reads what a party writes.
 pub const CLIENT: &str = "the client";

@@ -60,6 +60,13 @@ impl Direct {
 /// Factors of accumulators, and the ring that they are turned into.
 type Turn = (Factors, u32);
 
+impl Projection {
+    /// Whether the layer adds constants.
+    fn biased(&self) -> bool {
+        self.wide.layer.linear.bias.iter().any(|b| *b != 0)
+    }
+}
+
 /// What a row's norm and its heads' give, masked.
 struct Roots {
     x: Id,
@@ -143,7 +150,7 @@ impl Emit<'_> {
             let acc = self.b.value(&format!("{name} of the residual"), &[1, p.to_scores.len()], k, 0.0, bound);
             let linear = &p.wide.layer.linear;
             self.b.op(Kind::Linear { rows: 1, layer: Arc::clone(linear) }, &[r.x], &[acc]);
-            let acc = self.plus(acc, linear.bias.iter().map(|b| -b));
+            let acc = if p.biased() { self.plus(acc, linear.bias.iter().map(|b| -b).collect()) } else { acc };
             match p.norm {
                 // Squares are taken of it as it is.
                 Some(_) => (acc, direct[i].scale.clone()),
@@ -158,10 +165,7 @@ impl Emit<'_> {
             let bound = p.reach * pow2(d.product);
             let product = self.times(name, roots.turned[i], roots.of[i], d.ring(), bound);
             let product = self.b.truncate(product, d.product as u32);
-            match p.wide.layer.linear.bias.iter().any(|b| *b != 0) {
-                true => self.plus(product, self.turned_constant(p).into_iter()),
-                false => product,
-            }
+            if p.biased() { self.plus(product, self.turned_constant(p)) } else { product }
         });
         let (v, to_values) = self.values(y, b);
         let [query, key, values] = self.b.open([q, k, v]);
@@ -276,24 +280,13 @@ impl Emit<'_> {
         let bias = p.wide.layer.linear.bias.iter().zip(Vec::from(p.to_scores.clone()));
         let mut c: Vec<f64> = bias.map(|(b, s)| *b as f64 * s).collect();
         if let Some(rope) = &self.p.config.rope {
-            let half = self.p.config.head_dim / 2;
-            for head in c.chunks_exact_mut(2 * half) {
-                let (first, second) = head.split_at_mut(half);
-                for ((a, b), w) in first.iter_mut().zip(second).zip(&rope.inverse_frequencies) {
-                    let (sin, cos) = libm::sincos(self.past as f64 * w);
-                    (*a, *b) = (cos * *a - sin * *b, sin * *a + cos * *b);
-                }
-            }
+            c.chunks_exact_mut(self.p.config.head_dim).for_each(|head| rope.rotate(head, self.past));
         }
         c.into_iter().map(|c| libm::round(c) as i64).collect()
     }
 
     /// A share plus a constant for every column.
-    fn plus(&mut self, x: Id, constant: impl Iterator<Item = i64> + Clone) -> Id {
-        if constant.clone().all(|c| c == 0) {
-            return x;
-        }
-        let constant: Vec<i64> = constant.collect();
+    fn plus(&mut self, x: Id, constant: Vec<i64>) -> Id {
         let Value { name, shape, bits, ulp, bound, .. } = self.b.values[x].clone();
         let bound = bound + constant.iter().fold(0u64, |m, c| m.max(c.unsigned_abs())) as f64;
         self.b.values.push(Value { name, shape, bits, xor: false, ulp, bound });

@@ -68,7 +68,7 @@ impl Rope {
     }
 
     /// Rotates one head at `position`, in place.
-    pub(super) fn rotate(&self, head: &mut [f64], position: usize) {
+    pub(crate) fn rotate(&self, head: &mut [f64], position: usize) {
         let (left, right) = head.split_at_mut(self.inverse_frequencies.len());
         for ((a, b), frequency) in left.iter_mut().zip(right).zip(&self.inverse_frequencies) {
             let (sin, cos) = libm::sincos(position as f64 * frequency);
