@@ -16,10 +16,15 @@ const MOST_INPUTS: usize = 2048;
 
 /// Refuses more inputs of a field than a request may have.
 pub fn bounded(name: &str, inputs: usize) -> Result<(), ApiError> {
-    match inputs {
-        ..=MOST_INPUTS => Ok(()),
-        n => Err(ApiError::field(name, format!("at most {MOST_INPUTS} inputs a request, not {n}"))),
+    at_most(name, inputs, MOST_INPUTS, "inputs a request")
+}
+
+/// Refuses more of a field than there may be.
+pub fn at_most(name: &str, n: usize, most: usize, what: &str) -> Result<(), ApiError> {
+    if n > most {
+        return Err(ApiError::field(name, format!("at most {most} {what}, not {n}")));
     }
+    Ok(())
 }
 
 /// A prompt and what to do after it, checked.

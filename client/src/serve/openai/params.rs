@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::super::error::ApiError;
 use super::super::fields::Fields;
-use super::super::job::bounded;
+use super::super::job::{at_most, bounded};
 use crate::generate::{Finish, Request, Sampling};
 
 /// No effect on the answer here: bookkeeping, speed hints, and tool settings that matter only with tools.
@@ -87,10 +87,7 @@ pub fn request(f: &mut Fields) -> Result<Request, ApiError> {
 }
 
 fn few(name: &str, entries: usize) -> Result<(), ApiError> {
-    match entries {
-        n if n > MOST_ENTRIES => Err(ApiError::field(name, format!("at most {MOST_ENTRIES} entries, not {n}"))),
-        _ => Ok(()),
-    }
+    at_most(name, entries, MOST_ENTRIES, "entries")
 }
 
 fn bias(f: &mut Fields) -> Result<Vec<(u32, f64)>, ApiError> {
