@@ -10,7 +10,7 @@ mod local;
 #[path = "common/stories.rs"]
 mod stories;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -56,9 +56,13 @@ fn chat_with(model: &Folder, more: &[&str]) -> Child {
         .unwrap()
 }
 
+/// A chat that refuses its arguments ends before it reads, perhaps before this writes.
 fn said(child: Child, input: &str) -> Output {
     let mut child = child;
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    match child.stdin.take().unwrap().write_all(input.as_bytes()) {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => {}
+        written => written.unwrap(),
+    }
     child.wait_with_output().unwrap()
 }
 
