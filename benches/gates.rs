@@ -66,7 +66,7 @@ impl Alone {
         let (op, values) = (self.op(), &self.program.values);
         match op.kind {
             Kind::RowMax(_) | Kind::And(_) | Kind::Reached(_) => values[op.inputs[0]].len(),
-            Kind::Piecewise(_) | Kind::Squares(_) => values[op.outputs[0]].shape[0],
+            Kind::Spline(_) | Kind::Squares(_) => values[op.outputs[0]].shape[0],
             _ => values[op.outputs[0]].len(),
         }
     }

@@ -62,7 +62,7 @@ fn a_trained_model_goes_on_as_in_the_clear_at_the_planned_cost() {
     assert_eq!(spent("rounds"), costs.iter().map(|c| u64::from(c.rounds)).sum::<u64>());
     assert_eq!(spent("opened_bytes"), costs.iter().map(|c| c.opened_bytes).sum::<u64>());
     assert_eq!(spent("dealt_bytes"), costs.iter().flat_map(|c| c.dealt_bytes).sum::<u64>());
-    assert!(costs[1..].iter().all(|c| c.rounds == 20 * 5 + 4));
+    assert!(costs[1..].iter().all(|c| c.rounds == 17 * 5 + 3));
 }
 
 #[test]

@@ -97,9 +97,8 @@ struct Block {
     score_units: Vec<f64>,
     value_bound: f64,
     attention_out: Layer,
-    /// Scale of attention's reciprocal, and ring of what it gives.
+    /// Scale of attention's reciprocal.
     f_recip: i32,
-    k_attention: u32,
     attention_norm: NormPlan,
     up: Layer,
     gelu: Curves,
@@ -380,7 +379,6 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
     if f_recip < F {
         return Err(refuse(&format!("{name} attention"), format!("exponentials need {f_exp} bits")));
     }
-    let k_attention = (K_LAYER as i32 + f_exp + f_recip - F_ATTENTION) as u32;
     let residual = |n: &Norm| n.weight.iter().fold(0f64, |m, g| m.max((*g as f64).abs())) * root + norm(&wide(&n.bias));
     let attention_norm = norm_plan(&l.attention_norm, (residual(before) + norm(&out_bounds)) * SLACK);
 
@@ -419,7 +417,6 @@ fn block(name: &str, l: &crate::model::Layer, before: &Norm, heads: usize) -> Re
         value_bound: max(&value_bounds) * SLACK,
         attention_out,
         f_recip,
-        k_attention,
         attention_norm,
         up,
         gelu,

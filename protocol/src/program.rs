@@ -18,14 +18,13 @@ use crate::gates::hadamard::Hadamard;
 use crate::gates::join::Join;
 use crate::gates::local::{Gain, Truncate};
 use crate::gates::pad::PadKeys;
-use crate::gates::piecewise::Piecewise;
 use crate::gates::product::HeadProduct;
 use crate::gates::reached::Reached;
 use crate::gates::rescale::Rescale;
 use crate::gates::residual::Residual;
 use crate::gates::rotate::Rotate;
 use crate::gates::rowmax::RowMax;
-use crate::gates::select::Select;
+use crate::gates::spline::Spline;
 use crate::gates::squares::Squares;
 use crate::gates::tails::Tails;
 use crate::gates::turn::Turn;
@@ -138,10 +137,8 @@ pub enum Kind {
     Exp(Exp),
     /// See [`FlagRescale`].
     FlagRescale(FlagRescale),
-    /// See [`Piecewise`].
-    Piecewise(Piecewise),
-    /// See [`Select`].
-    Select(Select),
+    /// See [`Spline`].
+    Spline(Spline),
     /// See [`Variance`].
     Variance(Variance),
     /// See [`Squares`].
@@ -183,8 +180,7 @@ impl Kind {
             Kind::CountClear(_) => "count",
             Kind::Exp(_) => "exp",
             Kind::FlagRescale(_) => "flag-rescale",
-            Kind::Piecewise(_) => "piecewise",
-            Kind::Select(_) => "select",
+            Kind::Spline(_) => "spline",
             Kind::Variance(_) => "variance",
             Kind::Squares(_) => "squares",
             Kind::Broadcast(_) => "broadcast",
@@ -198,6 +194,7 @@ impl Kind {
     pub(crate) fn by_halves(&self) -> usize {
         match self {
             Kind::Rescale(_) | Kind::FlagRescale(_) | Kind::Rotate(_) => 1,
+            Kind::Broadcast(g) => usize::from(g.k_x < g.k),
             Kind::Join(_) | Kind::Residual(_) => 2,
             _ => 0,
         }
@@ -214,8 +211,7 @@ impl Kind {
             Kind::CountClear(g) => g.dealt(),
             Kind::Exp(g) => g.dealt(),
             Kind::FlagRescale(g) => g.dealt(),
-            Kind::Piecewise(g) => g.dealt(),
-            Kind::Select(g) => g.dealt(),
+            Kind::Spline(g) => g.dealt(),
             Kind::Variance(g) => g.dealt(),
             Kind::Squares(g) => g.dealt(),
             Kind::Broadcast(g) => g.dealt(),
@@ -372,8 +368,7 @@ impl Program {
                 Kind::CountClear(g) => format!("{g:?}"),
                 Kind::Exp(g) => format!("{g:?}"),
                 Kind::FlagRescale(g) => format!("{g:?}"),
-                Kind::Piecewise(g) => format!("{g:?}"),
-                Kind::Select(g) => format!("{g:?}"),
+                Kind::Spline(g) => format!("{g:?}"),
                 Kind::Variance(g) => format!("{g:?}"),
                 Kind::Squares(g) => format!("{g:?}"),
                 Kind::Broadcast(g) => format!("{g:?}"),

@@ -131,6 +131,25 @@ impl Deal {
         Ok(Dealing { side: 1 - seeded, at, bits, xor, drawn, words: empty(), half: empty(), len: 0 })
     }
 
+    /// What each evaluator draws for itself, in words of 64 bits: a tensor of no words to the other.
+    pub fn own(&mut self) -> Result<[Words; 2], Error> {
+        let slot = self.slot;
+        self.slot += 1;
+        let [first, second] = &mut self.prg;
+        Ok([first.words(slot, 64)?, second.words(slot, 64)?])
+    }
+
+    /// Sends both evaluators the same words, as they are: two tensors, of which either evaluator ignores the one that it draws.
+    pub fn both(&mut self, bits: u32, v: &[u64]) {
+        for _ in 0..2 {
+            let side = 1 - seeded(self.step(), self.slot);
+            self.slot += 1;
+            let len = packed_len(v.len(), bits);
+            pack_to(v, bits, &mut self.out[side][self.taken[side]..][..len]);
+            self.taken[side] += len;
+        }
+    }
+
     fn whole(&mut self, mut t: Dealing, v: Vec<u64>) {
         let v = Wiped::new(v);
         for part in v.chunks(BLOCK) {

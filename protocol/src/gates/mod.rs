@@ -16,6 +16,7 @@ pub mod bits;
 pub mod broadcast;
 pub mod cosine;
 mod deal;
+mod dpf;
 pub mod exp;
 pub mod grid;
 pub mod hadamard;
@@ -23,7 +24,6 @@ pub mod join;
 pub mod local;
 pub mod pad;
 pub(crate) mod parts;
-pub mod piecewise;
 pub mod powers;
 pub mod product;
 pub mod reached;
@@ -31,7 +31,7 @@ pub mod rescale;
 pub mod residual;
 pub mod rotate;
 pub mod rowmax;
-pub mod select;
+pub mod spline;
 pub mod squares;
 pub mod tails;
 mod take;
@@ -123,6 +123,11 @@ impl Kernel for Bits<'_> {
 
 /// One dealt tensor: element count and ring.
 pub type Dealt = (usize, u32);
+
+/// The tensors of [`Deal::both`].
+pub fn to_both(n: usize, bits: u32) -> [Dealt; 2] {
+    [(n, bits); 2]
+}
 
 /// Words that dealt tensors are drawn, packed and unpacked at a time, a multiple of eight.
 pub(crate) const BLOCK: usize = 1024;

@@ -168,6 +168,30 @@ impl<'a> Take<'a> {
         Ok(out)
     }
 
+    /// What this evaluator draws for itself, see [`super::Deal::own`].
+    pub fn own(&mut self) -> Result<Words, Error> {
+        let slot = self.slot;
+        self.slot += 1;
+        self.prg.words(slot, 64)
+    }
+
+    /// What is sent to both evaluators, see [`super::Deal::both`].
+    pub fn both(&mut self, n: usize, bits: u32) -> Result<Vec<u64>, Error> {
+        let mut out = vec![0; n];
+        for _ in 0..2 {
+            let half = self.half(n, bits)?;
+            if let Source::Sent(_) = half.source {
+                half.read(&mut out);
+            }
+        }
+        Ok(out)
+    }
+
+    /// This evaluator, 0 or 1.
+    pub fn index(&self) -> usize {
+        index(self.role)
+    }
+
     /// Whether this evaluator adds the public part of a result.
     pub fn leads(&self) -> bool {
         self.role == Role::E1

@@ -1,8 +1,7 @@
 //! From masked scores and values to attention's outputs: the maximum, exponentials, weighted values and the reciprocal of
-//! the row sums. Nine rounds, the last of which the caller shares; eight with `few_rows`.
+//! the row sums. Eight rounds, the last of which the caller shares; seven with `few_rows`.
 
 use super::build::{Build, SPARE, log2_ceil, scales};
-use super::factors::Factors;
 use super::rows::WIDEST;
 use super::{SLACK, pow2};
 use crate::gates::bits::{And, CountClear};
@@ -44,13 +43,13 @@ pub struct Attend<'a> {
     pub f_pub: i32,
     /// The finest window of the row sums' reciprocal, in bits below one.
     pub f_sum: i32,
-    /// Scales of the weighted values and of the reciprocal; the result's is their sum.
+    /// Scales of the weighted values, at most, and of the reciprocal: their product is in a ring of as many more bits than the
+    /// result's as its scale is finer.
     pub f_out: i32,
     pub f_recip: i32,
-    /// Ring of the result.
+    /// Ring and scale of the result.
     pub k_out: u32,
-    /// Fewest windows of a scale of the reciprocal.
-    pub windows: usize,
+    pub f_result: i32,
     /// Degree of the polynomial in one, and bits of a position.
     pub degree: usize,
     pub rho: u32,
@@ -157,7 +156,7 @@ impl Build {
         (self.truncate(s, shift), scored)
     }
 
-    /// Share of attention's outputs, `rows x heads dim` at `2^-(f_out + f_recip)`, from masked scores and values.
+    /// Share of attention's outputs, `rows x heads dim`, from masked scores and values.
     pub fn attend(&mut self, s: Id, v: Id, a: &Attend) -> Id {
         let (heads, rows, keys) = (a.heads.len(), a.grid.rows, a.grid.keys);
         let (width, scores) = (heads * a.dim, [heads, a.grid.len()]);
@@ -185,9 +184,9 @@ impl Build {
         let keep = FlagRescale { len: heads * a.grid.len(), shift, k_in, k_out: a.k_av };
         self.op(Kind::FlagRescale(keep), &[e, flags], &[kept]);
 
-        // Row sums and unnormalised outputs; the reciprocal's rounds run beside the outputs' own.
+        // Row sums and unnormalised outputs.
         let one = pow2(f_exp);
-        let windows = scales(keys as f64 * SLACK * one, pow2(f_exp - a.f_sum), 1.0, a.windows, a.degree);
+        let windows = scales(keys as f64 * SLACK * one, pow2(f_exp - a.f_sum), 1.0, a.degree);
         let k_sum = windows.ring();
         let sum = self.value("row sums", &[heads, rows], k_sum, pow2(-f_exp), keys as f64 * (one + 2.0));
         self.op(Kind::RowSum(a.grid), &[kept], &[sum]);
@@ -199,18 +198,18 @@ impl Build {
         let product = HeadProduct { side: Side::Attend, grid, heads, kv_heads, dim, k: a.k_av };
         self.op(Kind::Product(product), &[kept, v], &[o]);
         let floor = pow2(windows.drop as i32 - 1);
-        let to_out = Factors::even(pow2(a.f_out - f_exp - a.f_value), width);
-        let (o, to_out) = self.resolved(o, &to_out);
+        let f_out = a.f_out.min(f_exp + a.f_value);
+        let o = self.truncate(o, (f_exp + a.f_value - f_out) as u32);
         let f_recip = a.f_recip;
         let f = move |v: f64| pow2(f_recip) * one / v.max(floor);
-        let (r, o) = self.row_function("reciprocal", sum, windows, a.k_out, a.rho, f, Some(o));
-        let o = o.unwrap_or(r);
-        let bound = summed * pow2(a.f_out);
-        let o = self.rescale("weighted values", o, 0, width, &to_out, &[], a.k_out, pow2(-a.f_out), bound);
+        let f_product = f_out + f_recip;
+        let k = a.k_out + (f_product - a.f_result) as u32;
+        let r = self.row_function("reciprocal", sum, (windows, a.rho), k, f);
         let [o, r] = self.open([o, r]);
-        let bound = a.value_bound * SLACK * pow2(a.f_out + a.f_recip);
-        let y = self.value("attention", &[rows, width], a.k_out, pow2(-a.f_out - a.f_recip), bound);
-        self.op(Kind::Broadcast(Broadcast { rows, cols: width, dim, centre: false, k: a.k_out }), &[o, r], &[y]);
-        y
+        let bound = a.value_bound * SLACK * pow2(f_product);
+        let y = self.value("attention", &[rows, width], k, pow2(-f_product), bound);
+        let k_x = self.values[o].bits;
+        self.op(Kind::Broadcast(Broadcast { rows, cols: width, dim, k_x, k }), &[o, r], &[y]);
+        self.truncate(y, (f_product - a.f_result) as u32)
     }
 }

@@ -8,10 +8,9 @@ use super::{Layer, pow2};
 use crate::gates::cosine::Cosine;
 use crate::gates::join::Join;
 use crate::gates::local::Truncate;
-use crate::gates::piecewise::{MOST_SCALES, Piecewise, Scales, fit, narrow, narrow_ring};
 use crate::gates::rescale::Rescale;
 use crate::gates::residual::Residual;
-use crate::gates::select::Select;
+use crate::gates::spline::{STRIDE, Scales, Spline, largest};
 use crate::gates::tails::Tails;
 use crate::program::{Id, Kind, Op, Value};
 
@@ -51,39 +50,19 @@ pub struct Part<'a> {
 /// by.
 pub const SPARE: i32 = 2;
 
-/// A function at every scale.
-pub struct Scaled {
-    /// Values and flags, to be opened.
-    pub shares: [Id; 2],
-    /// log2 of each scale's unit, the ring of what is selected, and the bound on it.
-    shifts: Vec<i32>,
-    reach: usize,
-    k_out: u32,
-    bound: f64,
-}
-
 pub fn log2_ceil(x: f64) -> u32 {
     libm::ceil(libm::log2(x.max(1.0))) as u32
 }
 
-/// Windows of a scale, and scales from a flag to the one that it relies on, of which the cheapest are taken.
-const WINDOWS: [usize; 4] = [16, 32, 64, 128];
-const REACH: std::ops::RangeInclusive<usize> = 1..=4;
-
-/// Scales of at least so many windows, and of polynomials of this degree, for a positive value up to `hi` units, of use down to `lo`: those of which least is dealt.
-/// More windows are nearer to the function, and positions in them matter less.
-pub fn scales(hi: f64, lo: f64, windows_at_lo: f64, least: usize, degree: usize) -> Scales {
+/// Scales of polynomials of this degree for a positive value up to `hi` units, of use down to `lo`, which has so many windows
+/// of the finest scale.
+pub fn scales(hi: f64, lo: f64, windows_at_lo: f64, degree: usize) -> Scales {
     let finest = libm::log2((lo / windows_at_lo).max(1.0));
-    let of = |windows: usize, reach: usize| {
-        let (top, stride) = (log2_ceil(hi / (windows - 1) as f64), Scales::stride(windows));
-        // Of twice the width asked for at most.
-        let n = 1 + libm::ceil((f64::from(top) - finest - 1.0).max(0.0) / f64::from(stride)) as u32;
-        let n = n.min(MOST_SCALES as u32).min(1 + top / stride);
-        Scales { drop: top - stride * (n - 1), count: n as usize, windows, reach, degree }
-    };
-    let windows = WINDOWS.into_iter().filter(|n| *n >= least);
-    let all = windows.flat_map(|windows| REACH.map(move |reach| of(windows, reach)));
-    all.min_by_key(Scales::cost).unwrap_or(of(least, 1))
+    let top = log2_ceil(hi / largest(0));
+    // Of twice the width asked for at most.
+    let n = 1 + libm::ceil((f64::from(top) - finest - 1.0).max(0.0) / f64::from(STRIDE)) as u32;
+    let n = n.min(1 + top / STRIDE);
+    Scales { drop: top - STRIDE * (n - 1), count: n as usize, degree }
 }
 
 impl Build {
@@ -199,62 +178,20 @@ impl Build {
         (self.truncated(x, shift as u32, scale.by_shifts()), scale.times(shift))
     }
 
-    /// `f` of a masked positive scalar per row: two rounds; the last opening is the caller's.
-    #[allow(clippy::too_many_arguments)]
+    /// A share of `f` of a masked positive scalar per row, for positions in windows of `rho` bits.
     pub fn row_function(
         &mut self,
         name: &str,
         x: Id,
-        scales: Scales,
+        (scales, rho): (Scales, u32),
         k_out: u32,
-        rho: u32,
         f: impl Fn(f64) -> f64,
-        beside: Option<Id>,
-    ) -> (Id, Option<Id>) {
-        let s = self.scaled(name, x, scales, k_out, rho, f);
-        let (opened, beside) = match beside {
-            Some(o) => {
-                let [v, b, o] = self.open([s.shares[0], s.shares[1], o]);
-                ([v, b], Some(o))
-            }
-            None => (self.open(s.shares), None),
-        };
-        (self.selected(name, opened, s), beside)
-    }
-
-    /// `f` of a masked positive scalar per row at every scale, and the flags that say which to take.
-    #[allow(clippy::too_many_arguments)]
-    pub fn scaled(
-        &mut self,
-        name: &str,
-        x: Id,
-        scales: Scales,
-        k_out: u32,
-        rho: u32,
-        f: impl Fn(f64) -> f64,
-    ) -> Scaled {
+    ) -> Id {
         let rows = self.values[x].len();
-        let mut coef = fit(f, scales);
-        // What is chosen is at most what the first window gives.
-        let bound = coef[0][0].iter().map(|c| c.abs()).sum::<f64>();
-        let (k_in, rho_bits, n) = (self.values[x].bits, rho.min(scales.drop), scales.count);
-        let k = narrow_ring(rho_bits, scales.windows).min(k_out);
-        let shifts = narrow(&mut coef, k);
-        // More than the ring holds at a scale outside its range, where shares may be anything.
-        let most = coef.iter().flatten().map(|c| c.iter().map(|c| c.abs()).sum()).fold(0.0, f64::max);
-        let gate = Piecewise { rows, k_in, scales, coef, rho_bits, k_out: k };
-        let v = self.value(&format!("{name} at {n} scales"), &[rows, n], k, 0.0, most);
-        let b = self.bits(&format!("{name} flags"), &[rows]);
-        self.op(Kind::Piecewise(gate), &[x], &[v, b]);
-        Scaled { shares: [v, b], shifts, reach: scales.reach, k_out, bound }
-    }
-
-    /// The value at the right scale, from what [`Self::scaled`] gave, opened.
-    pub fn selected(&mut self, name: &str, opened: [Id; 2], s: Scaled) -> Id {
-        let (rows, k_in) = (self.values[opened[0]].shape[0], self.values[opened[0]].bits);
-        let r = self.value(name, &[rows], s.k_out, 0.0, s.bound);
-        self.op(Kind::Select(Select { rows, shifts: s.shifts, reach: s.reach, k_in, k_out: s.k_out }), &opened, &[r]);
-        r
+        let g = Spline::new(f, rows, scales, rho, [self.values[x].bits, k_out]);
+        let y = self.value(name, &[rows], k_out, 0.0, g.bound());
+        self.op(Kind::Spline(g), &[x], &[y]);
+        y
     }
 
     /// A nonlinearity, whose opening between is the round that it takes: a share at `2^-f` in the ring `k`.

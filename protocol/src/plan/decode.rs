@@ -23,7 +23,7 @@
 //! are, in 2^15; the keys' proven bound is 1.4 times their norm, room for more than a thousand moves of one key.
 
 use super::attention::{Attend, depth, level_bits};
-use super::build::{Activated, Build, Part, Scaled};
+use super::build::{Activated, Build, Part};
 use super::decoder::{DEGREE, DecoderPlanner, F_LARGEST, F_RECIP, K_SCORE, RHO, hidden_levels};
 use super::factors::Factors;
 use super::layer::{BlockPlan, MlpPlan};
@@ -100,15 +100,15 @@ impl Emit<'_> {
         [x, v]
     }
 
-    /// The inverse root of a masked sum of squares at every scale, for the ring `k`, at least the norm's.
-    pub fn root(&mut self, name: &str, v: Id, n: &PreNorm, k: u32) -> Scaled {
+    /// A share of the inverse root of a masked sum of squares, for the ring `k`, at least the norm's.
+    pub fn root(&mut self, name: &str, v: Id, n: &PreNorm, k: u32) -> Id {
         let c = &self.p.config;
         let scales = n.scales(c);
         let (floor, eps) = (pow2(scales.drop as i32 - 1), c.eps * n.unit(c));
         // In units of the residual: x times this is x / rms(x) at 2^-f.
         let one = pow2(n.f - n.shift as i32) * libm::sqrt(c.hidden as f64);
         let f = move |v: f64| one / libm::sqrt(v.max(floor) + eps);
-        self.b.scaled(&format!("{name} inverse root"), v, scales, k, RHO, f)
+        self.b.row_function(&format!("{name} inverse root"), v, (scales, RHO), k, f)
     }
 
     /// The masked residual times the masked inverse root, as a share at `2^-`[`F_INPUT`].
@@ -116,7 +116,11 @@ impl Emit<'_> {
         let (rows, d) = (self.rows, self.p.config.hidden);
         let bound = libm::sqrt(d as f64) * SLACK * pow2(n.f);
         let y = self.b.value(&format!("{name} normalised"), &[rows, d], n.k, pow2(-n.f), bound);
-        self.b.op(Kind::Broadcast(Broadcast { rows, cols: d, dim: d, centre: false, k: n.k }), &[x, r], &[y]);
+        self.b.op(
+            Kind::Broadcast(Broadcast { rows, cols: d, dim: d, k_x: self.b.values[x].bits, k: n.k }),
+            &[x, r],
+            &[y],
+        );
         self.b.truncate(y, (n.f - F_INPUT) as u32)
     }
 
@@ -125,8 +129,6 @@ impl Emit<'_> {
     pub fn normalised(&mut self, name: &str, r: Residual, n: &PreNorm) -> [Id; 2] {
         let [x, v] = self.opened(name, r, n);
         let r = self.root(name, v, n, n.k);
-        let opened = self.b.open(r.shares);
-        let r = self.b.selected(&format!("{name} inverse root"), opened, r);
         let [r] = self.b.open([r]);
         [self.times_root(name, x, r, n), x]
     }
@@ -212,7 +214,6 @@ impl Emit<'_> {
         let v = self.append("values", cache.map(|c| c[1]), v);
         *cache = Some([k, v]);
         let depth = depth(&b.heads, K_SCORE);
-        let drop = (b.f_out + F_RECIP - F_INPUT) as u32;
         let attend = Attend {
             grid,
             heads: &scored,
@@ -227,15 +228,14 @@ impl Emit<'_> {
             f_sum: depth + 3,
             f_out: b.f_out,
             f_recip: F_RECIP,
-            k_out: b.output.k + drop,
-            windows: 16,
+            k_out: b.output.k,
+            f_result: F_INPUT,
             degree: DEGREE,
             rho: RHO,
             wide: false,
             few_rows: self.rows <= FEW_ROWS,
         };
         let a = self.b.attend(s, v, &attend);
-        let a = self.b.truncate(a, drop);
         self.onto("attention output", a, &b.output, x, &b.mlp_norm)
     }
 

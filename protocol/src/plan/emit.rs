@@ -19,8 +19,8 @@ use crate::gates::broadcast::Broadcast;
 use crate::gates::grid::Grid;
 use crate::gates::local::Gain;
 use crate::gates::pad::{self, PadKeys};
-use crate::gates::piecewise::Scales;
 use crate::gates::product::{HeadProduct, Side};
+use crate::gates::spline::Scales;
 use crate::program::{Id, Kind, Outcome, Program, Value};
 
 /// Ring of the last rows' pooling, and the most that theirs may have.
@@ -77,11 +77,15 @@ impl Emit<'_> {
         let one = pow2(F_NORMALISED) * libm::sqrt(d as f64);
         let f = move |v: f64| one / libm::sqrt(v.max(floor) + eps);
         let k_product = product_ring(k);
-        let (r, _) = self.b.row_function(&format!("{name} rsqrt"), v, scales, k_product, 7, f, None);
+        let r = self.b.row_function(&format!("{name} rsqrt"), v, (scales, 7), k_product, f);
         let [r] = self.b.open([r]);
         let bound = libm::sqrt(d as f64) * super::SLACK * pow2(F_NORMALISED);
         let y = self.b.value(&format!("{name} normalised"), &[t, d], k_product, pow2(-F_NORMALISED), bound);
-        self.b.op(Kind::Broadcast(Broadcast { rows: t, cols: d, dim: d, centre: false, k: k_product }), &[x, r], &[y]);
+        self.b.op(
+            Kind::Broadcast(Broadcast { rows: t, cols: d, dim: d, k_x: self.b.values[x].bits, k: k_product }),
+            &[x, r],
+            &[y],
+        );
         self.b.truncate(y, (F_NORMALISED - F) as u32)
     }
 
@@ -161,15 +165,14 @@ impl Emit<'_> {
             // As fine as the exponentials.
             f_out: f_exp,
             f_recip: b.f_recip,
-            k_out: b.k_attention,
-            windows: 16,
+            k_out: K_LAYER,
+            f_result: F_ATTENTION,
             degree: 3,
             rho: 7,
             wide: true,
             few_rows: false,
         };
-        let a = self.b.attend(s, v, &attend);
-        self.b.truncate(a, (f_exp + b.f_recip - F_ATTENTION) as u32)
+        self.b.attend(s, v, &attend)
     }
 
     /// The share that the MLP's last layer reads: three rounds, the last of which is the caller's.
@@ -192,7 +195,7 @@ impl Emit<'_> {
 
 fn norm_scales(n: &NormPlan, d: usize) -> Scales {
     let unit = d as f64 * pow2(2 * F);
-    scales(n.input * n.input * pow2(2 * F), 0.03 * unit, 3.0, 32, 3)
+    scales(n.input * n.input * pow2(2 * F), 0.03 * unit, 3.0, 3)
 }
 
 /// See [`Planner::program`].

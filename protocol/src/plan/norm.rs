@@ -8,7 +8,7 @@ use super::linalg::{eigenvalue_bound, norm};
 use super::rows::{Rows, WEIGHT, WIDEST, Wide, largest, quantise};
 use super::{SLACK, pow2, refuse};
 use crate::Error;
-use crate::gates::piecewise::Scales;
+use crate::gates::spline::Scales;
 use crate::model::Norm;
 use crate::model::decoder::{Config, NormKind};
 
@@ -82,7 +82,7 @@ impl PreNorm {
 
     /// Scales of the inverse root.
     pub fn scales(&self, c: &Config) -> Scales {
-        scales(self.largest(), self.smallest * self.unit(c), 6.0, 16, DEGREE)
+        scales(self.largest(), self.smallest * self.unit(c), 6.0, DEGREE)
     }
 
     /// Bits of the residual's ring that this norm needs.
@@ -170,7 +170,7 @@ impl HeadNorm {
 
     /// Scales of the inverse root of a sum of squares.
     pub fn scales(&self) -> Scales {
-        scales(LARGEST, self.smallest, 6.0, 16, DEGREE)
+        scales(LARGEST, self.smallest, 6.0, DEGREE)
     }
 
     /// What a unit of every column is worth, gain included, once a head is normalised without fraction bits.

@@ -12,7 +12,6 @@
 
 use std::sync::Arc;
 
-use super::build::Scaled;
 use super::decode::{Emit, Residual};
 use super::decoder::{K_SCORE, RHO};
 use super::factors::Factors;
@@ -208,12 +207,9 @@ impl Emit<'_> {
             let k = turn.map_or([&b.query, &b.key][i].wide.k, |turn| turn[i].1);
             roots.push(self.head_root(&format!("{name} heads"), *w, h, f[i], k));
         }
-        let shares: Vec<Id> = roots.iter().flat_map(|s| s.shares).chain(turned).collect();
+        let shares: Vec<Id> = roots.iter().copied().chain(turned).collect();
         let opened = self.b.open_all(&shares);
-        let (pieces, turned) = opened.split_at(2 * roots.len());
-        let picked = roots.into_iter().zip(pieces.chunks_exact(2));
-        let picked: Vec<Id> = picked.map(|(s, of)| self.b.selected("inverse root", [of[0], of[1]], s)).collect();
-        let roots = self.b.open_all(&picked);
+        let (roots, turned) = opened.split_at(roots.len());
         let of = [1, 2].map(|i| roots.get(i).copied().unwrap_or(roots[0]));
         Roots { x, acc, row: roots[0], of, turned: turned.to_vec() }
     }
@@ -226,13 +222,13 @@ impl Emit<'_> {
         w
     }
 
-    /// The inverse root of heads' masked sums of squares at every scale.
-    fn head_root(&mut self, name: &str, w: Id, h: &HeadNorm, f: i32, k: u32) -> Scaled {
+    /// A share of the inverse root of heads' masked sums of squares.
+    fn head_root(&mut self, name: &str, w: Id, h: &HeadNorm, f: i32, k: u32) -> Id {
         let scales = h.scales();
         // Of scaled heads; the product with a head is scaled back by its columns' gains.
         let (floor, one) = (pow2(scales.drop as i32 - 1), pow2(f) * libm::sqrt(self.p.config.head_dim as f64));
         let f = move |v: f64| one / libm::sqrt(v.max(floor));
-        self.b.scaled(&format!("{name}, inverse root"), w, scales, k, RHO, f)
+        self.b.row_function(&format!("{name}, inverse root"), w, (scales, RHO), k, f)
     }
 
     /// Masked heads times their masked inverse roots, or their rows', a share.
@@ -240,7 +236,11 @@ impl Emit<'_> {
         let (shape, rows) = (self.b.values[heads].shape.clone(), self.b.values[roots].len());
         let cols = self.b.values[heads].len() / rows;
         let y = self.b.value(name, &shape, k, 0.0, bound);
-        self.b.op(Kind::Broadcast(Broadcast { rows, cols, dim: cols, centre: false, k }), &[heads, roots], &[y]);
+        self.b.op(
+            Kind::Broadcast(Broadcast { rows, cols, dim: cols, k_x: self.b.values[heads].bits, k }),
+            &[heads, roots],
+            &[y],
+        );
         y
     }
 

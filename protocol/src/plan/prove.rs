@@ -22,8 +22,9 @@ pub fn prove(p: &Program) -> Result<(), Error> {
             Kind::FlagRescale(g) => pow2(g.k_in - 2),
             Kind::Squares(g) => pow2(g.k_in - 2),
             Kind::Residual(g) => pow2(g.scale.k_in - 2),
-            Kind::Piecewise(g) if g.k_in < g.scales.ring() => 0.0,
-            Kind::Piecewise(g) => g.scales.largest().min(pow2(g.k_in - 1)),
+            Kind::Broadcast(g) if g.k_x < g.k => pow2(g.k_x - 2),
+            Kind::Spline(g) if g.k_in < g.scales.ring() => 0.0,
+            Kind::Spline(g) => g.scales.largest(),
             // Four levels of headroom at each end, of the finest head; the planner chooses each head's unit to leave them.
             Kind::RowMax(g) => {
                 pow2(g.k - 1) - 4.0 * g.levels.iter().map(|l| pow2(g.k - l.bits)).fold(f64::MAX, f64::min)

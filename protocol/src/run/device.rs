@@ -1,16 +1,21 @@
 //! An evaluator whose values are on a device: the processor draws and receives words, the device computes all that lies
 //! between two openings.
 //!
+//! A row's function of wide range ([`crate::gates::spline`]) is made by the processor, which has opened words and the cipher; the device is fed its
+//! share.
+//!
 //! Who sees what: the device belongs to the evaluator and holds what its memory would. Messages are those of an evaluation on
 //! the processor, byte for byte; how the device is fed depends on shapes only.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use crate::backend::{Evaluation, Part};
-use crate::gates::{Masked, index, seeded};
+use crate::gates::parts::Parts;
+use crate::gates::{Masked, Take, index, seeded};
 use crate::prg::{Prg, StepPrg, Words};
 use crate::program::{Id, Kind, Program};
-use crate::ring::{check_packed, packed_len};
+use crate::ring::{check_packed, mask, packed_len, unpack};
 use crate::wipe::{Wiped, wipe};
 use crate::{Error, EvaluatorIo, Role};
 
@@ -32,7 +37,7 @@ pub struct Segment {
     pub steps: Range<usize>,
     /// What the other evaluator sent of each value opened at the end of the segment before.
     pub opened: Vec<Source>,
-    /// Of each operation, this evaluator's halves of what is dealt.
+    /// Of each operation, this evaluator's halves of what is dealt; of one that the processor computes, its share.
     pub dealt: Vec<Vec<Source>>,
     /// This evaluator's halves of the masks of each value that is opened.
     pub masks: Vec<Source>,
@@ -62,6 +67,9 @@ pub fn segments(p: &Program, role: Role) -> Vec<Segment> {
         let value = |v: &Id| (p.values[*v].len(), p.values[*v].bits);
         let opened_now = opened.iter().map(value).map(|(len, bits)| place(len, bits, false)).collect();
         let dealt = (start..end).map(|step| {
+            if let Kind::Spline(g) = &p.ops[step].kind {
+                return vec![place(g.rows, 64, false)];
+            }
             let tensors = p.ops[step].kind.dealt().into_iter().enumerate();
             let drawn = |slot: usize| seeded(step as u32, slot as u32) == index(role);
             tensors.map(|(slot, (len, bits))| place(len, bits, drawn(slot))).collect()
@@ -106,12 +114,15 @@ pub(super) fn evaluate(
         masked[v] = !held.masked.m.is_empty();
     }
     let mut received = Vec::new();
+    let mut opened = HashMap::new();
+    let parts = Parts::new(io.backend().threads());
     let all = segments(p, role);
     // One place for all: what lies between the words that are fed is of no account.
     let mut fed = Wiped::new(vec![0; all.iter().map(|s| s.bytes).max().unwrap_or(0)]);
     for (i, segment) in all.into_iter().enumerate() {
         let fed = &mut fed[..segment.bytes];
-        feed(p, role, &mut prg, &segment, &received, fed, io)?;
+        let from = From { p, role, received: &received, opened: &opened, parts: &parts };
+        from.feed(&mut prg, &segment, fed, io)?;
         let message = device.run(i, fed)?;
         let Some(last) = segment.steps.last() else { break };
         let op = &p.ops[last];
@@ -119,12 +130,21 @@ pub(super) fn evaluate(
             break;
         }
         op.outputs.iter().for_each(|v| masked[*v] = true);
+        let own = Wiped::new(message.clone());
         received = super::exchange(last as u32, message, io)?;
-        let mut rest = received.as_slice();
-        for f in op.inputs.iter().map(|v| &p.values[*v]) {
-            let head;
-            (head, rest) = rest.split_at(packed_len(f.len(), f.bits));
+        let mut rest = (received.as_slice(), own.as_slice());
+        for (v, out) in op.inputs.iter().zip(&op.outputs) {
+            let f = &p.values[*v];
+            let len = packed_len(f.len(), f.bits);
+            let ((head, more), (own, more_own)) = (rest.0.split_at(len), rest.1.split_at(len));
+            rest = (more, more_own);
             check_packed(head, f.len(), f.bits)?;
+            if p.ops.iter().any(|op| matches!(op.kind, Kind::Spline(_)) && op.inputs[0] == *out) {
+                let [mut m, other] = [own, head].map(|bytes| unpack(bytes, f.len(), f.bits));
+                let words = m.iter_mut().flatten().zip(other?);
+                words.for_each(|(m, o)| *m = m.wrapping_add(o) & mask(f.bits));
+                opened.insert(*out, m?);
+            }
         }
     }
     // What is put in order only is masked like what it is made of.
@@ -145,46 +165,60 @@ pub(super) fn evaluate(
     Ok((device.get(p.output, Part::Share)?, kept))
 }
 
-/// Writes what a device is fed for a segment.
-fn feed(
-    p: &Program,
+/// What a device is fed from.
+struct From<'a> {
+    p: &'a Program,
     role: Role,
-    prg: &mut Prg,
-    segment: &Segment,
-    received: &[u8],
-    fed: &mut [u8],
-    io: &mut dyn EvaluatorIo,
-) -> Result<(), Error> {
-    let mut rest = received;
-    let opened = segment.steps.start.checked_sub(1).map_or(&[][..], |step| &p.ops[step].inputs);
-    for (source, v) in segment.opened.iter().zip(opened) {
-        let head;
-        (head, rest) = rest.split_at(packed_len(p.values[*v].len(), source.bits));
-        fed[source.at..][..head.len()].copy_from_slice(head);
-    }
-    for (step, sources) in segment.steps.clone().zip(&segment.dealt) {
-        let op = &p.ops[step];
-        let mut drawn = prg.step(step as u32)?;
-        if matches!(op.kind, Kind::Open) {
-            for (slot, (source, v)) in segment.masks.iter().zip(&op.inputs).enumerate() {
-                draw(&mut drawn, slot, *source, p.values[*v].len(), fed)?;
-            }
-            continue;
-        }
-        let message = super::dealt(p, step, role, io)?;
-        let mut rest = message.as_slice();
-        for (slot, (source, (len, bits))) in sources.iter().zip(op.kind.dealt()).enumerate() {
-            if seeded(step as u32, slot as u32) == index(role) {
-                draw(&mut drawn, slot, *source, len, fed)?;
-                continue;
-            }
+    /// What the other evaluator sent of the last opening.
+    received: &'a [u8],
+    /// Masked words of what the processor computes with.
+    opened: &'a HashMap<Id, Vec<u64>>,
+    parts: &'a Parts,
+}
+
+impl From<'_> {
+    /// Writes what a device is fed for a segment.
+    fn feed(&self, prg: &mut Prg, segment: &Segment, fed: &mut [u8], io: &mut dyn EvaluatorIo) -> Result<(), Error> {
+        let (p, role, mut rest) = (self.p, self.role, self.received);
+        let opened = segment.steps.start.checked_sub(1).map_or(&[][..], |step| &p.ops[step].inputs);
+        for (source, v) in segment.opened.iter().zip(opened) {
             let head;
-            (head, rest) = rest.split_at(packed_len(len, bits));
-            check_packed(head, len, bits)?;
+            (head, rest) = rest.split_at(packed_len(p.values[*v].len(), source.bits));
             fed[source.at..][..head.len()].copy_from_slice(head);
         }
+        for (step, sources) in segment.steps.clone().zip(&segment.dealt) {
+            let op = &p.ops[step];
+            let mut drawn = prg.step(step as u32)?;
+            if matches!(op.kind, Kind::Open) {
+                for (slot, (source, v)) in segment.masks.iter().zip(&op.inputs).enumerate() {
+                    draw(&mut drawn, slot, *source, p.values[*v].len(), fed)?;
+                }
+                continue;
+            }
+            let message = super::dealt(p, step, role, io)?;
+            if let Kind::Spline(g) = &op.kind {
+                let missing = || Error::Device(format!("step {step} reads a value that was never opened"));
+                let m = self.opened.get(&op.inputs[0]).ok_or_else(missing)?;
+                let mut take = Take::new(drawn, role, &message).by(self.parts.clone());
+                let share = Wiped::new(g.eval(&mut take, m)?);
+                let to = fed[sources[0].at..].as_chunks_mut().0;
+                to.iter_mut().zip(share.iter()).for_each(|(to, word)| *to = word.to_le_bytes());
+                continue;
+            }
+            let mut rest = message.as_slice();
+            for (slot, (source, (len, bits))) in sources.iter().zip(op.kind.dealt()).enumerate() {
+                if seeded(step as u32, slot as u32) == index(role) {
+                    draw(&mut drawn, slot, *source, len, fed)?;
+                    continue;
+                }
+                let head;
+                (head, rest) = rest.split_at(packed_len(len, bits));
+                check_packed(head, len, bits)?;
+                fed[source.at..][..head.len()].copy_from_slice(head);
+            }
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// The keystream of a slot.

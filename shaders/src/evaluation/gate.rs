@@ -34,8 +34,6 @@ pub(crate) enum Gate {
     Residual,
     Join,
     Tails,
-    Piecewise,
-    Select,
     RowMax,
     And,
     CountClear,
@@ -70,8 +68,6 @@ impl Gate {
         Gate::Residual,
         Gate::Join,
         Gate::Tails,
-        Gate::Piecewise,
-        Gate::Select,
         Gate::RowMax,
         Gate::And,
         Gate::CountClear,
@@ -104,8 +100,6 @@ impl Gate {
             Gate::Residual => include_str!("../../wgsl/gates/residual.wgsl"),
             Gate::Join => include_str!("../../wgsl/gates/join.wgsl"),
             Gate::Tails => include_str!("../../wgsl/gates/tails.wgsl"),
-            Gate::Piecewise => include_str!("../../wgsl/gates/piecewise.wgsl"),
-            Gate::Select => include_str!("../../wgsl/gates/select.wgsl"),
             Gate::RowMax => include_str!("../../wgsl/gates/row_max.wgsl"),
             Gate::And => include_str!("../../wgsl/gates/and.wgsl"),
             Gate::CountClear => include_str!("../../wgsl/gates/count_clear.wgsl"),
@@ -125,12 +119,9 @@ impl Gate {
                 | Gate::Gain
                 | Gate::RowSum
                 | Gate::PadKeys
-                | Gate::Broadcast
                 | Gate::Variance
                 | Gate::Squares
                 | Gate::Residual
-                | Gate::Piecewise
-                | Gate::Select
                 | Gate::RowMax
                 | Gate::CountClear
                 | Gate::Reached

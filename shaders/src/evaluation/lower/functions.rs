@@ -1,8 +1,7 @@
-//! Functions of one value: polynomials in windows and the choice among them, tails and joins.
+//! Functions of one value: tails and joins, and what the processor makes.
 
 use tacet_protocol::gates::join::Join;
-use tacet_protocol::gates::piecewise::{Piecewise, Scales};
-use tacet_protocol::gates::select::Select;
+use tacet_protocol::gates::spline::Spline;
 use tacet_protocol::gates::tails::{REACH, Tails};
 
 use super::{At, Lowered};
@@ -42,32 +41,9 @@ pub(super) fn tails(to: &mut Lowered, at: &At, g: &Tails) {
     to.gate(Gate::Tails, g.out_len(), &params);
 }
 
-pub(super) fn piecewise(to: &mut Lowered, at: &At, g: &Piecewise) {
-    let Scales { drop, count, windows, degree, .. } = g.scales;
-    let flag = |s: usize| {
-        let [half, form] = at.half(1 + s);
-        [half, form, g.scales.flag_bits(s)]
-    };
-    let flags = to.table32((0..count - 1).flat_map(flag));
-    let [coef, form] = at.half(0);
-    let (y, made, stride) = (at.out(0), at.out(1), Scales::stride(windows));
-    let [count, windows, terms] = [count, windows, degree + 1].map(|n| n as u32);
-    let params = [at.masked(0), y, made, count, drop, stride, windows, terms, g.rho_bits, g.k_out, coef, form, flags];
-    to.gate(Gate::Piecewise, g.rows, &params);
-}
-
-pub(super) fn select(to: &mut Lowered, at: &At, g: &Select) {
-    let mut halves = (0..at.dealt.len()).map(|slot| at.half(slot));
-    let mut each = Vec::new();
-    for (s, shift) in g.shifts.iter().enumerate() {
-        let table = g.table(s);
-        let [drop, add] = [-shift, *shift].map(|by| by.max(0) as u32);
-        each.extend([drop, add, g.wrap(*shift), table.flags, table.zeros]);
-        let dealt = |k: u32| if k > 0 { halves.next() } else { None };
-        each.extend(table.rings.map(dealt).into_iter().flat_map(Option::unwrap_or_default));
-    }
-    let each = to.table32(each);
-    let (scales, reach) = (g.shifts.len() as u32, g.reach as u32);
-    let params = [at.masked(0), at.masked(1), at.out(0), scales, reach, g.k_in, g.k_out, each];
-    to.gate(Gate::Select, g.rows, &params);
+/// The share that the processor made.
+pub(super) fn spline(to: &mut Lowered, at: &At, g: &Spline) {
+    let ([fed, form], y) = (at.half(0), at.out(0));
+    to.gate(Gate::Copy, g.rows, &[1, 0, 0, y]);
+    to.gate(Gate::Unmask, g.rows, &[y, g.k_out, 0, fed, form]);
 }

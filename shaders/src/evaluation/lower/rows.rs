@@ -58,25 +58,11 @@ pub(super) fn pad_keys(to: &mut Lowered, at: &At, g: &PadKeys) {
 }
 
 pub(super) fn broadcast(to: &mut Lowered, at: &At, g: &Broadcast) {
-    let [product, form] = at.half(0);
-    let [len, rows, cols, dim] = [g.rows * g.cols, g.rows, g.cols, g.dim].map(|n| n as u32);
-    let params = [
-        len,
-        at.masked(0),
-        at.mask(0),
-        at.masked(1),
-        at.mask(1),
-        at.out(0),
-        rows,
-        cols,
-        dim,
-        u32::from(g.centre),
-        g.k,
-        at.lead(),
-        product,
-        form,
-    ];
-    to.gate(Gate::Broadcast, workgroups(g.rows, g.cols, g.centre), &params);
+    let [rows, cols, dim] = [g.rows, g.cols, g.dim].map(|n| n as u32);
+    let mut params =
+        vec![at.masked(0), at.mask(0), at.masked(1), at.mask(1), at.out(0), rows, cols, dim, g.k_x, g.k, at.lead()];
+    params.extend((0..at.dealt.len()).flat_map(|slot| at.half(slot)));
+    to.gate(Gate::Broadcast, g.rows * g.cols, &params);
 }
 
 pub(super) fn variance(to: &mut Lowered, at: &At, g: &Variance) {

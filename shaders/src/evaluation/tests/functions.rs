@@ -1,8 +1,7 @@
 use std::sync::Arc;
 
 use tacet_protocol::gates::join::Join;
-use tacet_protocol::gates::piecewise::{Piecewise, Scales};
-use tacet_protocol::gates::select::Select;
+use tacet_protocol::gates::spline::{Scales, Spline};
 use tacet_protocol::gates::tails::Tails;
 
 use super::*;
@@ -47,54 +46,17 @@ fn tails() {
 }
 
 #[test]
-fn polynomials_in_windows() {
+fn functions_that_the_processor_makes() {
     let Some(gpu) = gpu() else { return };
     let mut next = noise(17);
-    for (drop, count, windows, rho_bits, k_out) in [
-        (7, 1, 8, 7, 20),
-        (7, 7, 16, 7, 21),
-        (7, 5, 32, 7, 33),
-        (18, 10, 64, 18, 32),
-        (18, 8, 128, 7, 64),
-        (3, 57, 8, 3, 1),
-        (10, 4, 256, 9, 30),
-    ] {
-        for (rows, reach, degree) in [(1, 1, 3), (5, 2, 4), (3, 4, 3), (67, 1, 4)] {
-            // Flags of a few bits and of many words.
-            let scales = Scales { drop, count, windows, reach, degree };
-            if rows << scales.flag_bits(0) > 1 << 24 {
-                continue;
-            }
+    for (drop, count, rho, k_out) in [(7, 1, 7, 20), (7, 7, 10, 62), (18, 10, 7, 33), (0, 24, 10, 64), (30, 2, 7, 1)] {
+        for (rows, degree) in [(1, 3), (5, 4), (67, 3)] {
+            let scales = Scales { drop, count, degree };
             for k_in in [scales.ring(), 64] {
-                // Evaluators have only what is dealt of polynomials.
-                let coef = vec![vec![[0.0; 5]; windows]; count];
-                let g = Piecewise { rows, k_in, scales, coef, rho_bits, k_out };
-                let outputs = [(rows * count, k_out, false), (rows, 64, true)];
+                let g = Spline::new(|x| 1e12 / (x + 1.0), rows, scales, rho, [k_in, k_out]);
                 let what = format!("{scales:?} to {k_out} bits");
-                check(&gpu, &what, Kind::Piecewise(g), &[(rows, k_in, false)], &outputs, next());
+                check(&gpu, &what, Kind::Spline(g), &[(rows, k_in, false)], &[(rows, k_out, false)], next());
             }
-        }
-    }
-}
-
-#[test]
-fn choices_among_scales() {
-    let Some(gpu) = gpu() else { return };
-    let mut next = noise(19);
-    for (k_in, k_out) in [(3, 1), (3, 64), (20, 32), (21, 51), (32, 33), (33, 20), (62, 64), (62, 31)] {
-        for (rows, scales, reach) in [(1, 1, 1), (5, 2, 1), (66, 7, 2), (3, 10, 4), (4, 12, 1), (2, 20, 3), (2, 64, 9)]
-        {
-            // The least and the most that are allowed, and others.
-            let [least, most] = [1 - k_in as i32, k_out as i32 - 1];
-            let mut shift = |s: usize| match s % 5 {
-                0 => most,
-                1 => least,
-                _ => least + (next() % (most - least + 1) as u64) as i32,
-            };
-            let shifts = (0..scales).map(&mut shift).collect();
-            let g = Select { rows, shifts, reach, k_in, k_out };
-            let inputs = [(rows * scales, k_in, false), (rows, 64, true)];
-            check(&gpu, &format!("{g:?}"), Kind::Select(g), &inputs, &[(rows, k_out, false)], next());
         }
     }
 }

@@ -82,16 +82,14 @@ fn padded_keys() {
 #[test]
 fn broadcasts() {
     let Some(gpu) = gpu() else { return };
-    let wider = [(0, 0), (1, 0), (0, 13), (15, 31), (32, 32)];
-    for (k, (x, r)) in RINGS.into_iter().zip(wider.into_iter().cycle()) {
+    let wider = [(0, 0), (1, 0), (0, 13), (15, 31), (32, 32), (-1, 0), (-20, 3), (-40, 0)];
+    for (k, (x, r)) in RINGS.into_iter().flat_map(|k| wider.map(|w| (k, w))) {
         for (rows, dim, groups) in [(1, 1, 1), (3, 5, 1), (4, 3, 5), (7, 64, 2), (2, 1, 67), (66, 2, 1)] {
-            for centre in [false, true] {
-                let cols = dim * groups;
-                let g = Broadcast { rows, cols, dim, centre, k };
-                let of = [(rows * cols, (k + x).min(64), false), (rows * groups, (k + r).min(64), false)];
-                let what = format!("{g:?}");
-                check(&gpu, &what, Kind::Broadcast(g), &of, &[(rows * cols, k, false)], (k + x + r).into());
-            }
+            let (cols, k_x) = (dim * groups, (k as i32 + x).clamp(3, 64) as u32);
+            let g = Broadcast { rows, cols, dim, k_x, k };
+            let of = [(rows * cols, k_x, false), (rows * groups, (k + r).min(64), false)];
+            let what = format!("{g:?}");
+            check(&gpu, &what, Kind::Broadcast(g), &of, &[(rows * cols, k, false)], (k + k_x + r).into());
         }
     }
 }
