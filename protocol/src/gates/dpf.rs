@@ -20,11 +20,14 @@
 use aes::cipher::{BlockEncrypt, KeyInit};
 use aes::{Aes128, Block};
 
+use zeroize::Zeroize;
+
 use crate::wipe::Wiped;
 
 /// `H`, of many seeds at a time.
 pub(super) struct Hash {
     cipher: Aes128,
+    spread: Vec<Block>,
     blocks: Vec<Block>,
 }
 
@@ -38,23 +41,41 @@ impl Hash {
     /// Under the public key of a gate.
     pub fn new(key: [u64; 2]) -> Hash {
         let key = joined(key).to_le_bytes();
-        Hash { cipher: Aes128::new(&key.into()), blocks: Vec::new() }
+        Hash { cipher: Aes128::new(&key.into()), spread: Vec::new(), blocks: Vec::new() }
     }
 
-    /// `out = H(x)`.
-    pub fn of(&mut self, x: impl Iterator<Item = u128> + Clone, out: &mut Wiped<u128>) {
-        self.blocks.clear();
-        self.blocks.extend(x.clone().map(|x| Block::from(spread(x).to_le_bytes())));
-        self.cipher.encrypt_blocks(&mut self.blocks);
+    /// `out = H(x)`, from whose end on hashes are put.
+    fn append(&mut self, x: &[u128], tweak: u128, out: &mut Wiped<u128>) {
+        let n = x.len();
+        if self.spread.len() < n {
+            self.spread.resize(n, Block::default());
+            self.blocks.resize(n, Block::default());
+        }
+        let (from, to) = (&mut self.spread[..n], &mut self.blocks[..n]);
+        from.iter_mut().zip(x).for_each(|(b, x)| *b = spread(x ^ tweak).to_le_bytes().into());
+        self.cipher.encrypt_blocks_b2b(from, to).expect("as long as one another");
+        let hash = |(a, b): (&Block, &Block)| u128::from_le_bytes((*a).into()) ^ u128::from_le_bytes((*b).into());
+        out.extend(from.iter().zip(to.iter()).map(hash));
+    }
+
+    /// `H` of seeds, from which those of their children are made.
+    pub fn of(&mut self, seeds: &[u128], out: &mut Wiped<u128>) {
         out.clear();
-        let hashed = |(x, b): (u128, &Block)| u128::from_le_bytes((*b).into()) ^ spread(x);
-        out.extend(x.zip(&self.blocks).map(hashed));
+        self.append(seeds, 0, out);
+    }
+
+    /// What the words of values at nodes are drawn from: all nodes' first blocks, then all nodes' second ones, and so on.
+    pub fn words(&mut self, seeds: &[u128], blocks: usize, out: &mut Wiped<u128>) {
+        out.clear();
+        (1..=blocks as u128).for_each(|j| self.append(seeds, j << 1, out));
     }
 }
 
 impl Drop for Hash {
     fn drop(&mut self) {
-        self.blocks.iter_mut().for_each(|b| zeroize::Zeroize::zeroize(b.as_mut_slice()));
+        for b in self.spread.iter_mut().chain(&mut self.blocks) {
+            b.as_mut_slice().zeroize();
+        }
     }
 }
 
@@ -86,9 +107,18 @@ pub(super) fn children(seed: u128, hash: u128, code: u128) -> [u128; 2] {
     [left, left ^ seed]
 }
 
-/// How many words of so many bits a hash gives.
-pub(super) fn words_of(bits: u32) -> usize {
-    (128 / bits) as usize
+/// Bits of the lanes of a block, of which each gives a word of so many bits.
+pub(super) fn lane(bits: u32) -> u32 {
+    match bits {
+        0..=32 => 32,
+        33..=64 => 64,
+        _ => 128,
+    }
+}
+
+/// Blocks that so many words take.
+pub(super) fn blocks(terms: usize, bits: u32) -> usize {
+    (terms * lane(bits) as usize).div_ceil(128)
 }
 
 /// All ones over the low bits.
@@ -96,16 +126,23 @@ pub(super) fn mask(bits: u32) -> u128 {
     u128::MAX >> (128 - bits)
 }
 
-/// The seeds that are hashed to `blocks` blocks of words of a node.
-pub(super) fn tweaked(seed: u128, blocks: usize) -> impl Iterator<Item = u128> + Clone {
-    (1..=blocks as u128).map(move |j| seed ^ j << 1)
+/// The block that word `j` is in.
+#[inline(always)]
+pub(super) fn block(j: usize, bits: u32) -> usize {
+    j * lane(bits) as usize / 128
 }
 
-/// Word `j` of what a node's hashes give, mod `2^bits`.
+/// The bits below word `j` in a half of its block, and which half that is, unless words take whole blocks.
 #[inline(always)]
-pub(super) fn word(hashes: &[u128], j: usize, bits: u32) -> u128 {
-    let each = words_of(bits);
-    hashes[j / each] >> (bits * (j % each) as u32) & mask(bits)
+pub(super) fn place(j: usize, bits: u32) -> (u32, Option<u32>) {
+    let at = j as u32 * lane(bits) % 128;
+    (at % 64, (bits <= 64).then_some(at / 64))
+}
+
+/// Word `j` of node `i` of `n`, of [`Hash::words`], mod `2^bits`.
+fn word(hashes: &[u128], (i, n): (usize, usize), j: usize, bits: u32) -> u128 {
+    let (by, half) = place(j, bits);
+    hashes[block(j, bits) * n + i] >> (by + 64 * half.unwrap_or(0)) & mask(bits)
 }
 
 /// A word of a value on the path as an evaluator, not yet negated, has it at a node.
@@ -131,7 +168,7 @@ impl Paths {
     /// A level down, of each row to the right where `right` says so; codes go to `code`.
     pub fn down(&mut self, hash: &mut Hash, right: impl Fn(usize) -> bool, mut code: impl FnMut(usize, u128)) {
         let n = self.seeds.len() / 2;
-        hash.of(self.seeds.iter().copied(), &mut self.hashes);
+        hash.of(&self.seeds, &mut self.hashes);
         let (first, second) = self.seeds.split_at_mut(n);
         for (row, (a, b)) in first.iter_mut().zip(second).enumerate() {
             let (h, g, right) = (self.hashes[row], self.hashes[n + row], right(row));
@@ -151,12 +188,12 @@ impl Paths {
         value: impl Fn(usize, usize) -> u128,
         mut correction: impl FnMut(usize, usize, u128),
     ) {
-        let (n, blocks) = (self.seeds.len() / 2, terms.div_ceil(words_of(bits)));
-        hash.of(self.seeds.iter().flat_map(|s| tweaked(*s, blocks)), &mut self.hashes);
-        let (first, second) = self.hashes.split_at(n * blocks);
-        for (row, (h, g)) in first.chunks_exact(blocks).zip(second.chunks_exact(blocks)).enumerate() {
+        let n = self.seeds.len() / 2;
+        hash.words(&self.seeds, blocks(terms, bits), &mut self.hashes);
+        for row in 0..n {
             for j in 0..terms {
-                let c = value(row, j).wrapping_sub(word(h, j, bits)).wrapping_add(word(g, j, bits));
+                let [h, g] = [row, n + row].map(|i| word(&self.hashes, (i, 2 * n), j, bits));
+                let c = value(row, j).wrapping_sub(h).wrapping_add(g);
                 // Added where it is E1's control bit that is one, taken off where it is E2's.
                 let second = self.seeds[n + row] & 1 == 1;
                 correction(row, j, if second { c.wrapping_neg() } else { c } & mask(bits));
@@ -174,7 +211,7 @@ mod tests {
     fn level(hash: &mut Hash, root: u128, codes: &[u128]) -> Vec<u128> {
         let mut out = Wiped::new(Vec::new());
         codes.iter().fold(vec![root], |seeds, code| {
-            hash.of(seeds.iter().copied(), &mut out);
+            hash.of(&seeds, &mut out);
             seeds.iter().zip(out.iter()).flat_map(|(s, h)| children(*s, *h, *code)).collect()
         })
     }
@@ -202,13 +239,12 @@ mod tests {
                 for (row, r) in roots.iter().enumerate() {
                     let on = (path.rotate_left(row as u32) & (1 << depth) - 1) >> (depth - at);
                     let [a, b] = [0, 1].map(|i| level(&mut hash, root(r[i], i), &codes[row][..at]));
-                    let blocks = terms.div_ceil(words_of(bits));
                     for (node, (a, b)) in a.iter().zip(&b).enumerate() {
                         prop_assert_eq!(a == b, node as u64 != on);
                         let mut made = |seed: u128| {
                             let mut h = Wiped::new(Vec::new());
-                            hash.of(tweaked(seed, blocks), &mut h);
-                            let of = |j: usize| corrected(seed, word(&h, j, bits), corrections[row][j]);
+                            hash.words(&[seed], blocks(terms, bits), &mut h);
+                            let of = |j: usize| corrected(seed, word(&h, (0, 1), j, bits), corrections[row][j]);
                             (0..terms).map(of).collect::<Vec<_>>()
                         };
                         for (j, (x, y)) in made(*a).into_iter().zip(made(*b)).enumerate() {
@@ -230,7 +266,7 @@ mod tests {
         let (high, low) = ((plain >> 64) as u64, plain as u64);
         // spread(x) = plain.
         let x = u128::from(low) << 64 | u128::from(high ^ low);
-        Hash::new(key).of([x].into_iter(), &mut out);
+        Hash::new(key).of(&[x], &mut out);
         let aes = u128::from_le_bytes([
             0x0a, 0x94, 0x0b, 0xb5, 0x41, 0x6e, 0xf0, 0x45, 0xf1, 0xc3, 0x94, 0x58, 0xc6, 0x53, 0xea, 0x5a,
         ]);

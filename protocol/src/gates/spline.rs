@@ -18,11 +18,11 @@
 //!
 //! Who sees what: `m`, and what [`super::dpf`] says. Which nodes are read depends on `m` only.
 
-use super::dpf::{self, Hash, Paths, children, corrected, joined, root, tweaked};
-use super::{Deal, Dealt, Take, to_both};
+use super::dpf::{self, Hash, Paths, children, corrected, joined, root};
+use super::{Deal, Dealt, Take, rounded, to_both};
 use crate::Error;
 use crate::prg::Words;
-use crate::ring::mask;
+use crate::vector::{self, Kernel};
 use crate::wipe::Wiped;
 
 /// Scales of one function, from the finest on, and their windows.
@@ -47,10 +47,8 @@ const WINDOWS: usize = LOW << STRIDE;
 const TOP: u32 = LOW_BITS + STRIDE;
 /// Most coefficients of a window's polynomial.
 const TERMS: usize = 5;
-/// Bits below a unit of a scale that coefficients have before the place in a window is known.
-const BELOW: u32 = 16;
 /// Rows at a time.
-const GROUP: usize = 8;
+const GROUP: usize = 16;
 const DEALT_GROUP: usize = 64;
 
 /// A window's polynomial, lowest coefficient first.
@@ -278,8 +276,7 @@ impl Spline {
         pair(&mut drawn);
         let roots: Vec<[u64; 2]> = (0..self.rows).map(|_| pair(&mut drawn)).collect();
         let roots = Wiped::new(roots.into_iter().map(|r| root(r, t.index())).collect());
-        let whole = |c: &Polynomial| c.map(|c| (c * f64::from(1u32 << BELOW)).round() as i64);
-        let table: Vec<Vec<[i64; TERMS]>> = self.coef.iter().map(|c| c.iter().map(whole).collect()).collect();
+        let table: Vec<Table> = self.coef.iter().map(|c| table(c)).collect();
         let (key, codes) = codes.split_at(2);
         let mut out = vec![0; self.rows];
         t.divide(
@@ -294,6 +291,7 @@ impl Spline {
                     corrections: &corrections,
                     hash: Hash::new([key[0], key[1]]),
                     hashes: Wiped::new(Vec::new()),
+                    nodes: [0; 2].map(|_| Wiped::new(Vec::new())),
                 };
                 for (group, out) in out.chunks_mut(GROUP).enumerate() {
                     let first = rows.start + group * GROUP;
@@ -321,70 +319,80 @@ fn pair(w: &mut Words) -> [u64; 2] {
     out
 }
 
+/// Coefficients of a scale's windows, [`LANES`] of them at a time, lowest first.
+type Table = [[[f64; LANES]; TERMS]; WINDOWS / LANES];
+
+fn table(windows: &[Polynomial]) -> Table {
+    std::array::from_fn(|group| std::array::from_fn(|j| std::array::from_fn(|i| windows[group * LANES + i][j])))
+}
+
 /// An evaluator's way down the trees of some rows at a time.
 struct Walk<'a> {
     g: &'a Spline,
-    table: &'a [Vec<[i64; TERMS]>],
+    table: &'a [Table],
     codes: &'a [u64],
     corrections: &'a [Vec<u128>],
     hash: Hash,
     hashes: Wiped<u128>,
+    /// Seeds of nodes, and room for those of the next level.
+    nodes: [Wiped<u128>; 2],
 }
 
-/// A node that is used: the row in its group, its window, its seed.
-type Used = (usize, usize, u128);
-
 impl Walk<'_> {
-    /// Children of all nodes, of which each row has `each`, a level down.
-    fn down(&mut self, first: usize, each: usize, level: usize, nodes: &Wiped<u128>) -> Wiped<u128> {
+    /// To the children of all nodes, of which each row has `each`, a level down.
+    fn down(&mut self, first: usize, each: usize, level: usize) {
         let levels = self.g.scales.levels();
-        self.hash.of(nodes.iter().copied(), &mut self.hashes);
-        let mut below = Vec::with_capacity(2 * nodes.len());
+        let [nodes, below] = &mut self.nodes;
+        self.hash.of(nodes, &mut self.hashes);
+        below.clear();
         let rows = nodes.chunks_exact(each).zip(self.hashes.chunks_exact(each)).enumerate();
         for (row, (nodes, hashes)) in rows {
             let at = 2 * ((first + row) * levels + level);
             let code = joined([self.codes[at], self.codes[at + 1]]);
             below.extend(nodes.iter().zip(hashes).flat_map(|(s, h)| children(*s, *h, code)));
         }
-        Wiped::new(below)
+        self.nodes.swap(0, 1);
     }
 
     fn group(&mut self, first: usize, m: &[u64], roots: &[u128], leads: bool, out: &mut [u64]) {
         let (g, n) = (self.g, m.len());
-        let (mut nodes, mut level, mut each) = (Wiped::new(roots.to_vec()), 0, 1);
+        self.nodes[0].clear();
+        self.nodes[0].extend_from_slice(roots);
+        let (mut level, mut each) = (0, 1);
         let mut sums = Wiped::new(vec![0u128; n]);
-        let mut used: Vec<Used> = Vec::with_capacity(n * WINDOWS);
+        let mut used = Wiped::new(Vec::with_capacity(n * WINDOWS));
         for s in (0..g.scales.count).rev() {
             let widest = s + 1 == g.scales.count;
             for _ in 0..if widest { TOP } else { STRIDE } {
-                nodes = self.down(first, each, level, &nodes);
+                self.down(first, each, level);
                 (level, each) = (level + 1, 2 * each);
             }
-            let mut narrower = Wiped::new(vec![0; n * LOW]);
-            for ((row, m), nodes) in m.iter().enumerate().zip(nodes.chunks_exact(WINDOWS)) {
-                let m = m >> g.scales.drop_of(s);
-                for (c, seed) in nodes.iter().enumerate() {
-                    let window = if widest {
-                        (m as usize).wrapping_sub(c) % WINDOWS
-                    } else {
-                        // Of window `c >> STRIDE` of the next scale, from the mask's end on; below zero there is none.
-                        let window = (c >> STRIDE << STRIDE) + (m & mask(STRIDE)) as usize;
-                        window.wrapping_sub(c % (1 << STRIDE))
-                    };
-                    if s > 0 && window < LOW {
-                        narrower[row * LOW + window] = *seed;
-                    } else if window < WINDOWS {
-                        used.push((row, window, *seed));
+            // Windows that a row has no node for are at both evaluators as off the path, where halves cancel.
+            let least = if s > 0 { LOW } else { 0 };
+            let [nodes, narrower] = &mut self.nodes;
+            narrower.clear();
+            used.clear();
+            for (m, nodes) in m.iter().zip(nodes.chunks_exact(WINDOWS)) {
+                let m = (m >> g.scales.drop_of(s)) as usize;
+                let node = |window: usize| {
+                    if widest {
+                        return nodes[m.wrapping_sub(window) % WINDOWS];
                     }
-                }
+                    // Nodes are children of the next scale's windows, from the mask's end on.
+                    let within = m % (1 << STRIDE);
+                    let of = (window + (1 << STRIDE) - 1 - within) >> STRIDE;
+                    let child = (of << STRIDE) + within - window;
+                    nodes.get((of << STRIDE) + child).copied().unwrap_or(0)
+                };
+                narrower.extend((0..least).map(node));
+                used.extend((least..WINDOWS).map(node));
             }
-            (nodes, each) = (narrower, LOW);
+            self.nodes.swap(0, 1);
+            each = LOW;
             match g.scales.degree {
                 3 => self.add::<4>(first, s, m, &used, &mut sums),
                 _ => self.add::<TERMS>(first, s, m, &used, &mut sums),
             }
-            used.fill((0, 0, 0));
-            used.clear();
         }
         let half = 1u128 << g.spare >> 1;
         for (out, sum) in out.iter_mut().zip(sums.iter()) {
@@ -393,39 +401,102 @@ impl Walk<'_> {
         }
     }
 
-    /// Adds what the used nodes of a scale are worth.
-    fn add<const N: usize>(&mut self, first: usize, s: usize, m: &[u64], used: &[Used], sums: &mut [u128]) {
+    /// Adds what the used nodes of a scale are worth, of as many last windows for each row.
+    fn add<const N: usize>(&mut self, first: usize, s: usize, m: &[u64], used: &[u128], sums: &mut [u128]) {
         let (g, k) = (self.g, self.g.ring(s));
-        let blocks = N.div_ceil(dpf::words_of(k));
-        self.hash.of(used.iter().flat_map(|(.., seed)| tweaked(*seed, blocks)), &mut self.hashes);
-        for ((row, window, seed), hashes) in used.iter().zip(self.hashes.chunks_exact(blocks)) {
-            let factors = shifted::<N>(&self.table[s][*window], g.low(m[*row], s), g.rho_of(s));
-            let corrections = &self.corrections[s][(first + row) * N..][..N];
-            let mut sum = 0u128;
-            for (j, (factor, c)) in factors.iter().zip(corrections).enumerate() {
-                let power = corrected(*seed, dpf::word(hashes, j, k), *c);
-                sum = sum.wrapping_add(power.wrapping_mul(*factor as i128 as u128));
-            }
-            sums[*row] = sums[*row].wrapping_add(sum << g.shifts[s]);
-        }
+        self.hash.words(used, dpf::blocks(N, k), &mut self.hashes);
+        let (corrections, _) = self.corrections[s][first * N..].as_chunks::<N>();
+        let (used, _) = used.as_chunks::<LANES>();
+        let (hashes, _) = self.hashes.as_chunks::<LANES>();
+        let low = m.iter().map(|m| g.low(*m, s) as f64 / libm::exp2(f64::from(g.rho_of(s))));
+        vector::run(Add {
+            table: &self.table[s],
+            rho: g.rho_of(s),
+            k,
+            shift: g.shifts[s],
+            low: &low.collect::<Vec<_>>(),
+            used,
+            hashes,
+            corrections,
+            sums,
+        });
     }
 }
 
-/// Factors of the powers of a mask's place `l` in a polynomial in `p - l`, for places of `rho_bits` bits.
+/// Nodes at a time; as many as there are windows of a scale that are not used, and a divisor of those that are.
+const LANES: usize = LOW;
+/// Bits of a word's first part where it does not fit 64: products of these with factors add up in 64 bits, and so do those of the rest,
+/// modulo the ring.
+const PART: u32 = 24;
+
+/// The sum over each row's used nodes, of its last windows, and over their powers, in a ring of `k` bits and more.
+struct Add<'a, const N: usize> {
+    table: &'a Table,
+    rho: u32,
+    k: u32,
+    shift: u32,
+    /// Public places in windows, as parts of one.
+    low: &'a [f64],
+    used: &'a [[u128; LANES]],
+    hashes: &'a [[u128; LANES]],
+    corrections: &'a [[u128; N]],
+    sums: &'a mut [u128],
+}
+
+/// Factors of the powers of a mask's place `l` in some windows' polynomials in `p - l`. Doubles round alike wherever this runs,
+/// one operation at a time.
 #[inline(always)]
-fn shifted<const N: usize>(c: &[i64; TERMS], p: u64, rho_bits: u32) -> [i64; N] {
-    let mut c: [i64; N] = std::array::from_fn(|j| c[j]);
+fn shifted<const N: usize>(coef: &[[f64; LANES]; TERMS], p: f64, unit: f64) -> [[u64; LANES]; N] {
+    let mut c: [[f64; LANES]; N] = std::array::from_fn(|j| coef[j]);
     for first in 0..N - 1 {
         for j in (first..N - 1).rev() {
-            c[j] += (c[j + 1] * p as i64) >> rho_bits;
+            for i in 0..LANES {
+                c[j][i] += c[j + 1][i] * p;
+            }
         }
     }
-    let rounded = |v: i64, bits: u32| (v + (1 << bits >> 1)) >> bits;
-    std::array::from_fn(|j| match j {
-        0 => rounded(c[0], BELOW),
-        _ if j % 2 == 1 => -rounded(c[j], BELOW + rho_bits),
-        _ => rounded(c[j], BELOW + rho_bits),
-    })
+    let scale = |j: usize| if j == 0 { 1.0 } else { unit } * if j % 2 == 1 { -1.0 } else { 1.0 };
+    std::array::from_fn(|j| std::array::from_fn(|i| rounded(c[j][i] * scale(j))))
+}
+
+impl<const N: usize> Kernel for Add<'_, N> {
+    #[inline(always)]
+    fn run(self) {
+        let Add { table, rho, k, shift, low, used, hashes, corrections, sums } = self;
+        let each = used.len() / low.len().max(1);
+        let table = &table[WINDOWS / LANES - each..];
+        let unit = 1.0 / (1u64 << rho) as f64;
+        for (row, ((p, corrections), sum)) in low.iter().zip(corrections).zip(sums).enumerate() {
+            let (mut parts, mut rests) = ([0u64; LANES], [0u64; LANES]);
+            for (group, coef) in table.iter().enumerate() {
+                let factors = shifted::<N>(coef, *p, unit);
+                let seeds = &used[row * each + group];
+                let control: [u64; LANES] = std::array::from_fn(|i| (seeds[i] as u64 & 1).wrapping_neg());
+                for j in 0..N {
+                    let hashes = &hashes[dpf::block(j, k) * used.len() + row * each + group];
+                    let (c, (by, half)) = (corrections[j], dpf::place(j, k));
+                    let factors = &factors[j];
+                    if let Some(half) = half {
+                        for i in 0..LANES {
+                            let h = if half == 0 { hashes[i] as u64 } else { (hashes[i] >> 64) as u64 };
+                            let power = (h >> by).wrapping_add(control[i] & c as u64);
+                            parts[i] = parts[i].wrapping_add(power.wrapping_mul(factors[i]));
+                        }
+                    } else {
+                        for i in 0..LANES {
+                            let power = corrected(seeds[i], hashes[i], c);
+                            let (part, rest) = (power as u64 & ((1 << PART) - 1), (power >> PART) as u64);
+                            parts[i] = parts[i].wrapping_add(part.wrapping_mul(factors[i]));
+                            rests[i] = rests[i].wrapping_add(rest.wrapping_mul(factors[i]));
+                        }
+                    }
+                }
+            }
+            let [part, rest] = [parts, rests].map(|lanes| lanes.into_iter().fold(0, u64::wrapping_add));
+            // Of parts the sum is exact, with a sign; alone it is modulo a ring that it fits.
+            *sum = sum.wrapping_add((part as i64 as u128).wrapping_add(u128::from(rest) << PART) << shift);
+        }
+    }
 }
 
 #[cfg(test)]
