@@ -20,6 +20,9 @@ const LANE: [(&str, Role); 3] = [("alpha", Role::E1), ("beta", Role::E2), ("gamm
 /// How long linking may take: planning a large model takes its time, and three do it at once.
 pub const PATIENCE: Duration = Duration::from_secs(3600);
 
+/// How long a party may take to answer over HTTP; it shares its cores with the others.
+const LONG: Duration = Duration::from_secs(5);
+
 /// A running local lane; processes are ended and the folder removed on drop.
 pub struct Lane {
     exe: PathBuf,
@@ -220,8 +223,8 @@ impl Lane {
 }
 
 fn get(addr: SocketAddr, path: &str) -> std::io::Result<String> {
-    let mut s = TcpStream::connect_timeout(&addr, Duration::from_millis(200))?;
-    s.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let mut s = TcpStream::connect_timeout(&addr, LONG)?;
+    s.set_read_timeout(Some(LONG))?;
     s.write_all(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes())?;
     let mut out = String::new();
     s.read_to_string(&mut out)?;

@@ -121,8 +121,8 @@ impl World {
     pub fn page(&self, party: usize, path: &str) -> String {
         let addr = self.config(party).http.unwrap();
         let ask = || -> std::io::Result<String> {
-            let mut s = TcpStream::connect_timeout(&addr, Duration::from_millis(500))?;
-            s.set_read_timeout(Some(Duration::from_secs(2)))?;
+            let mut s = TcpStream::connect_timeout(&addr, Duration::from_secs(5))?;
+            s.set_read_timeout(Some(Duration::from_secs(5)))?;
             s.write_all(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes())?;
             let mut out = String::new();
             s.read_to_string(&mut out)?;
