@@ -10,11 +10,11 @@ mod local;
 #[path = "common/stories.rs"]
 mod stories;
 
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use local::Lane;
@@ -33,11 +33,15 @@ fn tacet() -> Command {
     Command::new(env!("CARGO_BIN_EXE_tacet"))
 }
 
+/// One lane at a time: three parties, a client and their deadlines share the machine's cores.
+static ALONE: Mutex<()> = Mutex::new(());
+
 /// A copy of the model that can chat.
-fn model(test: &str) -> Option<Folder> {
+fn model(test: &str) -> Option<(Folder, MutexGuard<'static, ()>)> {
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let copy = stories(&format!("chat-{test}"))?;
     std::fs::write(copy.0.join("chat_template.jinja"), TEMPLATE).unwrap();
-    Some(copy)
+    Some((copy, alone))
 }
 
 fn chat(model: &Folder, more: &[&str]) -> Child {
@@ -72,7 +76,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn turns_go_on_where_the_last_one_ended() {
-    let Some(model) = model("turns") else { return };
+    let Some((model, _alone)) = model("turns") else { return };
     let lines = "Once upon a time\n\nThe \\\npark\n/retry\n/reset\nOnce upon a time\n";
     let out = said(chat(&model, &["--max-tokens", "30", "--json"]), lines);
     assert!(out.status.success(), "{}", text(&out.stderr));
@@ -91,19 +95,18 @@ fn turns_go_on_where_the_last_one_ended() {
 
 #[test]
 fn an_interrupt_stops_the_answer_and_a_second_one_the_chat() {
-    let Some(model) = model("interrupt") else { return };
+    let Some((model, _alone)) = model("interrupt") else { return };
     let mut child = chat(&model, &["--system", "A tale."]);
-    let (mut input, mut errors) = (child.stdin.take().unwrap(), BufReader::new(child.stderr.take().unwrap()));
-    let shown = Shown::of(child.stdout.take().unwrap());
+    let mut input = child.stdin.take().unwrap();
+    let (shown, errors) = (Shown::of(child.stdout.take().unwrap()), Shown::of(child.stderr.take().unwrap()));
     // To the group, as a terminal does it: the parties must not take it for theirs.
     let group = format!("-{}", child.id());
     let interrupt = || assert!(Command::new("kill").args(["-INT", "--", &group]).status().unwrap().success());
+    let mut heard = 0;
     let mut told = |what: &str| {
-        let mut line = String::new();
-        while !line.contains(what) {
-            line.clear();
-            assert!(errors.read_line(&mut line).unwrap() > 0, "it never says {what:?}");
-        }
+        let found = |new: &[u8]| new.windows(what.len()).position(|w| w == what.as_bytes());
+        // To the end of its line, which may come in parts.
+        heard = errors.until(|s| found(&s[heard..]).is_some_and(|at| s[heard + at..].contains(&b'\n')));
     };
     let mut before = 0;
     for message in ["Once upon a time", "Then"] {
@@ -135,7 +138,7 @@ fn an_interrupt_stops_the_answer_and_a_second_one_the_chat() {
 
 #[test]
 fn a_sequence_that_the_parties_gave_up_begins_again() {
-    let Some(model) = model("idle") else { return };
+    let Some((model, _alone)) = model("idle") else { return };
     let limits = Limits { idle_s: 5, ..Limits::default() };
     let lane = Lane::start(Path::new(env!("CARGO_BIN_EXE_tacet")), &model.0, limits).unwrap();
     let parties = model.0.join("parties.toml");
@@ -162,7 +165,7 @@ fn a_sequence_that_the_parties_gave_up_begins_again() {
 struct Shown(Arc<Mutex<Vec<u8>>>);
 
 impl Shown {
-    fn of(mut from: ChildStdout) -> Shown {
+    fn of(mut from: impl Read + Send + 'static) -> Shown {
         let all = Arc::<Mutex<Vec<u8>>>::default();
         let to = Arc::clone(&all);
         std::thread::spawn(move || {
@@ -187,7 +190,7 @@ impl Shown {
 
 #[test]
 fn errors_end_a_piped_chat_and_say_what_to_do() {
-    let Some(model) = model("errors") else { return };
+    let Some((model, _alone)) = model("errors") else { return };
     let out = said(chat(&model, &["--max-tokens", "4"]), "Once\n/nothing\nTwice\n");
     assert_eq!((out.status.code(), text(&out.stdout).lines().count()), (Some(1), 1));
     assert!(text(&out.stderr).contains("/help lists them"), "{}", text(&out.stderr));

@@ -136,7 +136,8 @@ fn a_killed_party_ends_the_session_with_an_error_within_a_deadline() {
             };
             let (e, ()) = tokio::join!(embed(&c), kill);
             let e = e.unwrap_err();
-            assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+            // Before anyone gives up waiting for it to join.
+            assert!(started.elapsed() < Duration::from_secs(29), "{:?}", started.elapsed());
             let named =
                 matches!(e, ClientError::Refused { .. } | ClientError::Failed { .. } | ClientError::Unreachable { .. });
             assert!(named, "{e}");
@@ -170,12 +171,13 @@ fn malformed_bytes_end_only_their_own_stream() {
         let at = tokens.len() - 4;
         tokens[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
         let cases = [
+            // First of all a known token, without which the connection would not last.
+            (with_input(5, 80), "sealed input rejected"),
             (vec![0xff; 64], "allowed"),
             (trailing, "trailing"),
             (version, "version 200"),
             (tokens, "tokens"),
             (Message::Accept.encode(), "starts with a request"),
-            (with_input(5, 80), "sealed input rejected"),
             (with_input(5, 80), "used before"),
             (with_input(6, 81), "at most 86 are allowed"),
             ([request(7), Message::Accept.encode()].concat(), "followed by its input"),

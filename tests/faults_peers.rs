@@ -17,7 +17,7 @@ use tacet_protocol::Role;
 use tacet_protocol::wire::Message;
 
 fn limits() -> Limits {
-    Limits { join_s: 2, session_s: 3, ..Limits::default() }
+    Limits { join_s: 4, session_s: 6, ..Limits::default() }
 }
 
 /// A fault, and the texts of which the victim's log shows one.
@@ -35,7 +35,7 @@ const FAULTS: [Case; 11] = [
     (Fault::Unknown, &["kind 200"]),
     (Fault::OtherKind, &["was due"]),
     // Both evaluators wait equally long; the loser sees the winner or the client leave.
-    (Fault::Silent, &["longer than 3 s", "the client left", "stream finished early"]),
+    (Fault::Silent, &["longer than 6 s", "the client left", "stream finished early"]),
     // A reset may overtake the message that opens the stream.
     (Fault::Reset, &["reset by peer", "did not join the session in time"]),
 ];

@@ -12,8 +12,9 @@ mod trained;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use local::Lane;
@@ -23,6 +24,13 @@ use tacet_party::config::Limits;
 use tacet_protocol::model::decoder::DecoderModel;
 use tacet_protocol::plan::DecoderPlanner;
 use tacet_protocol::query;
+
+/// One lane at a time: three parties, a client and their deadlines share the machine's cores.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn model() -> Option<(PathBuf, MutexGuard<'static, ()>)> {
+    Some((trained::trained()?, ALONE.lock().unwrap_or_else(PoisonError::into_inner)))
+}
 
 fn lane(model: &Path, limits: Limits) -> Lane {
     Lane::start(Path::new(env!("CARGO_BIN_EXE_tacet")), model, limits).unwrap()
@@ -38,7 +46,7 @@ fn on_one_thread<F: Future>(f: F) -> F::Output {
 
 #[test]
 fn a_trained_model_goes_on_as_in_the_clear_at_the_planned_cost() {
-    let Some(dir) = trained::trained() else { return };
+    let Some((dir, _alone)) = model() else { return };
     let steps = 60;
     let o = Command::new(env!("CARGO_BIN_EXE_tacet"))
         .args(["generate", "--local", "--model", dir.to_str().unwrap(), "--prompt", ""])
@@ -67,7 +75,7 @@ fn a_trained_model_goes_on_as_in_the_clear_at_the_planned_cost() {
 
 #[test]
 fn forgetting_tokens_and_scoring_all_positions_give_the_same_logits() {
-    let Some(dir) = trained::trained() else { return };
+    let Some((dir, _alone)) = model() else { return };
     let lane = lane(&dir, Limits::default());
     on_one_thread(async {
         let g = generator(&lane, &dir).await;
@@ -92,7 +100,7 @@ fn forgetting_tokens_and_scoring_all_positions_give_the_same_logits() {
 
 #[test]
 fn a_second_turn_of_a_conversation_spends_what_is_new() {
-    let Some(dir) = trained::trained() else { return };
+    let Some((dir, _alone)) = model() else { return };
     let lane = lane(&dir, Limits::default());
     on_one_thread(async {
         let g = generator(&lane, &dir).await;
@@ -146,7 +154,7 @@ fn in_the_clear(model: &DecoderModel, text: &[u32], n: usize) -> Vec<u32> {
 
 #[test]
 fn a_killed_party_ends_a_sequence_and_a_client_that_leaves_frees_it() {
-    let Some(dir) = trained::trained() else { return };
+    let Some((dir, _alone)) = model() else { return };
     for victim in 0..3 {
         let mut lane = lane(&dir, Limits { sessions: 1, ..Limits::default() });
         on_one_thread(async {
@@ -190,7 +198,7 @@ fn post(at: &str, token: &str, path: &str, body: &str) -> String {
 
 #[test]
 fn the_endpoint_serves_both_dialects_over_the_parties() {
-    let Some(dir) = trained::trained() else { return };
+    let Some((dir, _alone)) = model() else { return };
     let mut child = Command::new(env!("CARGO_BIN_EXE_tacet"))
         .args(["serve", "--local", "--model", dir.to_str().unwrap(), "--listen", "127.0.0.1:0"])
         .stdout(Stdio::piped())

@@ -12,7 +12,7 @@ mod local;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use local::Lane;
 use tacet_client::{Client, ClientBuilder, ClientError, cosine};
@@ -302,10 +302,20 @@ fn doctor_says_of_each_party_what_is_wrong_with_it() {
             v["parties"].as_array().unwrap().iter().map(|p| p["verdict"].as_str().unwrap().to_string()).collect();
         (o.status.code(), verdicts, v)
     };
-    let (status, verdicts, v) = examine("fine.toml", &|_| {});
+    let wide = |v: &serde_json::Value| {
+        v["parties"].as_array().unwrap().iter().all(|p| p["packet"].as_u64().is_some_and(|n| n > 1452))
+    };
+    // How large packets may be is found out within a second, or on a slow machine the next time.
+    let end = Instant::now() + Duration::from_secs(60);
+    let (status, verdicts, v) = loop {
+        let seen = examine("fine.toml", &|_| {});
+        if wide(&seen.2) || Instant::now() > end {
+            break seen;
+        }
+    };
     assert_eq!((status, verdicts), (Some(0), vec!["agrees".to_string(); 3]));
     assert!(v["query_s"].is_number());
-    assert!(v["parties"].as_array().unwrap().iter().all(|p| p["packet"].as_u64().unwrap() > 1452), "{}", v["parties"]);
+    assert!(wide(&v), "{}", v["parties"]);
 
     let (status, verdicts, v) = examine("wrong.toml", &|p| {
         p.party[1].certificate = p.party[0].certificate.clone();

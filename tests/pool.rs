@@ -154,10 +154,11 @@ fn memory_is_bounded_and_recent_lengths_come_first() {
         let bytes = |n| c.program(n).unwrap().cost().dealt_bytes;
         assert!((0..2).all(|e| bytes(16)[e] + bytes(8)[e] > 12_000_000 && 2 * bytes(8)[e] <= 12_000_000));
         assert!(!embed(&c, &ids(16)).await.stats.dealt_ahead);
-        // One of the new length; both of the old one made way, and a second new one does not fit.
+        // One of the new length; both of the old one made way, and a second new one does not fit. While only one of the old
+        // ones has made way, one is ready as well.
+        all(&lane, "tacet_bundles_dropped_total", 2).await;
         all(&lane, READY, 1).await;
         within(&lane);
-        all(&lane, "tacet_bundles_dropped_total", 2).await;
         assert_eq!(lane.metric(0, "tacet_bundle_bytes"), Some(bytes(16)[0]));
         assert!(embed(&c, &ids(16)).await.stats.dealt_ahead);
         within(&lane);

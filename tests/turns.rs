@@ -10,6 +10,7 @@ mod local;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use local::Lane;
@@ -30,8 +31,12 @@ fn tiny(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("protocol/tests/vectors").join(name)
 }
 
-fn lane(model: &Path, limits: Limits) -> Lane {
-    Lane::start(Path::new(env!("CARGO_BIN_EXE_tacet")), model, limits).unwrap()
+/// One lane at a time: three parties, a client and their deadlines share the machine's cores.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn lane(model: &Path, limits: Limits) -> (Lane, MutexGuard<'static, ()>) {
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    (Lane::start(Path::new(env!("CARGO_BIN_EXE_tacet")), model, limits).unwrap(), alone)
 }
 
 async fn generator(lane: &Lane, model: &Path) -> Generator {
@@ -58,7 +63,7 @@ async fn check(model: &DecoderModel, s: &mut Sequence, tokens: &mut Vec<u32>, ne
 fn a_later_turn_spends_its_new_rows_only_and_gives_what_its_tokens_give() {
     for name in ["llama", "qwen3", "gpt2"] {
         let dir = tiny(name);
-        let lane = lane(&dir, Limits::default());
+        let (lane, _alone) = lane(&dir, Limits::default());
         on_one_thread(async {
             let g = generator(&lane, &dir).await;
             let model = DecoderModel::load(&dir).unwrap();
@@ -102,7 +107,7 @@ fn a_later_turn_spends_its_new_rows_only_and_gives_what_its_tokens_give() {
 #[test]
 fn taking_back_after_every_answer_stays_in_step() {
     let dir = tiny("llama");
-    let lane = lane(&dir, Limits { buffer_mb: 1, ..Limits::default() });
+    let (lane, _alone) = lane(&dir, Limits { buffer_mb: 1, ..Limits::default() });
     on_one_thread(async {
         let g = generator(&lane, &dir).await;
         let model = DecoderModel::load(&dir).unwrap();
@@ -121,7 +126,7 @@ fn taking_back_after_every_answer_stays_in_step() {
 #[test]
 fn a_sequence_that_padding_has_filled_begins_again_and_one_that_is_too_long_says_so() {
     let dir = tiny("llama");
-    let lane = lane(&dir, Limits::default());
+    let (lane, _alone) = lane(&dir, Limits::default());
     on_one_thread(async {
         let g = generator(&lane, &dir).await;
         let model = DecoderModel::load(&dir).unwrap();
@@ -158,7 +163,7 @@ async fn until_free(lane: &Lane) {
 #[test]
 fn a_client_that_vanishes_within_a_step_or_between_two_frees_all_three() {
     let dir = tiny("llama");
-    let lane = lane(&dir, Limits { sessions: 1, idle_s: 600, ..Limits::default() });
+    let (lane, _alone) = lane(&dir, Limits { sessions: 1, idle_s: 600, ..Limits::default() });
     on_one_thread(async {
         let g = generator(&lane, &dir).await;
         // Between two steps, after a turn, and after what was taken back.
@@ -227,10 +232,14 @@ impl Raw<'_> {
         let p = planner.program(true, 0, 8, false).unwrap();
         let mut raw = Raw { lane, planner, model, session: [name; 16], first: p.digest(), streams: Vec::new() };
         let inputs = raw.inputs(&p, p.digest(), 8);
-        for (party, input) in lane.parties.party.iter().zip(inputs) {
+        // A party waits for the others from its request on: no handshake comes in between.
+        let mut connections = Vec::new();
+        for party in &lane.parties.party {
             let pem = std::fs::read_to_string(&party.certificate).unwrap();
             let dial = dial_config(certificate_from_pem(&pem).unwrap(), None).unwrap();
-            let c = quic.connect_with(dial, party.addr, "tacet").unwrap().await.unwrap();
+            connections.push(quic.connect_with(dial, party.addr, "tacet").unwrap().await.unwrap());
+        }
+        for ((party, input), c) in lane.parties.party.iter().zip(inputs).zip(&connections) {
             let (mut tx, rx) = c.open_bi().await.unwrap();
             let (session, token) = (raw.session, lane.parties.token.clone());
             let request = Message::Request { session, token, model: model.digest(), program: p.digest(), tokens: 8 };
@@ -294,7 +303,7 @@ impl Raw<'_> {
 #[test]
 fn a_client_that_lies_about_what_comes_next_ends_its_own_session_with_a_reason() {
     let dir = tiny("llama");
-    let lane = lane(&dir, Limits { join_s: 2, session_s: 20, ..Limits::default() });
+    let (lane, _alone) = lane(&dir, Limits { join_s: 4, session_s: 20, ..Limits::default() });
     let model = DecoderModel::load(&dir).unwrap();
     let planner = DecoderPlanner::new(&model).unwrap();
     let next = |number, past, rows| Next { number, past, rows };

@@ -93,12 +93,13 @@ impl World {
         }
     }
 
-    /// Starts a party that has ended, from its configuration.
+    /// Starts a party that has ended, from its configuration; its working folder is the lane's.
     pub fn restart(&mut self, party: usize) {
         let log = self.dir().join(format!("{}.log", NAMES[party]));
         let child = Command::new(env!("CARGO_BIN_EXE_tacet"))
             .args(["party", "--config"])
             .arg(self.file(party))
+            .current_dir(self.dir())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(std::fs::OpenOptions::new().append(true).open(log).unwrap())

@@ -13,6 +13,7 @@ use tacet_protocol::wire::{CONTROL_LIMIT, Dealing, Message, SessionId};
 use tacet_transport::{
     Identity, TransportError, accept_config, certificate_from_pem, dial_config, endpoint, receive, send,
 };
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::World;
 
@@ -58,7 +59,8 @@ pub struct Rogue {
     identity: Identity,
     quic: Endpoint,
     links: HashMap<Role, Connection>,
-    client: Option<Connection>,
+    /// Streams of the client's connections.
+    client: Option<UnboundedReceiver<(SendStream, RecvStream)>>,
 }
 
 /// Streams of a session, open as long as this lives.
@@ -135,9 +137,24 @@ impl Rogue {
         }
     }
 
-    /// Takes the client's connection; run it beside the client's connecting.
+    /// Takes the client's connection; run it beside the client's connecting. Later ones are taken too: a client replaces a
+    /// connection that it has not used for some seconds.
     pub async fn meet_client(&mut self) {
-        self.client = Some(self.quic.accept().await.unwrap().await.unwrap());
+        let (to, streams) = unbounded_channel();
+        self.client = Some(streams);
+        let quic = self.quic.clone();
+        let first = quic.accept().await.unwrap().await.unwrap();
+        tokio::spawn(feed(first, to.clone()));
+        tokio::spawn(async move {
+            while let Some(next) = quic.accept().await {
+                let to = to.clone();
+                tokio::spawn(async move {
+                    if let Ok(c) = next.await {
+                        feed(c, to).await;
+                    }
+                });
+            }
+        });
     }
 
     /// Ends its connections, so that the peers do not have to find out.
@@ -148,13 +165,15 @@ impl Rogue {
 
     /// Accepts one session and spoils message `at` of those that `victim` gets from here; the rest is of the right form,
     /// with zeros for payload. Message 0 is the one that opens a stream, if this role sends one.
-    pub async fn session(&self, victim: Role, at: usize, fault: Fault) -> Result<Held, TransportError> {
+    pub async fn session(&mut self, victim: Role, at: usize, fault: Fault) -> Result<Held, TransportError> {
         let lost = |e: quinn::ConnectionError| TransportError::Connection(e.to_string());
         let spoil = |to: Role| if to == victim { at } else { usize::MAX };
         let mut held = Held::default();
         let (mut tx, rx, session, tokens) = loop {
-            let (tx, mut rx) = self.client.as_ref().unwrap().accept_bi().await.map_err(lost)?;
-            match receive(&mut rx, 1 << 20).await? {
+            let (tx, mut rx) = self.client.as_mut().unwrap().recv().await.expect("the client's streams");
+            // Of a session that the client has given up.
+            let Ok(m) = receive(&mut rx, 1 << 20).await else { continue };
+            match m {
                 // Shown once on every connection.
                 Message::Token { .. } => {}
                 Message::Request { session, tokens, .. } => break (tx, rx, session, tokens),
@@ -203,6 +222,13 @@ impl Rogue {
                 _ => {}
             }
         }
+    }
+}
+
+/// Hands on the streams of one of the client's connections.
+async fn feed(c: Connection, to: UnboundedSender<(SendStream, RecvStream)>) {
+    while let Ok(streams) = c.accept_bi().await {
+        let _ = to.send(streams);
     }
 }
 
