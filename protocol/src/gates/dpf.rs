@@ -237,7 +237,7 @@ mod tests {
                 let value = |row: usize, j: usize| values[j].wrapping_add(row as u128);
                 paths.correct(&mut hash, (terms, bits), value, |row, j, c| corrections[row][j] = c);
                 for (row, r) in roots.iter().enumerate() {
-                    let on = (path.rotate_left(row as u32) & (1 << depth) - 1) >> (depth - at);
+                    let on = (path.rotate_left(row as u32) & ((1 << depth) - 1)) >> (depth - at);
                     let [a, b] = [0, 1].map(|i| level(&mut hash, root(r[i], i), &codes[row][..at]));
                     for (node, (a, b)) in a.iter().zip(&b).enumerate() {
                         prop_assert_eq!(a == b, node as u64 != on);

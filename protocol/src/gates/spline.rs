@@ -450,9 +450,8 @@ fn shifted<const N: usize>(coef: &[[f64; LANES]; TERMS], p: f64, unit: f64) -> [
     let mut c: [[f64; LANES]; N] = std::array::from_fn(|j| coef[j]);
     for first in 0..N - 1 {
         for j in (first..N - 1).rev() {
-            for i in 0..LANES {
-                c[j][i] += c[j + 1][i] * p;
-            }
+            let next = c[j + 1];
+            c[j].iter_mut().zip(next).for_each(|(c, next)| *c += next * p);
         }
     }
     let scale = |j: usize| if j == 0 { 1.0 } else { unit } * if j % 2 == 1 { -1.0 } else { 1.0 };
