@@ -133,9 +133,10 @@ pub fn to_both(n: usize, bits: u32) -> [Dealt; 2] {
 pub(crate) const BLOCK: usize = 1024;
 
 /// The evaluator, 0 or 1, that expands its half of slot `slot` from a seed; the other receives words.
-/// Alternates so that both links carry half.
+/// Alternates within a step, and from step to step as in the sequence of Thue and Morse, whose sums over any stride stay small:
+/// both links carry about half, whatever the number of a layer's steps.
 pub(crate) fn seeded(step: u32, slot: u32) -> usize {
-    ((step + slot) & 1) as usize
+    ((step.count_ones() + slot) & 1) as usize
 }
 
 /// Bytes sent to E1 and E2 for the dealt tensors of one step.
@@ -378,7 +379,7 @@ mod tests {
             prop_assert_eq!(a.1.iter().zip(&b.1).map(|(a, b)| a ^ b).collect::<Vec<_>>(), v);
             // A tensor is sent to one evaluator only, the next one to the other.
             let (first, second) = (packed_len(n, bits) as u64, 8 * n as u64);
-            let want = if step % 2 == 1 { [first, second] } else { [second, first] };
+            let want = if step.count_ones() % 2 == 1 { [first, second] } else { [second, first] };
             prop_assert_eq!(dealt_bytes(step, &dealt), want);
         }
     }
