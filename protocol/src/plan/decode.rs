@@ -1,6 +1,6 @@
 //! A decoder as a list of operations, for some new rows after some past ones: prefill and single steps alike.
 //!
-//! 22 rounds a block with a gated MLP, 21 without, one more where heads have norms of their own, and 4 more in all; two a block
+//! 19 rounds a block with a gated MLP, 18 without, one more where heads have norms of their own, and 3 more in all; two a block
 //! fewer for a single row. Linear layers read the product of the residual and its norm's inverse root directly, truncated as
 //! shares are ([`crate::gates::local`]), so neither normalised rows nor attention's outputs nor the MLP's products are opened for
 //! a rescale of their own; and the sum of squares that a norm begins with is taken before the residual is opened
@@ -124,8 +124,8 @@ impl Emit<'_> {
         self.b.truncate(y, (n.f - F_INPUT) as u32)
     }
 
-    /// `x / rms(x)` as a share at `2^-`[`F_INPUT`], and the masked residual; three rounds, the last of which opens the inverse root, but
-    /// for the first of all four.
+    /// `x / rms(x)` as a share at `2^-`[`F_INPUT`], and the masked residual; two rounds, the last of which opens the inverse root, but
+    /// for the first of all three.
     pub fn normalised(&mut self, name: &str, r: Residual, n: &PreNorm) -> [Id; 2] {
         let [x, v] = self.opened(name, r, n);
         let r = self.root(name, v, n, n.k);

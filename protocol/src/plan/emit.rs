@@ -1,6 +1,6 @@
 //! The encoder as a list of operations; reads like the table of a transformer block.
 //!
-//! 20 rounds a block. What passes from one half of a block to the next is the normalised row before its gain and shift, a share: the
+//! 17 rounds a block. What passes from one half of a block to the next is the normalised row before its gain and shift, a share: the
 //! product of a row and its inverse root, truncated to [`F`] bits. All that reads it is linear, so the next layer's weights take
 //! gain and shift in, and so does the row that the residual goes on with ([`Gain`]), which is opened beside a later layer's
 //! accumulators. Queries and keys are their accumulators truncated, in a ring that has the scores' bits left then. No
@@ -67,7 +67,7 @@ fn product_ring(k: u32) -> u32 {
 }
 
 impl Emit<'_> {
-    /// A normalised row before its gain, a share at `2^-F` in the ring `k`: three rounds.
+    /// A normalised row before its gain, a share at `2^-F` in the ring `k`: two rounds.
     fn norm(&mut self, name: &str, r: Residual, n: &NormPlan, k: u32) -> Id {
         let (t, d) = (self.t, self.p.hidden);
         let [x, v] = self.b.open([r.x, r.square]);
@@ -121,7 +121,7 @@ impl Emit<'_> {
         Residual { x, square }
     }
 
-    /// The share that attention's output layer reads, at `2^-F_ATTENTION`: thirteen rounds, the last of which is the caller's.
+    /// The share that attention's output layer reads, at `2^-F_ATTENTION`: ten rounds, the last of which is the caller's.
     fn attention(&mut self, y: Id, keep: Id, b: &Block) -> Id {
         let (t, d, heads) = (self.t, self.p.hidden, self.p.heads);
         let (dim, grid) = (d / heads, Grid::square(t));

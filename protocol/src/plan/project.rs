@@ -3,7 +3,7 @@
 //! Several rows take them of the normalised rows `y = r x`, for the inverse root `r` of the norm: `W y` is opened, and opened
 //! again when it is scaled, or turned, to scores' units: two rounds after that of `r`. But `W`, the scale and the turn `T` are linear
 //! and `r` is a scalar of a row, so a single row takes queries and keys of the residual: `q = r T (W x)`. `W x` is a linear
-//! map of a share, opened beside `x`; `T (W x)` is opened beside the pieces that `r` is made of; and `q` one round after `r`.
+//! map of a share, opened beside `x`; `T (W x)` is opened beside `r`; and `q` one round later.
 //! That is a round less, for openings of `W x` and in wider rings, which a single row has few of. Heads with norms of their own
 //! are taken of the residual either way, since such a norm undoes any factor of its input; for them `r` is the head's.
 //!
@@ -79,7 +79,7 @@ struct Roots {
 }
 
 impl Emit<'_> {
-    /// See the module: five rounds, six where heads have norms of their own; a round less for a single row.
+    /// See the module: four rounds, five where heads have norms of their own; a round less for a single row.
     pub fn projected(&mut self, r: Residual, b: &BlockPlan) -> Projected {
         let direct = [&b.query, &b.key].map(|p| (self.rows == 1).then(|| self.direct(b, p)).flatten());
         match direct {
@@ -171,8 +171,8 @@ impl Emit<'_> {
         Projected { query, key, x: roots.x, values, to_values }
     }
 
-    /// Inverse roots of rows and of their heads, and what comes with them: four rounds, the first of which opens the residual
-    /// and `acc`; three where only rows are normalised and their sums of squares are there. `f` are the heads' fraction bits;
+    /// Inverse roots of rows and of their heads, and what comes with them: three rounds, the first of which opens the residual
+    /// and `acc`; two where only rows are normalised and their sums of squares are there. `f` are the heads' fraction bits;
     /// accumulators are turned by factors to rings, if these are given.
     fn roots(&mut self, r: Residual, b: &BlockPlan, acc: [Id; 2], f: [i32; 2], turn: Option<&[Turn; 2]>) -> Roots {
         let n = &b.attention_norm;
@@ -191,7 +191,7 @@ impl Emit<'_> {
             masked.extend(self.b.open_all(&squares));
         }
 
-        // Pieces of every root, and beside them what is turned.
+        // Every root, and beside them what is turned.
         let turned = turn.into_iter().flatten().zip(norms).zip(acc);
         let turned: Vec<Id> = turned
             .map(|(((scale, k), (name, _)), acc)| {
