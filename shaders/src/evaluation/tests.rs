@@ -50,7 +50,8 @@ impl EvaluatorIo for Noise<'_> {
     fn dealt(&mut self, step: u32, _: usize) -> Result<Vec<u8>, Error> {
         let drawn = usize::from(self.role != Role::E1);
         let tensors = self.p.ops[step as usize].kind.dealt().into_iter().enumerate();
-        let sent = tensors.filter(|(slot, _)| (step.count_ones() as usize + slot) % 2 != drawn).map(|(_, t)| t).collect();
+        let sent =
+            tensors.filter(|(slot, _)| (step.count_ones() as usize + slot) % 2 != drawn).map(|(_, t)| t).collect();
         Ok(self.packed(sent))
     }
 
