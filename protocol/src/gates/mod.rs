@@ -5,8 +5,8 @@
 //! functionality with its dealer side, its evaluator side and what it deals.
 //!
 //! Who sees what: an evaluator sees `m` (uniform, since the other evaluator's half of `l` is unknown to it) and
-//! its own half of each dealt value (a PRG output, or the value minus a PRG output it does not know). The dealer
-//! receives nothing. Table positions read by an evaluator depend on `m` only, which is public to both.
+//! its own half of each dealt value (a PRG output, or the value minus a PRG output it does not know); what is sent to both as it is
+//! ([`spline`]) is masked by hashes of what only the other has. The dealer receives nothing. Table positions read by an evaluator depend on `m` only, which is public to both.
 //!
 //! What is exact: sums, linear layers, products and gates on bits, whatever the masks are. A gate that rounds does so
 //! term by term, some of `m` and some of `l`, so its result depends on the masks within the units that it states: the
