@@ -159,10 +159,9 @@ pub(super) struct Paths {
 }
 
 impl Paths {
-    /// From the root seeds of both evaluators.
-    pub fn new(roots: [impl Iterator<Item = u128>; 2]) -> Paths {
-        let [first, second] = roots;
-        Paths { seeds: Wiped::new(first.chain(second).collect()), hashes: Wiped::new(Vec::new()) }
+    /// From the root seeds of E1 and then of E2.
+    pub fn new(roots: impl Iterator<Item = u128>) -> Paths {
+        Paths { seeds: Wiped::new(roots.collect()), hashes: Wiped::new(Vec::new()) }
     }
 
     /// A level down, of each row to the right where `right` says so; codes go to `code`.
@@ -226,7 +225,7 @@ mod tests {
         ) {
             let mut hash = Hash::new(key);
             let seeds = |i: usize| roots.iter().map(move |r| root(r[i], i));
-            let mut paths = Paths::new([seeds(0), seeds(1)]);
+            let mut paths = Paths::new(seeds(0).chain(seeds(1)));
             let mut codes = vec![vec![0; depth]; roots.len()];
             for at in 1..=depth {
                 // Rows go ways of their own.

@@ -208,9 +208,8 @@ impl Spline {
         let mut corrections: Vec<Vec<u128>> = vec![vec![0; self.rows * terms]; self.scales.count];
         for (group, lam) in lam.chunks(DEALT_GROUP).enumerate() {
             let first = group * DEALT_GROUP;
-            let roots = drawn.each_mut().map(|w| lam.iter().map(|_| pair(w)).collect::<Vec<_>>());
-            let seeds = |i: usize| roots[i].iter().map(move |r| root(*r, i));
-            let mut paths = Paths::new([seeds(0), seeds(1)]);
+            let [e1, e2] = &mut drawn;
+            let mut paths = Paths::new(seeds(e1, lam.len(), 0).chain(seeds(e2, lam.len(), 1)));
             for level in 0..levels {
                 let at = top - 1 - level as u32;
                 paths.down(
@@ -222,11 +221,12 @@ impl Spline {
                     },
                 );
                 let Some(s) = self.scale_at(at) else { continue };
-                let powers: Vec<[u64; TERMS]> = lam.iter().map(|l| powers(self.low(*l, s), self.rho_of(s))).collect();
+                let powers = lam.iter().flat_map(|l| powers(self.low(*l, s), self.rho_of(s)));
+                let powers = Wiped::new(powers.collect());
                 paths.correct(
                     &mut hash,
                     (terms, self.ring(s)),
-                    |row, j| powers[row][j].into(),
+                    |row, j| powers[row * TERMS + j].into(),
                     |row, j, c| corrections[s][(first + row) * terms + j] = c,
                 );
             }
@@ -274,8 +274,7 @@ impl Spline {
         }
         // What E1 has of its own before seeds is the key, which is sent.
         pair(&mut drawn);
-        let roots: Vec<[u64; 2]> = (0..self.rows).map(|_| pair(&mut drawn)).collect();
-        let roots = Wiped::new(roots.into_iter().map(|r| root(r, t.index())).collect());
+        let roots = Wiped::new(seeds(&mut drawn, self.rows, t.index()).collect());
         let table: Vec<Table> = self.coef.iter().map(|c| table(c)).collect();
         let (key, codes) = codes.split_at(2);
         let mut out = vec![0; self.rows];
@@ -311,6 +310,11 @@ fn powers(p: u64, rho_bits: u32) -> [u64; TERMS] {
         powers[j] = (powers[j - 1] * p) >> rho_bits;
     }
     powers
+}
+
+/// An evaluator's root seeds of the next rows.
+fn seeds(w: &mut Words, rows: usize, evaluator: usize) -> impl Iterator<Item = u128> {
+    (0..rows).map(move |_| root(pair(w), evaluator))
 }
 
 fn pair(w: &mut Words) -> [u64; 2] {
