@@ -1,7 +1,7 @@
 //! A decoder as a list of operations, for some new rows after some past ones: prefill and single steps alike.
 //!
-//! 19 rounds a block with a gated MLP, 18 without, one more where heads have norms of their own, and 3 more in all; two a block
-//! fewer for a single row. Linear layers read the product of the residual and its norm's inverse root directly, truncated as
+//! 19 rounds a block with a gated MLP, 18 without, one more where heads have norms of their own, and 3 more in all, 2 with such heads;
+//! two a block fewer for a single row. Linear layers read the product of the residual and its norm's inverse root directly, truncated as
 //! shares are ([`crate::gates::local`]), so neither normalised rows nor attention's outputs nor the MLP's products are opened for
 //! a rescale of their own; and the sum of squares that a norm begins with is taken before the residual is opened
 //! ([`crate::gates::residual`]), all but the first. A single row has its queries and keys a round earlier ([`super::project`]), and
