@@ -99,11 +99,8 @@ impl Broadcast {
 
     /// What is dealt.
     pub fn dealt(&self) -> Vec<Dealt> {
-        let wraps = self.k_bit().map(|k| (self.len(), k));
-        [(self.len(), self.k)]
-            .into_iter()
-            .chain(wraps.into_iter().cycle().take(if wraps.is_some() { 3 } else { 0 }))
-            .collect()
+        let wraps = self.k_bit().into_iter().flat_map(|k| [(self.len(), k); 3]);
+        [(self.len(), self.k)].into_iter().chain(wraps).collect()
     }
 
     fn scalar(&self, i: usize) -> usize {
