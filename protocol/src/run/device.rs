@@ -7,14 +7,14 @@
 //! Who sees what: the device belongs to the evaluator and holds what its memory would. Messages are those of an evaluation on
 //! the processor, byte for byte; how the device is fed depends on shapes only.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use crate::backend::{Evaluation, Part};
 use crate::gates::parts::Parts;
 use crate::gates::{Masked, Take, index, seeded};
 use crate::prg::{Prg, StepPrg, Words};
-use crate::program::{Id, Kind, Program};
+use crate::program::{Id, Kind, Op, Program};
 use crate::ring::{check_packed, mask, packed_len, unpack};
 use crate::wipe::{Wiped, wipe};
 use crate::{Error, EvaluatorIo, Role};
@@ -115,6 +115,8 @@ pub(super) fn evaluate(
     }
     let mut received = Vec::new();
     let mut opened = HashMap::new();
+    let spline = |op: &Op| matches!(op.kind, Kind::Spline(_)).then(|| op.inputs[0]);
+    let read: HashSet<Id> = p.ops.iter().filter_map(spline).collect();
     let parts = Parts::new(io.backend().threads());
     let all = segments(p, role);
     // One place for all: what lies between the words that are fed is of no account.
@@ -130,20 +132,28 @@ pub(super) fn evaluate(
             break;
         }
         op.outputs.iter().for_each(|v| masked[*v] = true);
-        let own = Wiped::new(message.clone());
+        // The message goes, so what is read of it is read before.
+        let mut own = HashMap::new();
+        let mut rest = message.as_slice();
+        for (v, out) in op.inputs.iter().zip(&op.outputs) {
+            let (f, head) = (&p.values[*v], rest);
+            let len = packed_len(f.len(), f.bits);
+            rest = &head[len..];
+            if read.contains(out) {
+                own.insert(*out, unpack(&head[..len], f.len(), f.bits)?);
+            }
+        }
         received = super::exchange(last as u32, message, io)?;
-        let mut rest = (received.as_slice(), own.as_slice());
+        let mut rest = received.as_slice();
         for (v, out) in op.inputs.iter().zip(&op.outputs) {
             let f = &p.values[*v];
-            let len = packed_len(f.len(), f.bits);
-            let ((head, more), (own, more_own)) = (rest.0.split_at(len), rest.1.split_at(len));
-            rest = (more, more_own);
+            let head;
+            (head, rest) = rest.split_at(packed_len(f.len(), f.bits));
             check_packed(head, f.len(), f.bits)?;
-            if p.ops.iter().any(|op| matches!(op.kind, Kind::Spline(_)) && op.inputs[0] == *out) {
-                let [mut m, other] = [own, head].map(|bytes| unpack(bytes, f.len(), f.bits));
-                let words = m.iter_mut().flatten().zip(other?);
-                words.for_each(|(m, o)| *m = m.wrapping_add(o) & mask(f.bits));
-                opened.insert(*out, m?);
+            if let Some(mut m) = own.remove(out) {
+                let other = unpack(head, f.len(), f.bits)?;
+                m.iter_mut().zip(other).for_each(|(m, o)| *m = m.wrapping_add(o) & mask(f.bits));
+                opened.insert(*out, m);
             }
         }
     }
