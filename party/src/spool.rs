@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use aes_gcm::aes::Aes256;
-use aes_gcm::{AeadInPlace, Aes256Gcm, KeyInit, Nonce, Tag};
+use aes_gcm::{AeadInOut, Aes256Gcm, KeyInit};
 use tacet_protocol::wipe::Wiped;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -257,7 +257,7 @@ impl Writer {
         let mut tags = Vec::with_capacity(tags(bytes.len()));
         for piece in bytes.chunks_mut(PIECE) {
             let nonce = nonce(&mut self.piece);
-            let sealed = self.kept.aead.encrypt_in_place_detached(Nonce::from_slice(&nonce), b"", piece);
+            let sealed = self.kept.aead.encrypt_inout_detached(&nonce.into(), b"", piece.into());
             tags.extend_from_slice(&sealed.expect("a piece is far shorter than what a nonce is good for"));
         }
         let (file, end) = (&self.kept.file, self.at + bytes.len() as u64);
@@ -307,9 +307,9 @@ impl Reader {
         let read = file.read_exact_at(&mut bytes, self.at).and_then(|()| file.read_exact_at(&mut sealed, end));
         read.map_err(|e| if e.kind() == ErrorKind::UnexpectedEof { SpoolError::Altered } else { e.into() })?;
         self.at = end + sealed.len() as u64;
-        for (piece, tag) in bytes.chunks_mut(PIECE).zip(sealed.chunks(TAG)) {
-            let (nonce, tag) = (nonce(&mut self.piece), Tag::from_slice(tag));
-            let opened = self.kept.aead.decrypt_in_place_detached(Nonce::from_slice(&nonce), b"", piece, tag);
+        for (piece, tag) in bytes.chunks_mut(PIECE).zip(sealed.as_chunks::<TAG>().0) {
+            let nonce = nonce(&mut self.piece);
+            let opened = self.kept.aead.decrypt_inout_detached(&nonce.into(), b"", piece.into(), &(*tag).into());
             opened.map_err(|_| SpoolError::Altered)?;
         }
         Ok(bytes)

@@ -138,26 +138,27 @@ impl fmt::Debug for StepPrg {
 
 /// The words of one index of a [`Prg`].
 pub struct Words {
+    key: Zeroizing<[u8; 16]>,
+    index: (u32, u32),
     stream: Ctr64BE<Aes128>,
     bits: u32,
     keystream: Wiped<u8>,
 }
 
-/// What the keystream is added to.
-static ZEROS: [u8; CHUNK] = [0; CHUNK];
-
 impl Words {
-    fn new(key: &[u8; 16], (step, slot): (u32, u32), bits: u32) -> Words {
+    fn new(key: &Zeroizing<[u8; 16]>, index: (u32, u32), bits: u32) -> Words {
         assert!((1..=64).contains(&bits), "a ring has 1 to 64 bits");
+        let (step, slot) = index;
         let mut iv = [0; 16];
         iv[..4].copy_from_slice(&step.to_be_bytes());
         iv[4..8].copy_from_slice(&slot.to_be_bytes());
-        Words { stream: Ctr64BE::<Aes128>::new(key.into(), &iv.into()), bits, keystream: Wiped::new(Vec::new()) }
+        let stream = Ctr64BE::<Aes128>::new((&**key).into(), &iv.into());
+        Words { key: key.clone(), index, stream, bits, keystream: Wiped::new(Vec::new()) }
     }
 
     /// The same words from word `at` on.
     pub(crate) fn from(&self, at: usize) -> Words {
-        let mut words = Words { stream: self.stream.clone(), bits: self.bits, keystream: Wiped::new(Vec::new()) };
+        let mut words = Words::new(&self.key, self.index, self.bits);
         words.seek(at);
         words
     }
@@ -184,9 +185,7 @@ impl Words {
 
     /// The keystream that the next words are read from, [`Self::width`] bytes for each.
     pub fn bytes(&mut self, out: &mut [u8]) {
-        for out in out.chunks_mut(CHUNK) {
-            self.stream.apply_keystream_b2b(&ZEROS[..out.len()], out).expect("as long as one another");
-        }
+        self.stream.write_keystream(out);
     }
 
     fn widen<const B: usize>(&mut self, out: &mut [u64]) {
@@ -197,7 +196,7 @@ impl Words {
         }
         for words in out.chunks_mut(CHUNK / B) {
             let bytes = &mut self.keystream[..words.len() * B];
-            self.stream.apply_keystream_b2b(&ZEROS[..bytes.len()], bytes).expect("as long as one another");
+            self.stream.write_keystream(bytes);
             vector::run(Widen::<B> { bytes, bits: self.bits, words });
         }
     }

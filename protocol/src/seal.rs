@@ -8,7 +8,6 @@ use std::fmt;
 use hpke::aead::AesGcm256;
 use hpke::kdf::HkdfSha256;
 use hpke::kem::X25519HkdfSha256;
-use hpke::rand_core::{CryptoRng, RngCore};
 use hpke::{Deserializable, Kem, OpModeR, OpModeS, Serializable};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -67,7 +66,8 @@ impl SealKeyPair {
     /// A fresh key pair.
     pub fn generate() -> SealKeyPair {
         let mut secret = [0; 32];
-        OsRandom.fill_bytes(&mut secret);
+        // Without randomness nothing here is safe, and there is no caller that could go on.
+        getrandom::fill(&mut secret).expect("the operating system gives randomness");
         SealKeyPair::from_secret(secret)
     }
 
@@ -99,13 +99,12 @@ impl fmt::Debug for SealKeyPair {
 /// Seals `plaintext` to the holder of `public`.
 pub fn seal(public: &[u8; 32], ctx: &SealContext, plaintext: &[u8]) -> Result<Vec<u8>, Error> {
     let public = PublicKey::from_bytes(public).map_err(|_| Error::Sealed("not a public key"))?;
-    let (encapsulated, ciphertext) = hpke::single_shot_seal::<AesGcm256, HkdfSha256, X25519HkdfSha256, _>(
+    let (encapsulated, ciphertext) = hpke::single_shot_seal::<AesGcm256, HkdfSha256, X25519HkdfSha256>(
         &OpModeS::Base,
         &public,
         &ctx.info(),
         plaintext,
         b"",
-        &mut OsRandom,
     )
     .map_err(|_| Error::Sealed("the public key cannot be sealed to"))?;
     let mut sealed = encapsulated.to_bytes().to_vec();
@@ -131,30 +130,6 @@ pub fn open(keys: &SealKeyPair, ctx: &SealContext, bytes: &[u8]) -> Result<Zeroi
     .map(Zeroizing::new)
     .map_err(|_| Error::Sealed("wrong key or context, or tampered bytes"))
 }
-
-/// The operating system's randomness in the form HPKE takes it.
-struct OsRandom;
-
-impl RngCore for OsRandom {
-    fn next_u32(&mut self) -> u32 {
-        let mut bytes = [0; 4];
-        self.fill_bytes(&mut bytes);
-        u32::from_le_bytes(bytes)
-    }
-
-    fn next_u64(&mut self) -> u64 {
-        let mut bytes = [0; 8];
-        self.fill_bytes(&mut bytes);
-        u64::from_le_bytes(bytes)
-    }
-
-    fn fill_bytes(&mut self, out: &mut [u8]) {
-        // Without randomness nothing here is safe, and there is no caller that could go on.
-        getrandom::fill(out).expect("the operating system gives randomness");
-    }
-}
-
-impl CryptoRng for OsRandom {}
 
 #[cfg(test)]
 mod tests {

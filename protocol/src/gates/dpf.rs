@@ -17,7 +17,7 @@
 //! Katz, Wang, Yu: Efficient and Secure Multiparty Computation from Fixed-Key Block Ciphers, S&P 2020). `P` is AES under a public
 //! key, a fresh one for every gate, so that what is learned offline of one permutation serves against the rows of one gate only.
 
-use aes::cipher::{BlockEncrypt, KeyInit};
+use aes::cipher::{BlockCipherEncrypt, KeyInit};
 use aes::{Aes128, Block};
 
 use zeroize::Zeroize;
