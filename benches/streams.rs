@@ -1,14 +1,16 @@
-//! Ceilings of a party's streams: the keystream of masks, and QUIC between two threads of this process over loopback:
+//! Ceilings of a party's streams: the keystream of masks, packing, and QUIC between two threads of this process over loopback:
 //! `cargo bench -p tacet-transport --bench streams`.
 //!
 //! Processor time is what the two threads ran (Linux only); rates are the best of several tries.
 
 use std::error::Error;
+use std::hint::black_box;
 use std::net::SocketAddr;
 use std::thread;
 use std::time::Instant;
 
 use tacet_protocol::prg::{Prg, SessionKey};
+use tacet_protocol::ring::{pack_to, packed_len, unpack_to};
 use tacet_protocol::wipe::Wiped;
 use tacet_transport::{Identity, accept_config, dial_config, endpoint, receive_step, send_step, widen};
 
@@ -41,6 +43,25 @@ fn keystream() -> Outcome<()> {
         println!("keystream as words of {bits} bits: {:.1} GB/s", (width * MB) as f64 / best / 1e9);
     }
     Ok(())
+}
+
+/// Of a thousand words at a time, as gates do it.
+fn packing() {
+    const WORDS: usize = 1024;
+    for bits in [4, 12, 20, 30, 44] {
+        let (mut words, mut bytes) = (vec![u64::MAX; WORDS], vec![0; packed_len(WORDS, bits)]);
+        let mut best = [f64::INFINITY; 2];
+        for _ in 0..20 {
+            let start = Instant::now();
+            (0..1000).for_each(|_| pack_to(black_box(&words), bits, black_box(&mut bytes)));
+            let between = Instant::now();
+            (0..1000).for_each(|_| unpack_to(black_box(&bytes), bits, black_box(&mut words)));
+            let took = [between - start, between.elapsed()].map(|t| t.as_secs_f64() / 1000.0);
+            best = [best[0].min(took[0]), best[1].min(took[1])];
+        }
+        let [pack, unpack] = best.map(|s| WORDS as f64 / s / 1e9);
+        println!("words of {bits} bits: {pack:.2} G packed a second, {unpack:.2} G unpacked");
+    }
 }
 
 fn runtime() -> Outcome<tokio::runtime::Runtime> {
@@ -106,6 +127,7 @@ fn dial(quic: quinn::ClientConfig, to: SocketAddr) -> Outcome<(Vec<[f64; 2]>, Ve
 
 fn main() -> Outcome<()> {
     keystream()?;
+    packing();
     let (certificate, key) = Identity::generate("party")?;
     let identity = Identity::from_pem(&certificate, &key)?;
     let pin = identity.certificate.clone();

@@ -1,5 +1,9 @@
 //! Arithmetic in Z_2^bits: words are `u64` holding a value mod `2^bits`, and travel packed at `bits` bits each.
 
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod simd;
+
 use crate::Error;
 use crate::vector::{self, Kernel};
 
@@ -34,6 +38,14 @@ pub fn pack(words: &[u64], bits: u32) -> Vec<u8> {
 pub fn pack_to(words: &[u64], bits: u32, out: &mut [u8]) {
     assert!((1..=64).contains(&bits), "a ring has 1 to 64 bits");
     assert_eq!(out.len(), packed_len(words.len(), bits), "the packed length of {} words", words.len());
+    #[cfg(target_arch = "x86_64")]
+    let (words, out) = match simd::Vbmi::detect() {
+        Some(v) => {
+            let done = v.pack(words, bits, out);
+            (&words[done..], &mut out[done / 8 * bits as usize..])
+        }
+        None => (words, out),
+    };
     vector::run(Pack { words, bits, out });
 }
 
@@ -66,6 +78,14 @@ pub fn check_packed(bytes: &[u8], n: usize, bits: u32) -> Result<(), Error> {
 /// The first words of packed bytes; bytes that are missing count as zero.
 pub fn unpack_to(bytes: &[u8], bits: u32, words: &mut [u64]) {
     assert!((1..=64).contains(&bits), "a ring has 1 to 64 bits");
+    #[cfg(target_arch = "x86_64")]
+    let (bytes, words) = match simd::Vbmi::detect() {
+        Some(v) => {
+            let done = v.unpack(bytes, bits, words);
+            (&bytes[done / 8 * bits as usize..], &mut words[done..])
+        }
+        None => (bytes, words),
+    };
     vector::run(Unpack { bytes, bits, words });
 }
 
@@ -236,9 +256,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn unpack_inverts_pack_at_every_width(words in prop::collection::vec(any::<u64>(), 0..70)) {
+        fn unpack_inverts_pack_at_every_width(words in prop::collection::vec(any::<u64>(), 0..150)) {
             for bits in 1..=64 {
                 let bytes = pack(&words, bits);
+                // The loops that any processor has.
+                let (mut packed, mut wide) = (vec![0xff; bytes.len()], vec![u64::MAX; words.len()]);
+                vector::run(Pack { words: &words, bits, out: &mut packed });
+                vector::run(Unpack { bytes: &bytes, bits, words: &mut wide });
+                prop_assert_eq!(&packed, &bytes);
+                prop_assert_eq!(&wide, &unpack(&bytes, words.len(), bits).unwrap());
                 prop_assert_eq!(bytes.len(), packed_len(words.len(), bits));
                 let reduced: Vec<u64> = words.iter().map(|w| w & mask(bits)).collect();
                 prop_assert_eq!(&unpack(&bytes, words.len(), bits).unwrap(), &reduced);
