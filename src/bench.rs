@@ -12,16 +12,16 @@ use tacet_client::{Client, Generator};
 use tacet_party::config::{BackendKind, Limits, Pool};
 use tacet_party::plans::Plans;
 use tacet_protocol::plan::Keep;
-use tacet_protocol::program::Program;
+use tacet_protocol::program::{Cost, Program};
 use tacet_protocol::query::padded;
 use tacet_protocol::ring::packed_len;
 
-use self::report::{Generation, Query, Report, Sample};
+use self::report::{Found, Generation, Prediction, Query, Report, Sample, Setting};
 use crate::exchange::Exchange;
 use crate::local::{Lane, PartyReport};
 use crate::parties::linked;
 use crate::plan::{bandwidth, duration, step};
-use crate::rates::{Network, Rates, SAMPLE, Times};
+use crate::rates::{Network, Next, Rates, SAMPLE, next};
 use crate::relay::{self, Link};
 use crate::shape::{Checkpoint, Shape};
 use crate::{fetch, plain, planning, print};
@@ -37,7 +37,8 @@ dealt while it runs, `dealt ahead` one that found it there: the online time; `fr
 evaluators' spools. A decoder is always dealt beside, but runs ahead:
 `step` is one token after another, `step, ahead` comes when its dealing is there. Shapes have random weights.
 
-Predictions are of rates that are measured when the command starts; where the time went is what the parties say.";
+Predictions are of rates that are measured before the queries, between their kinds and after them: what else a machine does
+comes and goes. Where the time went is what the parties say.";
 
 /// Seconds of queries that a median is taken of: what else a machine does comes and goes in shorter ones.
 const LONG: f64 = 3.0;
@@ -106,71 +107,108 @@ pub async fn run(args: Args) -> Result<()> {
         }
     };
     let Some(length) = padded(args.tokens) else { bail!("--tokens {} is more than a text may have", args.tokens) };
-    // A plan with its weights is large: it is a thread's, and given back before the parties start.
-    let (mut r, predicted_step) = std::thread::scope(|s| {
-        let predicting = s.spawn(|| predicted(&args, &dir, name, length, link));
-        predicting.join().unwrap_or_else(|_| bail!("planning stopped"))
+    let (setting, costs, before) = planned(&dir, |plans| {
+        let (setting, costs) = described(&args, &dir, name, length, (plans, link))?;
+        Ok((setting, costs, measured(plans, length)?))
     })?;
-    give_back();
+    let again = || planned(&dir, |plans| measured(plans, length));
+    let (mut rates, mut found) = (vec![before], Found::default());
     let repeat = usize::from(args.repeat);
-    match predicted_step {
-        None => {
-            let (beside, _) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::Beside).await?;
-            let (ahead, parties) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::Ahead).await?;
-            (r.dealt_beside, r.dealt_ahead, r.parties) = (Some(beside), Some(ahead), parties);
-            if args.spool {
-                let (disk, _) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::FromDisk).await?;
-                r.dealt_ahead_from_disk = Some(disk);
-            }
+    if costs.step.is_none() {
+        let (beside, _) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::Beside).await?;
+        rates.push(again()?);
+        let (ahead, parties) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::Ahead).await?;
+        (found.dealt_beside, found.dealt_ahead, found.parties) = (Some(beside), Some(ahead), parties);
+        if args.spool {
+            let (disk, _) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::FromDisk).await?;
+            found.dealt_ahead_from_disk = Some(disk);
         }
-        Some(predicted) => {
-            let lengths = [args.tokens, args.decode, repeat];
-            let (generation, parties) = generate(&dir, lengths, (link, args.backend), predicted).await?;
-            (r.generation, r.parties) = (Some(generation), parties);
-        }
+    } else {
+        let lengths = [args.tokens, args.decode, repeat];
+        let (generation, parties) = generate(&dir, lengths, (link, args.backend)).await?;
+        (found.generation, found.parties) = (Some(generation), parties);
     }
+    rates.push(again()?);
+    let r = Report { setting, prediction: costs.predict(&rates), found };
     if args.json {
         return print(&format!("{}\n", serde_json::to_string(&r)?));
     }
     print(&r.text()?)
 }
 
-/// All that is known before anything runs, and what a decoder's step should take.
-fn predicted(
+/// Does something with the model's plan. With its weights it is large: it is a thread's, and given back before parties start.
+fn planned<T: Send>(dir: &Path, work: impl FnOnce(&Plans) -> Result<T> + Send) -> Result<T> {
+    let all = std::thread::scope(|s| {
+        let working = s.spawn(|| {
+            eprintln!("planning");
+            let (plans, _) = Plans::load(dir, Keep::Weights, planning::shelf().as_ref(), &planning::told)?;
+            work(&plans)
+        });
+        working.join().unwrap_or_else(|_| bail!("planning stopped"))
+    });
+    give_back();
+    all
+}
+
+/// Rates of a text or prompt, and of a decoder's step.
+type Measured = (Rates, Option<Rates>);
+
+fn measured(plans: &Plans, length: usize) -> Result<Measured> {
+    eprintln!("measuring rates");
+    let exchange = Exchange::measure()?;
+    let first = Rates::measure(&plans.first(length.min(SAMPLE))?, None, exchange, None)?;
+    let then = match plans {
+        Plans::Encoder(_) => None,
+        Plans::Decoder(p) => Some(step(p, exchange, None)?),
+    };
+    Ok((first, then))
+}
+
+/// What predictions are made of, rates aside: a program's cost and the bytes of its answer.
+struct Costs {
+    first: (Cost, usize),
+    step: Option<(Cost, usize)>,
+    net: Network,
+}
+
+impl Costs {
+    fn predict(&self, measured: &[Measured]) -> Prediction {
+        let rates = Rates::mean(measured.iter().map(|m| &m.0));
+        let of = |rates: &Rates, (cost, answer): &(Cost, usize), step: bool| {
+            rates.predict(cost, *answer, Network { next: next(self.step.is_some(), step), ..self.net })
+        };
+        Prediction {
+            predicted: of(&rates, &self.first, false),
+            predicted_step: self.step.as_ref().map(|s| {
+                let rates = Rates::mean(measured.iter().filter_map(|m| m.1.as_ref()));
+                of(&rates, s, true)
+            }),
+            rates,
+        }
+    }
+}
+
+/// All that is known before anything runs.
+fn described(
     args: &Args,
     dir: &Path,
     model: String,
     length: usize,
-    link: Option<Link>,
-) -> Result<(Report, Option<Times>)> {
-    eprintln!("planning");
-    let (plans, _) = Plans::load(dir, Keep::Weights, planning::shelf().as_ref(), &planning::told)?;
+    (plans, link): (&Plans, Option<Link>),
+) -> Result<(Setting, Costs)> {
     let load = load();
     let first = plans.first(length)?;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     // What parties on one machine and no emulated network have between them.
     let (rtt, bandwidth) = link.map_or((0.0, f64::INFINITY), |l| (l.rtt.as_secs_f64(), l.bandwidth));
-    let net = Network { rtt, bandwidth, cores: Some(cores), busy: matches!(plans, Plans::Decoder(_)) };
-    eprintln!("measuring rates");
-    let exchange = Exchange::measure()?;
-    let rates = Rates::measure(&plans.first(length.min(SAMPLE))?, None, exchange, None)?;
-    let predict = |rates: &Rates, p: &Program| rates.predict(&p.cost(), answer(p), net);
-    let predicted_step = match &plans {
+    let net = Network { rtt, bandwidth, cores: Some(cores), next: Next::Nothing };
+    let of = |p: &Program| (p.cost(), answer(p));
+    let step = match plans {
         Plans::Encoder(_) => None,
         // The one in the middle of all.
-        Plans::Decoder(p) => {
-            Some(predict(&step(p, exchange, None)?, &p.program(true, length + args.decode / 2, 1, false)?))
-        }
+        Plans::Decoder(p) => Some(of(&p.program(true, length + args.decode / 2, 1, false)?)),
     };
-    let predicted = match &plans {
-        Plans::Encoder(_) => predict(&rates, &first),
-        // The dealer goes on with steps until the evaluators' buffers are full.
-        Plans::Decoder(_) => {
-            let buffers = 2e6 * Limits::default().buffer_mb as f64;
-            predict(&rates, &first).going_on(&rates, buffers, net)
-        }
-    };
-    let r = Report {
+    let setting = Setting {
         model,
         tokens: args.tokens,
         padded: length,
@@ -181,16 +219,9 @@ fn predicted(
         bandwidth_bytes_per_s: link.map(|l| l.bandwidth),
         loss: link.map(|l| l.loss),
         cost: first.cost(),
-        rates,
-        predicted,
-        dealt_beside: None,
-        dealt_ahead: None,
-        dealt_ahead_from_disk: None,
-        generation: None,
         plain_f32_s: plain::forward(dir, length),
-        parties: Vec::new(),
     };
-    Ok((r, predicted_step))
+    Ok((setting, Costs { first: of(&first), step, net }))
 }
 
 /// Has the allocator return what has been free for a second: it does so when something large is freed later than that, and
@@ -351,7 +382,6 @@ async fn generate(
     dir: &Path,
     [tokens, decode, repeat]: [usize; 3],
     between: Between,
-    predicted_step: Times,
 ) -> Result<(Generation, Vec<PartyReport>)> {
     let lane = lane(dir, Pool::default(), between).await?;
     let generator = planning::client()
@@ -410,8 +440,6 @@ async fn generate(
             opened_bytes: spent.opened_bytes,
             dealt_bytes: spent.dealt_bytes,
             announced_bytes: spent.announced_bytes,
-            predicted_step,
-            predicted_tokens_per_s: 1.0 / predicted_step.total_beside_s,
             spent,
         };
         return Ok((g, lane.report()));

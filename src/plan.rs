@@ -10,7 +10,7 @@ use tacet_protocol::query::padded;
 
 use crate::bench::answer;
 use crate::exchange::Exchange;
-use crate::rates::{Network, Rates, SAMPLE};
+use crate::rates::{Network, Rates, SAMPLE, next};
 use crate::{fetch, planning};
 
 pub const EXAMPLES: &str = "\
@@ -102,8 +102,8 @@ pub async fn run(args: Args) -> Result<()> {
         }
     };
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let busy = matches!(plans, Plans::Decoder(_));
-    let at = |cores| rates.predict(&cost, answer(&program), Network { rtt, bandwidth, cores, busy });
+    let next = next(matches!(plans, Plans::Decoder(_)), args.step);
+    let at = |cores| rates.predict(&cost, answer(&program), Network { rtt, bandwidth, cores, next });
     let (times, shared) = (at(None), at(Some(cores)));
     if args.json {
         let v = serde_json::json!({

@@ -15,17 +15,19 @@
 //! total     = online + t + 2 round + answer byte                      the parties meet, the client is one more party
 //! ```
 //!
-//! Where all three share `n` processors of one machine, `ahead` is not shorter than what both evaluators have of them, and
-//! the dealing takes its part from the evaluators:
+//! Where all three share `n` processors of one machine, one evaluator still computes while the other's opening is carried, and
+//! what carries messages takes its part from those who compute; so does the dealing. A small message's part is in its round,
+//! which is measured between two who compute.
 //!
 //! ```text
+//! ahead   = computing + r (round + t / 2) + o max(byte, 1 / b) + 2 o byte_processor / n
 //! ahead  >= (2 computing + r round_processor + 2 o byte_processor) / n + r t / 2
 //! beside >= ahead + (dealing + d dealt_processor) / n
 //! ```
 //!
-//! The dealer of an encoder's query is busy at its beginning, when the evaluators wait for it. That of a sequence goes on to the
-//! next step and is always busy, while the evaluators wait for each other, hence for whoever shares a processor with it: of
-//! two processors it leaves them one if nothing moves, and one and a half at the best. It counts half again its part.
+//! The dealer of a text or prompt is busy at its beginning, when the evaluators wait for it. That of a sequence goes on to the
+//! next step ([`Next`]) while the evaluators wait for each other, hence for whoever shares a processor with it: of
+//! two processors it leaves them one if nothing moves, and one and a half at the best. That counts half again its part.
 //!
 //! There the rates are those of threads that compute side by side: weights that no cache holds come from memory that all share.
 
@@ -38,6 +40,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, ensure};
 use serde::Serialize;
 use tacet_party::clock::processor;
+use tacet_party::config::Limits;
 use tacet_protocol::backend::{Backend, Cpu};
 use tacet_protocol::gates::product::HeadProduct;
 use tacet_protocol::prg::{Prg, SessionKey};
@@ -51,7 +54,7 @@ use crate::exchange::Exchange;
 const PATIENCE: Duration = Duration::from_millis(700);
 
 /// Most tokens of a program that rates are measured on.
-pub const SAMPLE: usize = 64;
+pub const SAMPLE: usize = 128;
 
 /// Most threads that rates are measured of side by side: one an evaluator.
 const SIDE_BY_SIDE: usize = 2;
@@ -89,15 +92,27 @@ pub struct Network {
     pub bandwidth: f64,
     /// Where all three parties share so many processors of this machine.
     pub cores: Option<usize>,
-    /// Whether the dealer is always busy, with what comes next.
-    pub busy: bool,
+    /// What the dealer does meanwhile, besides.
+    pub next: Next,
 }
 
-impl Network {
-    /// What a dealer that needs processors for so long takes from evaluators that share them.
-    fn taken(&self, processor_s: f64) -> f64 {
-        let part = if self.busy { 1.5 } else { 1.0 };
-        self.cores.map_or(0.0, |n| processor_s * (part / n as f64).min(1.0))
+/// What a dealer deals of programs that come next.
+#[derive(Clone, Copy, Debug)]
+pub enum Next {
+    /// There are none.
+    Nothing,
+    /// After this one's, so many bytes of them: what evaluators have room for.
+    Room(f64),
+    /// As much as of this one, all the time.
+    AsMuch,
+}
+
+/// The same for a program of a model, which is a decoder or not, and a step of it or the prompt.
+pub fn next(decoder: bool, step: bool) -> Next {
+    match (decoder, step) {
+        (false, _) => Next::Nothing,
+        (true, false) => Next::Room(2e6 * Limits::default().buffer_mb as f64),
+        (true, true) => Next::AsMuch,
     }
 }
 
@@ -143,6 +158,25 @@ impl Rates {
         Ok(Rates { alone, beside: work([dealing, linear, gates]), exchange })
     }
 
+    /// Of several measurements, at least one: those at which work takes its mean time.
+    pub fn mean<'a>(all: impl Iterator<Item = &'a Rates> + Clone) -> Rates {
+        let n = all.clone().count() as f64;
+        let seconds = |f: &dyn Fn(&Rates) -> f64| all.clone().map(f).sum::<f64>() / n;
+        let work = |of: fn(&Rates) -> &Work| Work {
+            macs: 1.0 / seconds(&|r| 1.0 / of(r).macs),
+            dealing: 1.0 / seconds(&|r| 1.0 / of(r).dealing),
+            gates: 1.0 / seconds(&|r| 1.0 / of(r).gates),
+        };
+        let exchange = Exchange {
+            round_s: seconds(&|r| r.exchange.round_s),
+            round_processor_s: seconds(&|r| r.exchange.round_processor_s),
+            byte_s: seconds(&|r| r.exchange.byte_s),
+            byte_processor_s: seconds(&|r| r.exchange.byte_processor_s),
+            dealt_processor_s: seconds(&|r| r.exchange.dealt_processor_s),
+        };
+        Rates { alone: work(|r| &r.alone), beside: work(|r| &r.beside), exchange }
+    }
+
     /// What a program of this cost takes, whose answer has so many bytes from each evaluator.
     pub fn predict(&self, cost: &Cost, answer: usize, net: Network) -> Times {
         let x = &self.exchange;
@@ -156,10 +190,16 @@ impl Rates {
         let dealing_network_s = cost.dealt_bytes[0].max(cost.dealt_bytes[1]) as f64 / net.bandwidth;
         let online_processor_s = 2.0 * (compute_s + opened * x.byte_processor_s) + rounds * x.round_processor_s;
         let dealing_processor_s = dealing_s + dealt * x.dealt_processor_s;
-        let shared = |processor_s: f64| net.cores.map_or(0.0, |n| processor_s / n as f64);
-        let dealt_ahead_s = (compute_s + online_network_s).max(shared(online_processor_s) + way_s);
+        let part = |processor_s: f64, n: f64| net.cores.map_or(0.0, |cores| processor_s * (n / cores as f64).min(1.0));
+        let carried_s = part(2.0 * opened * x.byte_processor_s, 1.0);
+        let dealt_ahead_s = (compute_s + online_network_s + carried_s).max(part(online_processor_s, 1.0) + way_s);
         let dealer_s = dealing_s.max(dealing_network_s).max(dealt * x.dealt_processor_s / 2.0);
-        let dealt_beside_s = (dealt_ahead_s + net.taken(dealing_processor_s)).max(dealer_s);
+        let taken_s = match net.next {
+            Next::Nothing => part(dealing_processor_s, 1.0),
+            Next::Room(bytes) => part(dealing_processor_s, 1.0) + part(dealing_processor_s * bytes / dealt, 1.5),
+            Next::AsMuch => part(dealing_processor_s, 1.5),
+        };
+        let dealt_beside_s = (dealt_ahead_s + taken_s).max(dealer_s);
         let client_s = net.rtt + 2.0 * x.round_s + answer as f64 * x.byte_s;
         Times {
             compute_s,
@@ -171,17 +211,6 @@ impl Rates {
             total_ahead_s: dealt_ahead_s + client_s,
             total_beside_s: dealt_beside_s + client_s,
         }
-    }
-}
-
-impl Times {
-    /// With what a dealer that goes on to the next programs meanwhile has of shared processors for so many bytes.
-    pub fn going_on(mut self, rates: &Rates, dealt: f64, net: Network) -> Times {
-        let processor_s = dealt / rates.beside.dealing + dealt * rates.exchange.dealt_processor_s;
-        let more = net.taken(processor_s);
-        self.dealt_beside_s += more;
-        self.total_beside_s += more;
-        self
     }
 }
 
@@ -372,7 +401,8 @@ mod tests {
             multiplications: 500_000_000,
         };
         let near = |a: f64, b: f64| (a - b).abs() < 1e-12;
-        let at = |rtt, bandwidth, cores| rates.predict(&cost, 1000, Network { rtt, bandwidth, cores, busy: false });
+        let at =
+            |rtt, bandwidth, cores| rates.predict(&cost, 1000, Network { rtt, bandwidth, cores, next: Next::Nothing });
         let t = at(0.01, 1e7, None);
         assert!(near(t.compute_s, 0.75) && near(t.dealing_s, 0.5), "{t:?}");
         assert!(near(t.online_network_s, 0.05 + 0.001 + 0.1) && near(t.dealing_network_s, 3.0), "{t:?}");
@@ -381,8 +411,16 @@ mod tests {
         let near_by = at(1e-4, 1e10, None);
         assert!(near(near_by.online_network_s, 0.0005 + 0.001 + 0.001), "a byte's cost bounds what a network carries");
         assert!(near(near_by.dealt_beside_s, near_by.dealt_ahead_s), "{near_by:?}");
+        let slower = Rates { alone: Work { macs: 0.5e9, ..alone }, ..rates };
+        let mean = Rates::mean([rates, slower].iter());
+        assert!(near(mean.alone.macs * 1.5e-9, 1.0) && near(mean.alone.gates * 5e-9, 1.0), "{mean:?}");
         let shared = at(0.0, 1e10, Some(1));
         assert!(near(shared.dealt_ahead_s, 2.0 + 0.002 + 0.004), "{shared:?}");
         assert!(near(shared.dealt_beside_s, 2.0 + 0.002 + 0.004 + 0.5 + 0.1), "{shared:?}");
+        let four = at(0.0, 1e10, Some(4));
+        assert!(near(four.dealt_ahead_s, 1.0 + 0.001 + 0.001 + 0.001), "{four:?}");
+        let beside = |next| rates.predict(&cost, 1000, Network { rtt: 0.0, bandwidth: 1e10, cores: Some(4), next });
+        assert!(near(beside(Next::AsMuch).dealt_beside_s, four.dealt_ahead_s + 0.6 * 1.5 / 4.0));
+        assert!(near(beside(Next::Room(25e6)).dealt_beside_s, four.dealt_ahead_s + 0.6 / 4.0 + 0.3 * 1.5 / 4.0));
     }
 }

@@ -95,14 +95,13 @@ pub struct Generation {
     pub opened_bytes: u64,
     pub dealt_bytes: u64,
     pub announced_bytes: u64,
-    pub predicted_step: Times,
-    pub predicted_tokens_per_s: f64,
     /// Of prompt and steps.
     pub spent: Spent,
 }
 
+/// What is run, on what.
 #[derive(Serialize)]
-pub struct Report {
+pub struct Setting {
     pub model: String,
     pub tokens: usize,
     pub padded: usize,
@@ -114,9 +113,25 @@ pub struct Report {
     pub bandwidth_bytes_per_s: Option<f64>,
     pub loss: Option<f64>,
     pub cost: Cost,
-    /// From which it is predicted; a round that is measured without a network is its `round_s`.
+    /// One forward pass of the same matrices in f32, in the clear, on one thread; not of a GGUF file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plain_f32_s: Option<f64>,
+}
+
+/// What it should take, by means of the rates that were measured before, between and after.
+#[derive(Serialize)]
+pub struct Prediction {
+    /// Of the first program; a round that is measured without a network is its `round_s`.
     pub rates: Rates,
     pub predicted: Times,
+    /// Of a decoder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub predicted_step: Option<Times>,
+}
+
+/// What it took.
+#[derive(Default, Serialize)]
+pub struct Found {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dealt_beside: Option<Query>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,16 +140,23 @@ pub struct Report {
     pub dealt_ahead_from_disk: Option<Query>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<Generation>,
-    /// One forward pass of the same matrices in f32, in the clear, on one thread; not of a GGUF file.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub plain_f32_s: Option<f64>,
     pub parties: Vec<PartyReport>,
+}
+
+#[derive(Serialize)]
+pub struct Report {
+    #[serde(flatten)]
+    pub setting: Setting,
+    #[serde(flatten)]
+    pub prediction: Prediction,
+    #[serde(flatten)]
+    pub found: Found,
 }
 
 impl Report {
     pub fn text(&self) -> Result<String> {
         let mut out = String::new();
-        let (r, p) = (self, &self.predicted);
+        let Report { setting: r, prediction: Prediction { rates, predicted: p, predicted_step }, found } = self;
         write!(
             out,
             "{}, {} tokens (padded to {}), on {} ({} cores",
@@ -145,15 +167,16 @@ impl Report {
         let opened = r.cost.opened_bytes as f64 / 1e6;
         writeln!(out, "{} rounds, {opened:.1} MB opened each way, {dealt:.1} MB dealt", r.cost.rounds)?;
         let mut rows = Vec::new();
-        if let (Some(b), Some(a)) = (&r.dealt_beside, &r.dealt_ahead) {
+        if let (Some(b), Some(a)) = (&found.dealt_beside, &found.dealt_ahead) {
             rows.push(("dealt beside", b, p.total_beside_s, p.dealt_beside_s));
             rows.push(("dealt ahead", a, p.total_ahead_s, p.dealt_ahead_s));
-            rows.extend(r.dealt_ahead_from_disk.iter().map(|d| ("  from disk", d, p.total_ahead_s, p.dealt_ahead_s)));
+            rows.extend(
+                found.dealt_ahead_from_disk.iter().map(|d| ("  from disk", d, p.total_ahead_s, p.dealt_ahead_s)),
+            );
         }
-        if let Some(g) = &r.generation {
+        if let (Some(g), Some(s)) = (&found.generation, predicted_step) {
             rows.push(("prompt", &g.prefill, p.total_beside_s, p.dealt_beside_s));
             // The dealer goes on to the next steps while one runs, whether or not that one's dealing was there.
-            let s = &g.predicted_step;
             rows.push(("step", &g.step, s.total_beside_s, s.dealt_beside_s));
             rows.push(("step, ahead", &g.step_ahead, s.total_beside_s, s.dealt_beside_s));
         }
@@ -175,14 +198,14 @@ impl Report {
                 [f.computing_s, f.dealer_wait_s, f.peer_wait_s, q.peer_wait_per_round_s, f.dealing_s, f.room_wait_s];
             writeln!(out, "{name:<14}{}", all.map(|s| format!("{s:>11.5}")).concat())?;
         }
-        let idle = r.rates.exchange.round_s;
+        let idle = rates.exchange.round_s;
         writeln!(out, "(a round of 1 KB between two endpoints here that do nothing else: {idle:.5})\n")?;
-        if let (Some(b), Some(plain)) = (&r.dealt_beside, r.plain_f32_s) {
+        if let (Some(b), Some(plain)) = (&found.dealt_beside, r.plain_f32_s) {
             let times = b.total_s / plain;
             writeln!(out, "in the clear, f32: {plain:.3} s; privately {times:.0} times as long")?;
         }
-        if let Some(g) = &r.generation {
-            writeln!(out, "{:.1} tokens/s (predicted {:.1})", g.tokens_per_s, g.predicted_tokens_per_s)?;
+        if let (Some(g), Some(s)) = (&found.generation, predicted_step) {
+            writeln!(out, "{:.1} tokens/s (predicted {:.1})", g.tokens_per_s, 1.0 / s.total_beside_s)?;
             let [opened, dealt] = [g.opened_bytes, g.dealt_bytes].map(|b| b as f64 / 1e6);
             writeln!(
                 out,
@@ -193,7 +216,7 @@ impl Report {
                 writeln!(out, "in the clear, f32: prompt {plain:.3} s")?;
             }
         }
-        for p in &r.parties {
+        for p in &found.parties {
             writeln!(out, "{:<6} {:?}: {:.0} MB resident at its peak", p.name, p.role, p.peak_mb)?;
         }
         Ok(out)
