@@ -107,11 +107,20 @@ pub async fn run(args: Args) -> Result<()> {
         }
     };
     let Some(length) = padded(args.tokens) else { bail!("--tokens {} is more than a text may have", args.tokens) };
-    let (setting, costs, before) = planned(&dir, |plans| {
-        let (setting, costs) = described(&args, &dir, name, length, (plans, link))?;
-        Ok((setting, costs, measured(plans, length)?))
+    let (setting, costs, before, kept) = apart(|| {
+        let plans = planned(&dir)?;
+        let (setting, costs) = described(&args, &dir, name, length, (&plans, link))?;
+        let before = measured(&plans, length)?;
+        // A decoder's may be as large as what the parties have left.
+        let kept = costs.step.is_none().then_some(plans);
+        Ok((setting, costs, before, kept))
     })?;
-    let again = || planned(&dir, |plans| measured(plans, length));
+    let again = || {
+        apart(|| match &kept {
+            Some(plans) => measured(plans, length),
+            None => measured(&planned(&dir)?, length),
+        })
+    };
     let (mut rates, mut found) = (vec![before], Found::default());
     let repeat = usize::from(args.repeat);
     if costs.step.is_none() {
@@ -136,18 +145,16 @@ pub async fn run(args: Args) -> Result<()> {
     print(&r.text()?)
 }
 
-/// Does something with the model's plan. With its weights it is large: it is a thread's, and given back before parties start.
-fn planned<T: Send>(dir: &Path, work: impl FnOnce(&Plans) -> Result<T> + Send) -> Result<T> {
-    let all = std::thread::scope(|s| {
-        let working = s.spawn(|| {
-            eprintln!("planning");
-            let (plans, _) = Plans::load(dir, Keep::Weights, planning::shelf().as_ref(), &planning::told)?;
-            work(&plans)
-        });
-        working.join().unwrap_or_else(|_| bail!("planning stopped"))
-    });
+/// On a thread of its own, whose memory is given back before parties start: a plan with its weights is large.
+fn apart<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let done = std::thread::scope(|s| s.spawn(work).join().unwrap_or_else(|_| bail!("planning stopped")));
     give_back();
-    all
+    done
+}
+
+fn planned(dir: &Path) -> Result<Plans> {
+    eprintln!("planning");
+    Ok(Plans::load(dir, Keep::Weights, planning::shelf().as_ref(), &planning::told)?.0)
 }
 
 /// Rates of a text or prompt, and of a decoder's step.

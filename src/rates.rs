@@ -29,12 +29,13 @@
 //! next step ([`Next`]) while the evaluators wait for each other, hence for whoever shares a processor with it: of
 //! two processors it leaves them one if nothing moves, and one and a half at the best. That counts half again its part.
 //!
-//! There the rates are those of threads that compute side by side: weights that no cache holds come from memory that all share.
+//! There the rates are those of threads that compute side by side, of a step also beside one that deals: weights that no cache
+//! holds come from memory that all share.
 
 use std::collections::VecDeque;
 use std::hint::black_box;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
@@ -153,9 +154,13 @@ impl Rates {
             gates: dealt / gates.max(1e-9),
         };
         let alone = work(median(|| whole(first, then))?);
-        let [dealing, _, gates] = side_by_side(|_| median(|| whole(first, then)))?;
-        let [linear] = side_by_side(|part| median(|| layers(of, part)))?;
-        Ok(Rates { alone, beside: work([dealing, linear, gates]), exchange })
+        let beside = || {
+            let [dealing, _, gates] = side_by_side(|_| median(|| whole(first, then)))?;
+            let [linear] = side_by_side(|part| median(|| layers(of, part)))?;
+            Ok(work([dealing, linear, gates]))
+        };
+        let beside = if then.is_some() { while_dealing(first, then, beside)? } else { beside()? };
+        Ok(Rates { alone, beside, exchange })
     }
 
     /// Of several measurements, at least one: those at which work takes its mean time.
@@ -239,6 +244,34 @@ fn side_by_side<const N: usize>(measure: impl Fn(f64) -> Result<[f64; N]> + Sync
             mean.iter_mut().zip(took).for_each(|(m, t)| *m += t / threads as f64);
         }
         Ok(mean)
+    })
+}
+
+/// Measures while another thread deals: a sequence's dealer goes on to what comes next, and leaves the evaluators less of the
+/// caches that all share.
+fn while_dealing<T>(first: &Program, then: Option<&Program>, measure: impl FnOnce() -> Result<T>) -> Result<T> {
+    struct Ends<'a>(&'a AtomicBool);
+    impl Drop for Ends<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Relaxed);
+        }
+    }
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        let ends = Ends(&ended);
+        let dealing = s.spawn(|| -> Result<()> {
+            while !ended.load(Relaxed) {
+                let mut state = DealerState::default();
+                for p in std::iter::once(first).chain(then) {
+                    run::deal_next(p, prg(1), prg(2), &mut state, &mut Gone)?;
+                }
+            }
+            Ok(())
+        });
+        let measured = measure();
+        drop(ends);
+        dealing.join().map_err(|_| anyhow!("a thread that deals meanwhile panicked"))??;
+        measured
     })
 }
 
