@@ -62,18 +62,22 @@ impl Exchange {
     /// No socket, no thread.
     pub fn measure() -> Result<Exchange> {
         let pairs = (0..PAIRS).map(|_| Exchange::pair()).collect::<Result<Vec<_>>>()?;
-        let mean = |f: fn(&Exchange) -> f64| {
+        Ok(Exchange::each(|f| {
             let mut all: Vec<f64> = pairs.iter().map(f).collect();
             all.sort_by(f64::total_cmp);
             all[1..PAIRS - 1].iter().sum::<f64>() / (PAIRS - 2) as f64
-        };
-        Ok(Exchange {
-            round_s: mean(|x| x.round_s),
-            round_processor_s: mean(|x| x.round_processor_s),
-            byte_s: mean(|x| x.byte_s),
-            byte_processor_s: mean(|x| x.byte_processor_s),
-            dealt_processor_s: mean(|x| x.dealt_processor_s),
-        })
+        }))
+    }
+
+    /// Whose every figure is what `of` makes of that figure of others.
+    pub fn each(of: impl Fn(fn(&Exchange) -> f64) -> f64) -> Exchange {
+        Exchange {
+            round_s: of(|x| x.round_s),
+            round_processor_s: of(|x| x.round_processor_s),
+            byte_s: of(|x| x.byte_s),
+            byte_processor_s: of(|x| x.byte_processor_s),
+            dealt_processor_s: of(|x| x.dealt_processor_s),
+        }
     }
 
     fn pair() -> Result<Exchange> {

@@ -172,13 +172,7 @@ impl Rates {
             dealing: 1.0 / seconds(&|r| 1.0 / of(r).dealing),
             gates: 1.0 / seconds(&|r| 1.0 / of(r).gates),
         };
-        let exchange = Exchange {
-            round_s: seconds(&|r| r.exchange.round_s),
-            round_processor_s: seconds(&|r| r.exchange.round_processor_s),
-            byte_s: seconds(&|r| r.exchange.byte_s),
-            byte_processor_s: seconds(&|r| r.exchange.byte_processor_s),
-            dealt_processor_s: seconds(&|r| r.exchange.dealt_processor_s),
-        };
+        let exchange = Exchange::each(|f| seconds(&|r| f(&r.exchange)));
         Rates { alone: work(|r| &r.alone), beside: work(|r| &r.beside), exchange }
     }
 
