@@ -100,7 +100,7 @@ pub async fn run(args: Args) -> Result<()> {
             "opened_bytes": t.opened_bytes, "dealt_bytes": t.dealt_bytes, "total_s": t.total_s, "online_s": t.online_s,
             "dealing_s": t.dealing_s, "dealt_ahead": t.dealt_ahead, "parties": parties,
         });
-        println!("{}", serde_json::to_string(&v)?);
+        crate::print(&format!("{}\n", serde_json::to_string(&v)?))?;
         return Ok(());
     }
     similarities(&texts, &private, &plain);

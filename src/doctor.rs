@@ -89,7 +89,7 @@ pub async fn run(args: Args) -> Result<()> {
         (None, _) => r.add("parties", Status::Note, "not asked: give --parties parties.toml"),
     }
     if args.json {
-        println!("{}", serde_json::to_string(&r)?);
+        crate::print(&format!("{}\n", serde_json::to_string(&r)?))?;
     } else {
         for f in &r.findings {
             let mark = match f.status {

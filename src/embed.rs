@@ -146,7 +146,7 @@ pub async fn run(args: Args) -> Result<()> {
         eprintln!("smallest cosine to plaintext over {} texts: {c:.6}", texts.len());
     }
     if args.json {
-        println!("{}", serde_json::to_string(&summary)?);
+        crate::print(&format!("{}\n", serde_json::to_string(&summary)?))?;
     }
     Ok(())
 }

@@ -150,7 +150,7 @@ pub async fn run(args: Args) -> Result<()> {
             "prefill_s": prefill_s, "total_s": total_s, "tokens_per_s": rate(tokens.len(), prefill_s, total_s), "spent": spent,
             "parties": lane.map(|l| l.report()),
         });
-        println!("{}", serde_json::to_string(&v)?);
+        crate::print(&format!("{}\n", serde_json::to_string(&v)?))?;
         return Ok(());
     }
     println!();

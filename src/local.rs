@@ -46,6 +46,8 @@ pub struct PartyReport {
     pub rss_mb: f64,
     /// Most that was ever resident.
     pub peak_mb: f64,
+    /// What it computes on, as it says itself.
+    pub backend: Option<String>,
 }
 
 impl Lane {
@@ -114,8 +116,9 @@ impl Lane {
                 seal_public: made.seal_public,
             });
         }
-        drop(held);
         let reached = addrs.iter().map(|a| via(*a)).collect::<std::io::Result<Vec<_>>>()?;
+        // Only now, so that a relay's socket has none of these ports.
+        drop(held);
         std::fs::write(dir.join("clients.toml"), toml::to_string(&clients)?)?;
         for (i, (name, role)) in LANE.into_iter().enumerate() {
             let peer = |j: usize| Peer {
@@ -216,9 +219,20 @@ impl Lane {
                     status.lines().find_map(|l| l.strip_prefix(key)?.split_whitespace().next()?.parse::<f64>().ok());
                 kb.unwrap_or(0.0) / 1024.0
             };
-            PartyReport { name, pid: c.id(), role, rss_mb: mb("VmRSS:"), peak_mb: mb("VmHWM:") }
+            PartyReport { name, pid: c.id(), role, rss_mb: mb("VmRSS:"), peak_mb: mb("VmHWM:"), backend: None }
         };
-        self.children.iter().zip(LANE).map(report).collect()
+        let all = self.children.iter().zip(LANE).map(report);
+        all.zip(&self.http).map(|(r, at)| PartyReport { backend: backend(*at), ..r }).collect()
+    }
+
+    /// Why parties are not ready: the names of peers, and what keeps them.
+    pub fn reasons(&self) -> String {
+        let why = |at: &SocketAddr| get(*at, "/readyz").ok()?.split_once("\r\n\r\n").map(|(_, body)| body.to_string());
+        let all = self.http.iter().zip(LANE).map(|(at, (name, _))| match why(at) {
+            None => format!("{name}: plans the model, or has not started"),
+            Some(body) => format!("{name}: {}", body.trim_end().replace('\n', "; ")),
+        });
+        all.collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -229,6 +243,11 @@ fn get(addr: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut out = String::new();
     s.read_to_string(&mut out)?;
     Ok(out)
+}
+
+fn backend(addr: SocketAddr) -> Option<String> {
+    let text = get(addr, "/metrics").ok()?;
+    text.lines().find_map(|l| Some(l.strip_prefix("tacet_backend{name=\"")?.rsplit_once("\"} 1")?.0.to_string()))
 }
 
 fn ready(addr: SocketAddr) -> bool {

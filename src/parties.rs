@@ -39,6 +39,9 @@ impl Asked {
     }
 }
 
+/// How long nothing is said of parties that are not linked.
+const QUIET: Duration = Duration::from_secs(20);
+
 /// Starts three parties of this machine.
 pub fn launch(model: &Path, backend: BackendKind) -> Result<Lane> {
     Lane::launch(&std::env::current_exe()?, model, Limits::default(), Pool::default(), backend)
@@ -47,7 +50,12 @@ pub fn launch(model: &Path, backend: BackendKind) -> Result<Lane> {
 /// Waits until they are linked; they end if this is dropped.
 pub async fn linked(mut lane: Lane) -> Result<Lane> {
     let until = Instant::now() + PATIENCE;
+    let mut told = Instant::now();
     while !lane.linked(until)? {
+        if told.elapsed() > QUIET {
+            eprintln!("waiting for the parties:\n{}", lane.reasons());
+            told = Instant::now();
+        }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(lane)

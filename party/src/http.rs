@@ -84,6 +84,8 @@ fn metrics(party: &Party) -> String {
     ] {
         let _ = writeln!(out, "# TYPE {name} counter\n{name} {}", v.load(Ordering::Relaxed));
     }
+    let name = party.compute.name().replace(['"', '\\', '\n'], "'");
+    let _ = writeln!(out, "# TYPE tacet_backend gauge\ntacet_backend{{name=\"{name}\"}} 1");
     let [products, evaluations] = party.compute.on_adapter();
     let _ = writeln!(out, "# TYPE tacet_gpu_products_total counter\ntacet_gpu_products_total {products}");
     let _ = writeln!(out, "# TYPE tacet_gpu_evaluations_total counter\ntacet_gpu_evaluations_total {evaluations}");
