@@ -15,16 +15,18 @@ use tacet_protocol::plan::Keep;
 use tacet_protocol::program::{Cost, Program};
 use tacet_protocol::query::padded;
 use tacet_protocol::ring::packed_len;
+use tokio::sync::oneshot;
 
 use self::report::{Found, Generation, Prediction, Query, Report, Sample, Setting};
 use crate::exchange::Exchange;
 use crate::local::{Lane, PartyReport};
 use crate::parties::linked;
-use crate::plan::{bandwidth, duration, step};
+use crate::plain::Plain;
+use crate::plan::{BANDWIDTH, MTU, RTT, bandwidth, duration, step};
 use crate::rates::{Network, Next, Rates, SAMPLE, next};
 use crate::relay::{self, Link};
-use crate::shape::{Checkpoint, Shape};
-use crate::{fetch, plain, planning, print};
+use crate::shape::{self, Folder, Shape};
+use crate::{fetch, planning, print};
 
 pub const EXAMPLES: &str = "\
 Examples:
@@ -38,12 +40,16 @@ evaluators' spools. A decoder is always dealt beside, but runs ahead:
 `step` is one token after another, `step, ahead` comes when its dealing is there. Shapes have random weights.
 
 Predictions are of rates that are measured before the queries, between their kinds and after them: what else a machine does
-comes and goes. Where the time went is what the parties say.";
+comes and goes. They are for parties that compute on one thread of the processor each. Where the time went is what the parties
+say. `over plain` is the time over that of the same matrices in f32 in the clear, on one thread.
+
+An emulated network carries packets of 1500 bytes, as most do; a jumbo one carries --mtu 9000. Without one, packets on loopback
+are as large as parties make them.";
 
 /// Seconds of queries that a median is taken of: what else a machine does comes and goes in shorter ones.
 const LONG: f64 = 3.0;
 
-#[derive(ClapArgs)]
+#[derive(Clone, ClapArgs)]
 pub struct Args {
     /// Model directory or name; all-MiniLM-L6-v2 if absent
     #[arg(long, value_name = "DIR", conflicts_with = "shape")]
@@ -55,11 +61,11 @@ pub struct Args {
     #[arg(long, requires = "shape")]
     ternary: bool,
     /// Tokens of a text or prompt
-    #[arg(long, value_name = "N", default_value_t = 128)]
-    tokens: usize,
-    /// Of a decoder, tokens to add
-    #[arg(long, value_name = "N", default_value_t = 32)]
-    decode: usize,
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    tokens: u32,
+    /// Of a decoder, tokens to add; two at least
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
+    decode: u32,
     /// Queries of each kind, more where they are over in less than three seconds, or prompts; the median is reported
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     repeat: u16,
@@ -81,6 +87,9 @@ pub struct Args {
     /// Emulate this share of lost packets
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     loss: f64,
+    /// Bytes of the largest packet that an emulated network carries
+    #[arg(long, value_name = "BYTES", default_value_t = MTU, value_parser = clap::value_parser!(u16).range(1280..))]
+    mtu: u16,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -88,6 +97,7 @@ pub struct Args {
 
 /// Measures and prints.
 pub async fn run(args: Args) -> Result<()> {
+    let load = load();
     let link = link(&args)?;
     let (_checkpoint, dir, name) = match args.shape {
         Some(s) => {
@@ -95,10 +105,15 @@ pub async fn run(args: Args) -> Result<()> {
                 bail!("--ternary goes with the shapes tinyllama and llama-7b");
             }
             eprintln!("writing random weights");
-            let c = Checkpoint::write(s, args.ternary)?;
+            let (folder, ternary) = (Folder::make()?, args.ternary);
+            let dir = folder.0.clone();
+            apart({
+                let dir = dir.clone();
+                move || shape::write(&dir, s, ternary)
+            })
+            .await?;
             let kind = if args.ternary { "ternary" } else { "random" };
-            let (dir, name) = (c.dir().to_path_buf(), format!("{s:?} shape, {kind} weights"));
-            (Some(c), dir, name)
+            (Some(folder), dir, format!("{s:?} shape, {kind} weights"))
         }
         None => {
             let dir = fetch::model_dir(args.model.as_deref()).await?;
@@ -106,38 +121,51 @@ pub async fn run(args: Args) -> Result<()> {
             (None, dir, name)
         }
     };
-    let Some(length) = padded(args.tokens) else { bail!("--tokens {} is more than a text may have", args.tokens) };
-    let (setting, costs, before, kept) = apart(|| {
-        let plans = planned(&dir)?;
-        let (setting, costs) = described(&args, &dir, name, length, (&plans, link))?;
-        let before = measured(&plans, length)?;
-        // A decoder's may be as large as what the parties have left.
-        let kept = costs.step.is_none().then_some(plans);
-        Ok((setting, costs, before, kept))
-    })?;
+    let tokens = args.tokens as usize;
+    let Some(length) = padded(tokens) else { bail!("--tokens {tokens} is more than a text may have") };
+    let mtu = link.map(|l| l.mtu);
+    let (setting, costs, before, kept) = {
+        let (args, dir) = (args.clone(), dir.clone());
+        apart(move || {
+            let plans = planned(&dir)?;
+            let (setting, costs) = described(&args, &dir, (name, load), length, (&plans, link))?;
+            let before = measured(&plans, length, mtu)?;
+            // A decoder's may be as large as what the parties have left.
+            let kept = costs.step.is_none().then_some(plans);
+            Ok((setting, costs, before, kept))
+        })
+        .await?
+    };
     let again = || {
-        apart(|| match &kept {
-            Some(plans) => measured(plans, length),
-            None => measured(&planned(&dir)?, length),
+        let (kept, dir) = (kept.clone(), dir.clone());
+        apart(move || match &kept {
+            Some(plans) => measured(plans, length, mtu),
+            None => measured(&planned(&dir)?, length, mtu),
         })
     };
+    let at = Asked { dir: &dir, link, backend: args.backend, patience: costs.patience(&before) };
     let (mut rates, mut found) = (vec![before], Found::default());
     let repeat = usize::from(args.repeat);
     if costs.step.is_none() {
-        let (beside, _) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::Beside).await?;
-        rates.push(again()?);
-        let (ahead, parties) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::Ahead).await?;
+        // As many bytes as either evaluator has of two queries.
+        let room = 2 * costs.first.0.dealt_bytes.into_iter().max().unwrap_or(0) as usize / 1_000_000 + 1;
+        let (beside, _) = embed(&at, tokens, repeat, room, Dealt::Beside).await?;
+        rates.push(again().await?);
+        let (ahead, parties) = embed(&at, tokens, repeat, room, Dealt::Ahead).await?;
         (found.dealt_beside, found.dealt_ahead, found.parties) = (Some(beside), Some(ahead), parties);
         if args.spool {
-            let (disk, _) = embed(&dir, args.tokens, repeat, (link, args.backend), Dealt::FromDisk).await?;
+            let (disk, _) = embed(&at, tokens, repeat, room, Dealt::FromDisk).await?;
             found.dealt_ahead_from_disk = Some(disk);
         }
     } else {
-        let lengths = [args.tokens, args.decode, repeat];
-        let (generation, parties) = generate(&dir, lengths, (link, args.backend)).await?;
+        if args.spool {
+            eprintln!("--spool is for encoders: a decoder's dealing runs ahead in memory");
+        }
+        let (generation, parties) = generate(&at, [tokens, args.decode as usize, repeat]).await?;
         (found.generation, found.parties) = (Some(generation), parties);
     }
-    rates.push(again()?);
+    rates.push(again().await?);
+    found.over(&setting);
     let r = Report { setting, prediction: costs.predict(&rates), found };
     if args.json {
         return print(&format!("{}\n", serde_json::to_string(&r)?));
@@ -145,11 +173,11 @@ pub async fn run(args: Args) -> Result<()> {
     print(&r.text()?)
 }
 
-/// On a thread of its own, whose memory is given back before parties start: a plan with its weights is large.
-fn apart<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let done = std::thread::scope(|s| s.spawn(work).join().unwrap_or_else(|_| bail!("planning stopped")));
-    give_back();
-    done
+/// On a thread of its own, so that this one hears of signals; one that is interrupted ends with the process.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let (done, told) = oneshot::channel();
+    std::thread::Builder::new().name("bench".into()).spawn(move || drop(done.send(work())))?;
+    told.await.unwrap_or_else(|_| bail!("planning stopped"))
 }
 
 fn planned(dir: &Path) -> Result<Plans> {
@@ -160,9 +188,9 @@ fn planned(dir: &Path) -> Result<Plans> {
 /// Rates of a text or prompt, and of a decoder's step.
 type Measured = (Rates, Option<Rates>);
 
-fn measured(plans: &Plans, length: usize) -> Result<Measured> {
+fn measured(plans: &Plans, length: usize, mtu: Option<usize>) -> Result<Measured> {
     eprintln!("measuring rates");
-    let exchange = Exchange::measure()?;
+    let exchange = Exchange::measure(mtu)?;
     let first = Rates::measure(&plans.first(length.min(SAMPLE))?, None, exchange, None)?;
     let then = match plans {
         Plans::Encoder(_) => None,
@@ -179,6 +207,13 @@ struct Costs {
 }
 
 impl Costs {
+    /// Long enough for any query or step, going by the rates before; ten minutes at least.
+    fn patience(&self, before: &Measured) -> Duration {
+        let p = self.predict(std::slice::from_ref(before));
+        let longest = p.predicted.total_beside_s.max(p.predicted_step.map_or(0.0, |s| s.total_beside_s));
+        Duration::from_secs(600.0f64.max(10.0 * longest) as u64)
+    }
+
     fn predict(&self, measured: &[Measured]) -> Prediction {
         let rates = Rates::mean(measured.iter().map(|m| &m.0));
         let of = |rates: &Rates, (cost, answer): &(Cost, usize), step: bool| {
@@ -199,25 +234,35 @@ impl Costs {
 fn described(
     args: &Args,
     dir: &Path,
-    model: String,
+    (model, load): (String, Option<f64>),
     length: usize,
     (plans, link): (&Plans, Option<Link>),
 ) -> Result<(Setting, Costs)> {
-    let load = load();
     let first = plans.first(length)?;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     // What parties on one machine and no emulated network have between them.
     let (rtt, bandwidth) = link.map_or((0.0, f64::INFINITY), |l| (l.rtt.as_secs_f64(), l.bandwidth));
     let net = Network { rtt, bandwidth, cores: Some(cores), next: Next::Nothing };
     let of = |p: &Program| (p.cost(), answer(p));
+    // A prompt, a step that tells what its dealing took, and those of both kinds.
+    let decode = args.decode as usize;
+    let last = length + 1 + decode + usize::from(args.repeat);
     let step = match plans {
         Plans::Encoder(_) => None,
+        Plans::Decoder(p) if last >= p.longest() => bail!(
+            "{length} tokens, {decode} more and {} after pauses are more than the {} that fit: lower --tokens, --decode or \
+             --repeat",
+            args.repeat,
+            p.longest()
+        ),
         // The one in the middle of all.
-        Plans::Decoder(p) => Some(of(&p.program(true, length + args.decode / 2, 1, false)?)),
+        Plans::Decoder(p) => Some(p.program(true, length + decode / 2, 1, false)?),
     };
+    eprintln!("measuring the same matrices in the clear");
+    let plain = Plain::of(dir);
     let setting = Setting {
         model,
-        tokens: args.tokens,
+        tokens: args.tokens as usize,
         padded: length,
         processor: processor(),
         cores,
@@ -225,16 +270,18 @@ fn described(
         rtt_s: link.map(|l| l.rtt.as_secs_f64()),
         bandwidth_bytes_per_s: link.map(|l| l.bandwidth),
         loss: link.map(|l| l.loss),
+        mtu: link.map(|l| l.mtu),
         cost: first.cost(),
-        plain_f32_s: plain::forward(dir, length),
+        plain_f32_s: plain.as_ref().map(|m| m.pass(0, length)),
+        plain_f32_step_s: plain.as_ref().filter(|_| step.is_some()).map(|m| m.pass(length + decode / 2, 1)),
     };
-    Ok((setting, Costs { first: of(&first), step, net }))
+    Ok((setting, Costs { first: of(&first), step: step.as_ref().map(of), net }))
 }
 
-/// Has the allocator return what has been free for a second: it does so when something large is freed later than that, and
-/// this process only waits from now on.
-fn give_back() {
-    std::thread::sleep(Duration::from_millis(1200));
+/// Has the allocator return what has been free for a second: it does so when something large is freed later than that. Plans
+/// with their weights are large, and this process only waits from now on.
+async fn give_back() {
+    tokio::time::sleep(Duration::from_millis(1200)).await;
     drop(std::hint::black_box(vec![1u8; 64 << 20]));
 }
 
@@ -255,21 +302,29 @@ fn link(args: &Args) -> Result<Option<Link>> {
     if !(0.0..1.0).contains(&args.loss) {
         bail!("--loss {} is not a share", args.loss);
     }
-    let rtt = Duration::from_secs_f64(args.rtt.as_deref().map_or(Ok(0.0), duration)?);
-    let bandwidth = args.bandwidth.as_deref().map_or(Ok(1e9), bandwidth)?;
-    Ok(Some(Link { rtt, bandwidth, loss: args.loss }))
+    let rtt = Duration::from_secs_f64(args.rtt.as_deref().map_or(Ok(RTT), duration)?);
+    let bandwidth = args.bandwidth.as_deref().map_or(Ok(BANDWIDTH), bandwidth)?;
+    Ok(Some(Link { rtt, bandwidth, loss: args.loss, mtu: args.mtu.into() }))
 }
 
-/// The network between the parties, and where they compute.
-type Between = (Option<Link>, BackendKind);
+/// Whom queries go to.
+struct Asked<'a> {
+    dir: &'a Path,
+    link: Option<Link>,
+    backend: BackendKind,
+    /// How long a query may take: a slow network is no reason to give up.
+    patience: Duration,
+}
 
-async fn lane(dir: &Path, pool: Pool, (link, backend): Between) -> Result<Lane> {
-    eprintln!("starting three parties");
-    let exe = std::env::current_exe()?;
-    // A slow network is no reason to give up.
-    let limits = Limits { session_s: 600, join_s: 30, ..Limits::default() };
-    let via = |to| link.map_or(Ok(to), |link| relay::start(to, link));
-    linked(Lane::launch_over(&exe, dir, limits, pool, backend, via)?).await
+impl Asked<'_> {
+    async fn lane(&self, pool: Pool) -> Result<Lane> {
+        give_back().await;
+        eprintln!("starting three parties");
+        let exe = std::env::current_exe()?;
+        let limits = Limits { session_s: self.patience.as_secs(), join_s: 30, ..Limits::default() };
+        let via = |to| self.link.map_or(Ok(to), |link| relay::start(to, link));
+        linked(Lane::launch_over(&exe, self.dir, limits, pool, self.backend, via)?).await
+    }
 }
 
 /// One that is in every vocabulary: which it is makes no difference.
@@ -287,34 +342,33 @@ enum Dealt {
 
 /// Medians of queries of one kind, and the parties at their end.
 async fn embed(
-    dir: &Path,
+    at: &Asked<'_>,
     tokens: usize,
     repeat: usize,
-    between: Between,
+    room_mb: usize,
     dealt: Dealt,
 ) -> Result<(Query, Vec<PartyReport>)> {
     let prefill = vec![padded(tokens).unwrap_or(tokens)];
     let pool = match dealt {
         Dealt::Beside => Pool { depth: 0, ..Pool::default() },
         // One at a time: the next bundle is not on its way while a query runs.
-        Dealt::Ahead => Pool { memory_mb: 2048, depth: 1, prefill, ..Pool::default() },
+        Dealt::Ahead => Pool { memory_mb: room_mb, depth: 1, prefill, ..Pool::default() },
         // In the lane's own folder.
         Dealt::FromDisk => {
             let spool_dir = Some("spool".into());
-            Pool { memory_mb: 0, spool_mb: 2048, spool_dir, depth: 1, prefill, ..Pool::default() }
+            Pool { memory_mb: 0, spool_mb: room_mb, spool_dir, depth: 1, prefill, ..Pool::default() }
         }
     };
     let ahead = dealt != Dealt::Beside;
-    let lane = lane(dir, pool, between).await?;
-    let client =
-        Client::builder().parties(lane.parties.clone()).model(dir).deadline(Duration::from_secs(600)).connect().await?;
+    let lane = at.lane(pool).await?;
+    let client = Client::builder().parties(lane.parties.clone()).model(at.dir).deadline(at.patience).connect().await?;
     let ids: Vec<u32> = (0..tokens as u32).map(token).collect();
     let mut all: Vec<Sample> = Vec::new();
     eprintln!("queries, dealt {}", if ahead { "ahead" } else { "beside" });
     // The first finds cold caches and is not counted.
     let mut first = true;
     let (mut queries, mut before) = (0, None);
-    let until = Instant::now() + Duration::from_secs(1200);
+    let until = Instant::now() + 2 * at.patience;
     while all.len() < repeat || all.iter().map(|s| s.total_s).sum::<f64>() < LONG {
         if ahead {
             while lane.metric(0, "tacet_bundles{state=\"ready\"}") == Some(0) && Instant::now() < until {
@@ -336,7 +390,7 @@ async fn embed(
             });
         }
         if Instant::now() > until {
-            bail!("20 minutes were enough for {} queries only", all.len());
+            bail!("{} s were enough for {} queries only", 2 * at.patience.as_secs(), all.len());
         }
     }
     let each =
@@ -385,18 +439,10 @@ fn told_later(samples: &mut Vec<Sample>) {
     samples.pop();
 }
 
-async fn generate(
-    dir: &Path,
-    [tokens, decode, repeat]: [usize; 3],
-    between: Between,
-) -> Result<(Generation, Vec<PartyReport>)> {
-    let lane = lane(dir, Pool::default(), between).await?;
-    let generator = planning::client()
-        .parties(lane.parties.clone())
-        .model(dir)
-        .deadline(Duration::from_secs(600))
-        .generator()
-        .await?;
+async fn generate(at: &Asked<'_>, [tokens, decode, repeat]: [usize; 3]) -> Result<(Generation, Vec<PartyReport>)> {
+    let lane = at.lane(Pool::default()).await?;
+    let generator =
+        planning::client().parties(lane.parties.clone()).model(at.dir).deadline(at.patience).generator().await?;
     generator.connect().await?;
     let prompt: Vec<u32> = (0..tokens as u32).map(token).collect();
     eprintln!("{repeat} prompts of {tokens} tokens, then {decode} and {repeat} more");
@@ -419,7 +465,7 @@ async fn generate(
         }
         let started = Instant::now();
         let mut steps = Vec::new();
-        for i in 0..decode.max(2) as u32 {
+        for i in 0..decode as u32 {
             steps.push(fed(&generator, &mut sequence, &[token(i)]).await?);
         }
         let tokens_per_s = steps.len() as f64 / started.elapsed().as_secs_f64();

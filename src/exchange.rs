@@ -5,10 +5,13 @@
 //! cheap, since a thread that waits for long takes longer to wake; it goes through memory, as a party's computing does, and is
 //! timed by itself in each round. Both ends share this machine, as they do in `tacet bench`.
 //! A dealing is a long stream one way, whose receiver keeps what it gets: it does not fit a processor's caches.
+//!
+//! For an emulated network the two are a [`relay`] apart that adds no time of its own: packets are as small as there, and what the
+//! relay takes of this machine's processors is in the figures.
 
 use std::hint::black_box;
 use std::net::SocketAddr;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -19,6 +22,8 @@ use serde::Serialize;
 use tacet_protocol::wipe::Wiped;
 use tacet_transport::{Identity, accept_config, dial_config, endpoint, receive_step, send_step, widen};
 use tokio::sync::mpsc;
+
+use crate::relay::{self, Link};
 
 /// Rounds, the length of their messages, and whether both ends compute before. The first of all and the first large ones
 /// find small packets and cold threads.
@@ -56,12 +61,13 @@ struct Part {
 }
 
 impl Exchange {
-    /// Measures for a second or two: means over pairs of endpoints, but for the slowest and the fastest one.
+    /// Measures for a second or two: means over pairs of endpoints, but for the slowest and the fastest one. With `mtu` they
+    /// are a relay apart that carries packets of so many bytes.
     ///
     /// # Errors
     /// No socket, no thread.
-    pub fn measure() -> Result<Exchange> {
-        let pairs = (0..PAIRS).map(|_| Exchange::pair()).collect::<Result<Vec<_>>>()?;
+    pub fn measure(mtu: Option<usize>) -> Result<Exchange> {
+        let pairs = (0..PAIRS).map(|_| Exchange::pair(mtu)).collect::<Result<Vec<_>>>()?;
         Ok(Exchange::each(|f| {
             let mut all: Vec<f64> = pairs.iter().map(f).collect();
             all.sort_by(f64::total_cmp);
@@ -80,13 +86,17 @@ impl Exchange {
         }
     }
 
-    fn pair() -> Result<Exchange> {
+    fn pair(mtu: Option<usize>) -> Result<Exchange> {
         let (left, right) = (identity()?, identity()?);
         let (to, at) = channel();
         let accept = accept_config(&right, vec![left.certificate.clone()])?;
         let dial = dial_config(right.certificate.clone(), Some(&left))?;
         let listening = spawn(move || on_loopback(accepting(accept, to)))?;
-        let dialling = spawn(move || on_loopback(dialling(dial, at)))?;
+        let dialling = spawn(move || {
+            let to = at.recv()?;
+            let to = mtu.map_or(Ok(to), |mtu| relay::start(to, Link::free(mtu)))?;
+            on_loopback(dialling(dial, to))
+        })?;
         let ([_, round, _, small, large], dealt_processor_s) = joined(dialling)?;
         joined(listening)?;
         let further = (LARGE - SMALL) as f64;
@@ -139,9 +149,9 @@ async fn accepting(config: quinn::ServerConfig, at: Sender<SocketAddr>) -> Resul
     Ok(())
 }
 
-async fn dialling(config: quinn::ClientConfig, at: Receiver<SocketAddr>) -> Result<([Part; 5], f64)> {
+async fn dialling(config: quinn::ClientConfig, to: SocketAddr) -> Result<([Part; 5], f64)> {
     let e = endpoint(LOOPBACK, None)?;
-    let c = e.connect_with(config, at.recv()?, "exchange")?.await?;
+    let c = e.connect_with(config, to, "exchange")?.await?;
     widen(&c);
     let (mut tx, mut rx) = c.open_bi().await?;
     let parts = carry(&mut tx, &mut rx).await?;
@@ -254,10 +264,12 @@ mod tests {
 
     #[test]
     fn a_round_takes_time_and_so_does_a_byte() {
-        let e = Exchange::measure().unwrap();
-        for seconds in [e.round_s, e.round_processor_s, e.byte_s, e.byte_processor_s, e.dealt_processor_s] {
-            assert!(seconds.is_finite() && seconds >= 0.0, "{e:?}");
+        for mtu in [None, Some(1500)] {
+            let e = Exchange::measure(mtu).unwrap();
+            for seconds in [e.round_s, e.round_processor_s, e.byte_s, e.byte_processor_s, e.dealt_processor_s] {
+                assert!(seconds.is_finite() && seconds >= 0.0, "{e:?}");
+            }
+            assert!(e.dealt_processor_s > 0.0, "{e:?}");
         }
-        assert!(e.dealt_processor_s > 0.0, "{e:?}");
     }
 }

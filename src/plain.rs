@@ -1,11 +1,15 @@
-//! How long the same matrices take in the clear: one forward pass in f32, of which only the time is of interest.
+//! How long the same matrices take in the clear: forward passes in f32, of which only the time is of interest.
 
 use std::hint::black_box;
 use std::path::Path;
 use std::time::Instant;
 
 use ndarray::{Array2, Axis, Slice};
-use serde_json::Value;
+use tacet_protocol::model::decoder::{Checkpoint, Config};
+use tacet_protocol::model::{BertConfig, is_encoder};
+
+/// Bytes of weights past which layers share them: more than any cache holds.
+const DISTINCT: usize = 1 << 30;
 
 /// The sizes of a transformer, whatever its family calls them.
 struct Sizes {
@@ -21,58 +25,122 @@ struct Sizes {
     vocab: usize,
 }
 
-/// `None` where no `config.json` tells them all: a GGUF file has its own.
-fn sizes(dir: &Path) -> Option<Sizes> {
-    let v: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("config.json")).ok()?).ok()?;
-    let find = |names: &[&str]| names.iter().find_map(|n| v.get(n)?.as_u64()).map(|n| n as usize);
-    let (hidden, heads) = (find(&["hidden_size", "n_embd"])?, find(&["num_attention_heads", "n_head"])?);
-    let dim = find(&["head_dim"]).unwrap_or(hidden / heads.max(1));
-    let family = v.get("model_type").and_then(Value::as_str).unwrap_or_default();
-    let decoder = !tacet_protocol::model::is_encoder(dir);
-    Some(Sizes {
-        layers: find(&["num_hidden_layers", "n_layer"])?,
-        hidden,
-        heads,
-        query: heads * dim,
-        key: find(&["num_key_value_heads"]).unwrap_or(heads) * dim,
-        mlp: find(&["intermediate_size", "n_inner"]).unwrap_or(4 * hidden),
-        gated: decoder && family != "gpt2",
-        vocab: if decoder { find(&["vocab_size"])? } else { 0 },
-    })
+impl Sizes {
+    fn of(dir: &Path) -> Option<Sizes> {
+        if !is_encoder(dir) {
+            return Some(Sizes::decoder(Checkpoint::open(dir).ok()?.config()));
+        }
+        let c: BertConfig = serde_json::from_slice(&std::fs::read(dir.join("config.json")).ok()?).ok()?;
+        Some(Sizes {
+            layers: c.num_hidden_layers,
+            hidden: c.hidden_size,
+            heads: c.num_attention_heads,
+            query: c.hidden_size,
+            key: c.hidden_size,
+            mlp: c.intermediate_size,
+            gated: false,
+            vocab: 0,
+        })
+    }
+
+    fn decoder(c: &Config) -> Sizes {
+        Sizes {
+            layers: c.layers,
+            hidden: c.hidden,
+            heads: c.heads,
+            query: c.heads * c.head_dim,
+            key: c.kv_heads * c.head_dim,
+            mlp: c.intermediate,
+            gated: c.family != "gpt2",
+            vocab: c.vocab,
+        }
+    }
 }
 
-/// Seconds of one pass over `rows` rows on one thread: the best of three. All layers use one layer's weights. `None` for a GGUF
-/// file, whose sizes are not in a `config.json`.
-pub fn forward(dir: &Path, rows: usize) -> Option<f64> {
-    let s = sizes(dir)?;
-    let weights = |r: usize, c: usize| Array2::from_shape_fn((r, c), |(i, j)| ((i * 31 + j * 17) % 64) as f32 / 1000.0);
-    let qkv = weights(s.hidden, s.query + 2 * s.key);
-    let (out, up, down) = (weights(s.query, s.hidden), weights(s.hidden, s.mlp), weights(s.mlp, s.hidden));
-    let head = weights(s.hidden, s.vocab);
-    let pass = || {
-        let mut x = weights(rows, s.hidden);
-        for _ in 0..s.layers {
-            let a = attention(&s, &normalised(&x).dot(&qkv));
-            x += &a.dot(&out);
+/// Weights of a layer, a row for each output.
+struct Layer {
+    qkv: Array2<f32>,
+    out: Array2<f32>,
+    up: Array2<f32>,
+    gate: Option<Array2<f32>>,
+    down: Array2<f32>,
+}
+
+impl Layer {
+    fn new(s: &Sizes) -> Layer {
+        Layer {
+            qkv: made(s.query + 2 * s.key, s.hidden),
+            out: made(s.hidden, s.query),
+            up: made(s.mlp, s.hidden),
+            gate: s.gated.then(|| made(s.mlp, s.hidden)),
+            down: made(s.hidden, s.mlp),
+        }
+    }
+
+    fn bytes(s: &Sizes) -> usize {
+        4 * s.hidden * (2 * s.query + 2 * s.key + s.mlp * if s.gated { 3 } else { 2 })
+    }
+}
+
+/// A model of some checkpoint's sizes with made-up weights.
+pub struct Plain {
+    sizes: Sizes,
+    layers: Vec<Layer>,
+    head: Array2<f32>,
+}
+
+impl Plain {
+    /// `None` for a checkpoint that cannot be read.
+    pub fn of(dir: &Path) -> Option<Plain> {
+        let sizes = Sizes::of(dir)?;
+        let distinct = (DISTINCT / Layer::bytes(&sizes).max(1)).clamp(1, sizes.layers.max(1));
+        let layers = (0..distinct).map(|_| Layer::new(&sizes)).collect();
+        Some(Plain { layers, head: made(sizes.vocab, sizes.hidden), sizes })
+    }
+
+    /// Seconds of one pass over `rows` rows after `past` others, on one thread: the best of three.
+    pub fn pass(&self, past: usize, rows: usize) -> f64 {
+        let kept: Vec<_> = self.layers.iter().map(|_| made(past, 2 * self.sizes.key)).collect();
+        let best = (0..3).map(|_| {
+            let start = Instant::now();
+            self.forward(&kept, rows);
+            start.elapsed().as_secs_f64()
+        });
+        best.fold(f64::INFINITY, f64::min)
+    }
+
+    fn forward(&self, kept: &[Array2<f32>], rows: usize) {
+        let s = &self.sizes;
+        let mut x = made(rows, s.hidden);
+        for (l, kept) in self.layers.iter().zip(kept).cycle().take(s.layers) {
+            let a = attention(s, kept, &apply(&normalised(&x), &l.qkv));
+            x += &apply(&a, &l.out);
             let y = normalised(&x);
-            let mut h = y.dot(&up);
+            let mut h = apply(&y, &l.up);
             h.mapv_inplace(|v| v / (1.0 + (-1.702 * v).exp()));
-            if s.gated {
-                h *= &y.dot(&up);
+            if let Some(gate) = &l.gate {
+                h *= &apply(&y, gate);
             }
-            x += &h.dot(&down);
+            x += &apply(&h, &l.down);
         }
         if s.vocab > 0 {
-            black_box(x.slice_axis(Axis(0), Slice::from(rows - 1..rows)).dot(&head));
+            black_box(apply(&x.slice_axis(Axis(0), Slice::from(rows - 1..rows)).to_owned(), &self.head));
         }
         black_box(x);
-    };
-    let best = (0..3).map(|_| {
-        let start = Instant::now();
-        pass();
-        start.elapsed().as_secs_f64()
-    });
-    Some(best.fold(f64::INFINITY, f64::min))
+    }
+}
+
+/// Elements of some size; which ones makes no difference.
+fn made(rows: usize, columns: usize) -> Array2<f32> {
+    Array2::from_shape_fn((rows, columns), |(i, j)| ((i * 31 + j * 17) % 64) as f32 / 1000.0)
+}
+
+/// `x w^T`. One row is a product of a matrix and a vector, which reads the matrix where it lies.
+fn apply(x: &Array2<f32>, w: &Array2<f32>) -> Array2<f32> {
+    match x.nrows() {
+        1 => w.dot(&x.row(0)).insert_axis(Axis(0)),
+        _ => x.dot(&w.t()),
+    }
 }
 
 fn normalised(x: &Array2<f32>) -> Array2<f32> {
@@ -87,21 +155,32 @@ fn normalised(x: &Array2<f32>) -> Array2<f32> {
     y
 }
 
-fn attention(s: &Sizes, qkv: &Array2<f32>) -> Array2<f32> {
-    let rows = qkv.nrows();
+/// Of new rows over kept keys and values and their own.
+fn attention(s: &Sizes, kept: &Array2<f32>, qkv: &Array2<f32>) -> Array2<f32> {
+    let (rows, past) = (qkv.nrows(), kept.nrows());
     let (dim, group) = (s.query / s.heads, s.query / s.key);
     let mut out = Array2::zeros((rows, s.query));
     for h in 0..s.heads {
-        let columns = |at: usize| qkv.slice_axis(Axis(1), Slice::from(at..at + dim));
         let kv = h / group * dim;
-        let mut p = columns(h * dim).dot(&columns(s.query + kv).t());
+        // Of keys, or of values, which come after all keys.
+        let both = |at: usize| {
+            let mut all = Array2::zeros((past + rows, dim));
+            all.slice_axis_mut(Axis(0), Slice::from(..past)).assign(&columns(kept, at, dim));
+            all.slice_axis_mut(Axis(0), Slice::from(past..)).assign(&columns(qkv, s.query + at, dim));
+            all
+        };
+        let mut p = columns(qkv, h * dim, dim).dot(&both(kv).t());
         for mut row in p.axis_iter_mut(Axis(0)) {
             let top = row.fold(f32::MIN, |m, v| m.max(*v));
             row.mapv_inplace(|v| (v - top).exp());
             let sum = row.sum();
             row /= sum;
         }
-        out.slice_axis_mut(Axis(1), Slice::from(h * dim..(h + 1) * dim)).assign(&p.dot(&columns(s.query + s.key + kv)));
+        out.slice_axis_mut(Axis(1), Slice::from(h * dim..(h + 1) * dim)).assign(&p.dot(&both(s.key + kv)));
     }
     out
+}
+
+fn columns(x: &Array2<f32>, at: usize, n: usize) -> ndarray::ArrayView2<'_, f32> {
+    x.slice_axis(Axis(1), Slice::from(at..at + n))
 }

@@ -20,7 +20,9 @@ Examples:
   tacet plan sentence-transformers/all-MiniLM-L6-v2 --tokens 32 --gmacs 40 --json
 
 Rounds and bytes are exact. Seconds are predicted: rounds times half the round trip, bytes over the bandwidth, and the work and
-what a message costs at rates that are measured on this machine when the command starts.";
+what a message costs at rates that are measured on this machine when the command starts. Of parties apart they are for 100us
+and 8Gbit where nothing else is said; of parties that share this machine for loopback then, otherwise for a network such as
+`tacet bench` emulates, whose emulation takes its part of the processors.";
 
 #[derive(ClapArgs)]
 pub struct Args {
@@ -33,11 +35,11 @@ pub struct Args {
     #[arg(long)]
     step: bool,
     /// Round-trip time between parties, such as 1ms or 200us
-    #[arg(long, default_value = "100us")]
-    rtt: String,
+    #[arg(long, value_name = "TIME")]
+    rtt: Option<String>,
     /// Bandwidth between parties, such as 1Gbit or 100Mbit
-    #[arg(long, default_value = "8Gbit")]
-    bandwidth: String,
+    #[arg(long, value_name = "RATE")]
+    bandwidth: Option<String>,
     /// Rate of the linear layers in 10^9 multiply-accumulates a second; measured on this machine if absent
     #[arg(long)]
     gmacs: Option<f64>,
@@ -46,12 +48,20 @@ pub struct Args {
     json: bool,
 }
 
-fn number(text: &str, units: &[(&str, f64)]) -> Result<f64> {
+/// Seconds there and back where a command line does not say.
+pub const RTT: f64 = 100e-6;
+/// Bytes a second, likewise.
+pub const BANDWIDTH: f64 = 1e9;
+/// Bytes of most networks' largest packet, likewise.
+pub const MTU: u16 = 1500;
+
+fn number(text: &str, units: &[(&str, f64)], within: [f64; 2]) -> Result<f64> {
     for (unit, factor) in units {
         if let Some(n) = text.strip_suffix(unit) {
             let v: f64 = n.trim().parse().with_context(|| format!("{text:?} is not a number with a unit"))?;
-            if !(v.is_finite() && v > 0.0) {
-                bail!("{text:?} is not positive");
+            if !(within[0]..=within[1]).contains(&(v * factor)) {
+                let [least, most] = within.map(|v| v / factor);
+                bail!("{text:?} is not within {least}{unit} and {most}{unit}");
             }
             return Ok(v * factor);
         }
@@ -59,14 +69,14 @@ fn number(text: &str, units: &[(&str, f64)]) -> Result<f64> {
     bail!("{text:?}: a unit is missing, one of {}", units.iter().map(|u| u.0).collect::<Vec<_>>().join(", "))
 }
 
-/// Seconds.
+/// Seconds, up to a minute.
 pub fn duration(text: &str) -> Result<f64> {
-    number(text, &[("us", 1e-6), ("ms", 1e-3), ("s", 1.0)])
+    number(text, &[("us", 1e-6), ("ms", 1e-3), ("s", 1.0)], [0.0, 60.0])
 }
 
-/// Bytes a second.
+/// Bytes a second, of 64 kbit or more.
 pub fn bandwidth(text: &str) -> Result<f64> {
-    number(text, &[("Gbit", 1e9 / 8.0), ("Mbit", 1e6 / 8.0), ("kbit", 1e3 / 8.0)])
+    number(text, &[("Gbit", 1e9 / 8.0), ("Mbit", 1e6 / 8.0), ("kbit", 1e3 / 8.0)], [8e3, 1e12])
 }
 
 /// Rates of a decoder's step, measured on one that follows a short prompt.
@@ -76,7 +86,10 @@ pub fn step(p: &DecoderPlanner, exchange: Exchange, macs: Option<f64>) -> Result
 
 /// Prints the plan.
 pub async fn run(args: Args) -> Result<()> {
-    let (rtt, bandwidth) = (duration(&args.rtt)?, bandwidth(&args.bandwidth)?);
+    let rtt = args.rtt.as_deref().map(duration).transpose()?;
+    let bandwidth = args.bandwidth.as_deref().map(bandwidth).transpose()?;
+    let emulated = rtt.is_some() || bandwidth.is_some();
+    let (rtt, bandwidth) = (rtt.unwrap_or(RTT), bandwidth.unwrap_or(BANDWIDTH));
     if args.gmacs.is_some_and(|g| !(g.is_finite() && g > 0.0)) {
         bail!("--gmacs is not positive");
     }
@@ -92,7 +105,7 @@ pub async fn run(args: Args) -> Result<()> {
         (_, false) => plans.first(padded(args.tokens).unwrap_or(args.tokens))?,
     };
     let (cost, lines) = (program.cost(), program.describe());
-    let exchange = Exchange::measure()?;
+    let exchange = Exchange::measure(None)?;
     let macs = args.gmacs.map(|g| g * 1e9);
     let (rates, sample) = match (&plans, args.step) {
         (Plans::Decoder(p), true) => (step(p, exchange, macs)?, 1),
@@ -103,15 +116,20 @@ pub async fn run(args: Args) -> Result<()> {
     };
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let next = next(matches!(plans, Plans::Decoder(_)), args.step);
-    let at = |cores| rates.predict(&cost, answer(&program), Network { rtt, bandwidth, cores, next });
-    let (times, shared) = (at(None), at(Some(cores)));
+    let apart = Network { rtt, bandwidth, cores: None, next };
+    let here = match emulated {
+        true => Network { cores: Some(cores), ..apart },
+        false => Network { rtt: 0.0, bandwidth: f64::INFINITY, cores: Some(cores), next },
+    };
+    let times = rates.predict(&cost, answer(&program), apart);
+    let emulating = if emulated { Exchange::measure(Some(MTU.into()))? } else { exchange };
+    let shared = Rates { exchange: emulating, ..rates }.predict(&cost, answer(&program), here);
     if args.json {
         let v = serde_json::json!({
             "tokens": program.tokens(), "cost": cost, "rates": rates, "times": times, "times_shared": shared,
             "operations": lines,
         });
-        println!("{}", serde_json::to_string(&v)?);
-        return Ok(());
+        return crate::print(&format!("{v}\n"));
     }
     let mut out = String::new();
     writeln!(
@@ -162,10 +180,15 @@ pub async fn run(args: Args) -> Result<()> {
         x.byte_processor_s * 1e9,
         x.dealt_processor_s * 1e9
     )?;
-    writeln!(out, "predicted at {} and {}, each party on a machine like this one:", args.rtt, args.bandwidth)?;
+    let (ms, mbit) = (rtt * 1e3, bandwidth * 8e-6);
+    writeln!(
+        out,
+        "predicted at {ms} ms there and back and {mbit} Mbit a second, each party on a machine like this one:"
+    )?;
     writeln!(out, "  evaluators {:.3} s, their network {:.3} s", times.compute_s, times.online_network_s)?;
     writeln!(out, "  dealer {:.3} s, its network {:.3} s", times.dealing_s, times.dealing_network_s)?;
-    let here = format!("all three on this one, {cores} cores");
+    let over = if emulated { "over such a network, emulated" } else { "over loopback" };
+    let here = format!("all three on this one, {cores} cores, {over}");
     for (t, where_) in [(&times, "apart"), (&shared, here.as_str())] {
         writeln!(
             out,
@@ -183,10 +206,12 @@ mod tests {
     #[test]
     fn numbers_have_units() {
         let units = [("us", 1e-6), ("ms", 1e-3), ("s", 1.0)];
-        assert_eq!(number("200us", &units).unwrap(), 200.0 * 1e-6);
-        assert_eq!(number("1.5 s", &units).unwrap(), 1.5);
-        for bad in ["5", "ms", "-1ms", "0s", "infs", "NaNs"] {
-            assert!(number(bad, &units).is_err(), "{bad}");
+        let number = |text| number(text, &units, [0.0, 60.0]);
+        assert_eq!(number("200us").unwrap(), 200.0 * 1e-6);
+        assert_eq!(number("1.5 s").unwrap(), 1.5);
+        for bad in ["5", "ms", "-1ms", "61s", "1e300s", "infs", "NaNs"] {
+            assert!(number(bad).is_err(), "{bad}");
         }
+        assert!(bandwidth("63kbit").unwrap_err().to_string().contains("64kbit"));
     }
 }

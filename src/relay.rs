@@ -6,6 +6,9 @@
 //! is 50 us a sleep. Datagrams that come as one train (a message of several, which the system passes on as one) leave as one,
 //! when the line has carried the last: one at a time they would cost more of this machine's processors than all that the
 //! network between the parties costs otherwise. No datagram is early; what the relay's own threads take comes on top.
+//!
+//! A datagram that is larger than the network's packets is lost, as on a path that does not let them be divided: it is how
+//! endpoints find out.
 
 use std::collections::HashMap;
 use std::io::{self, IoSliceMut};
@@ -17,6 +20,9 @@ use std::time::{Duration, Instant};
 
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 
+/// Bytes of IPv4's and UDP's headers.
+const HEADERS: usize = 28;
+
 /// What a line does to datagrams.
 #[derive(Clone, Copy, Debug)]
 pub struct Link {
@@ -26,12 +32,24 @@ pub struct Link {
     pub bandwidth: f64,
     /// Share of datagrams that are lost.
     pub loss: f64,
+    /// Bytes of the largest packet, its headers included.
+    pub mtu: usize,
 }
 
 impl Link {
-    /// Bytes that wait for the line at most: what it carries in a round trip and a tenth of a second.
+    /// One that takes packets of this size and nothing of the time.
+    pub fn free(mtu: usize) -> Link {
+        Link { rtt: Duration::ZERO, bandwidth: f64::INFINITY, loss: 0.0, mtu }
+    }
+
+    /// Bytes that wait for the line at most: what it carries in a round trip and a tenth of a second, and one train.
     fn queue(&self) -> usize {
-        (self.bandwidth * (self.rtt.as_secs_f64() + 0.1)) as usize
+        ((self.bandwidth * (self.rtt.as_secs_f64() + 0.1)) as usize).max(1 << 16)
+    }
+
+    /// How long the line is busy with so many bytes.
+    fn busy(&self, bytes: usize) -> Duration {
+        Duration::try_from_secs_f64(bytes as f64 / self.bandwidth).unwrap_or(Duration::MAX)
     }
 }
 
@@ -109,10 +127,11 @@ impl Line {
         let mut bytes = Vec::with_capacity(train.len());
         for datagram in train.chunks(stride) {
             let queued = self.queued.load(Ordering::Relaxed) + datagram.len();
-            if self.lost() || queued > self.link.queue() {
+            if self.lost() || queued > self.link.queue() || datagram.len() + HEADERS > self.link.mtu {
                 continue;
             }
-            self.free = self.free.max(now) + Duration::from_secs_f64(datagram.len() as f64 / self.link.bandwidth);
+            let start = self.free.max(now);
+            self.free = start.checked_add(self.link.busy(datagram.len())).unwrap_or(start);
             self.queued.fetch_add(datagram.len(), Ordering::Relaxed);
             bytes.extend_from_slice(datagram);
         }
@@ -169,8 +188,11 @@ fn forward(front: &Arc<Socket>, target: SocketAddr, link: Link) -> io::Result<()
             let mut line = Line::start(link, Arc::clone(front), source, !seed)?;
             spawn(move || {
                 let mut buffer = vec![0; 1 << 16];
-                while let Ok(m) = back.receive(&mut buffer) {
-                    line.carry(&buffer[..m.len], m.stride);
+                loop {
+                    match back.receive(&mut buffer) {
+                        Ok(m) => line.carry(&buffer[..m.len], m.stride),
+                        Err(e) => return eprintln!("relay from {target}: {e}"),
+                    }
                 }
             })?;
         }
@@ -188,7 +210,7 @@ mod tests {
     fn datagrams_cross_both_ways_in_order_and_take_their_time() {
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
         let rtt = Duration::from_millis(30);
-        let at = start(server.local_addr().unwrap(), Link { rtt, bandwidth: 1e8, loss: 0.0 }).unwrap();
+        let at = start(server.local_addr().unwrap(), Link { rtt, bandwidth: 1e8, loss: 0.0, mtu: 1500 }).unwrap();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         let started = Instant::now();
         for i in 0..20u8 {
@@ -211,7 +233,7 @@ mod tests {
     fn a_train_takes_the_time_that_its_bytes_take_and_keeps_its_datagrams() {
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
         // 100 kB at 1 MB/s each way.
-        let link = Link { rtt: Duration::from_millis(10), bandwidth: 1e6, loss: 0.0 };
+        let link = Link { rtt: Duration::from_millis(10), bandwidth: 1e6, loss: 0.0, mtu: 1500 };
         let at = start(server.local_addr().unwrap(), link).unwrap();
         let client = Socket::new().unwrap();
         let bytes: Vec<u8> = (0..50_000u32).map(|i| (i / 1000) as u8).collect();
@@ -236,10 +258,21 @@ mod tests {
     fn lost_datagrams_do_not_arrive() {
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
         server.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-        let link = Link { rtt: Duration::ZERO, bandwidth: 1e9, loss: 1.0 };
+        let link = Link { loss: 1.0, ..Link::free(1500) };
         let at = start(server.local_addr().unwrap(), link).unwrap();
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         client.send_to(&[1], at).unwrap();
         assert!(server.recv_from(&mut [0; 8]).is_err());
+    }
+
+    #[test]
+    fn datagrams_that_are_larger_than_a_packet_do_not_arrive() {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let at = start(server.local_addr().unwrap(), Link::free(1500)).unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for len in [1473, 6500, 1472] {
+            client.send_to(&vec![7; len], at).unwrap();
+        }
+        assert_eq!(server.recv_from(&mut [0; 8000]).unwrap().0, 1472);
     }
 }

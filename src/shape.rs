@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
+use tacet_party::config::hex;
+
+use crate::keys;
 
 /// A model whose shape is known by heart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -27,40 +30,41 @@ pub enum Shape {
 /// Words that the tokeniser of a shape knows: a model's directory has to have one.
 const WORDS: usize = 1000;
 
-/// A folder with a random checkpoint, removed when dropped.
-pub struct Checkpoint(PathBuf);
+/// A private temporary folder, removed when dropped.
+pub struct Folder(pub PathBuf);
 
-impl Checkpoint {
-    /// Writes one; the same weights every time. Ternary, weights of layers are -1, 0 and 1 times one magnitude, and norms have
-    /// no gain that would scale them.
-    pub fn write(shape: Shape, ternary: bool) -> Result<Checkpoint> {
-        let name = shape.to_possible_value().map_or_else(String::new, |v| v.get_name().to_string());
-        let dir = std::env::temp_dir().join(format!("tacet-shape-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
-        let c = Checkpoint(dir);
-        let (config, tensors) = match shape {
-            Shape::Minilm => bert(6, 384, 12, 1536),
-            Shape::BertBase => bert(12, 768, 12, 3072),
-            Shape::Gpt2 => gpt2(12, 768, 12, 50257),
-            Shape::Tinyllama => llama(22, 2048, [32, 4], 5632),
-            Shape::Llama7b => llama(32, 4096, [32, 32], 11008),
-        };
-        std::fs::write(c.0.join("config.json"), config.to_string())?;
-        std::fs::write(c.0.join("tokenizer.json"), tokenizer().to_string())?;
-        weights(&c.0.join("model.safetensors"), &tensors, ternary)?;
-        Ok(c)
-    }
-
-    /// The folder.
-    pub fn dir(&self) -> &Path {
-        &self.0
+impl Folder {
+    /// Makes an empty one.
+    pub fn make() -> Result<Folder> {
+        let dir = std::env::temp_dir().join(format!("tacet-shape-{}", hex(&keys::random::<8>()?)));
+        let mut b = std::fs::DirBuilder::new();
+        std::os::unix::fs::DirBuilderExt::mode(&mut b, 0o700);
+        b.create(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        Ok(Folder(dir))
     }
 }
 
-impl Drop for Checkpoint {
+impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+/// Writes a checkpoint with random weights; the same every time. Ternary, weights of layers are -1, 0 and 1 times one
+/// magnitude, and norms have no gain that would scale them.
+pub fn write(dir: &Path, shape: Shape, ternary: bool) -> Result<()> {
+    let (config, tensors) = match shape {
+        Shape::Minilm => bert(6, 384, 12, 1536),
+        Shape::BertBase => bert(12, 768, 12, 3072),
+        Shape::Gpt2 => gpt2(12, 768, 12, 50257),
+        Shape::Tinyllama => llama(22, 2048, [32, 4], 5632),
+        Shape::Llama7b => llama(32, 4096, [32, 32], 11008),
+    };
+    std::fs::write(dir.join("config.json"), config.to_string())?;
+    std::fs::write(dir.join("tokenizer.json"), tokenizer().to_string())?;
+    let path = dir.join("model.safetensors");
+    let bytes = tensors.iter().map(|(_, shape, _)| 2 * shape.iter().product::<usize>()).sum::<usize>();
+    weights(&path, &tensors, ternary).with_context(|| format!("{}, of {} MB", path.display(), bytes / 1_000_000))
 }
 
 fn tokenizer() -> Value {
@@ -200,5 +204,25 @@ fn weights(path: &Path, tensors: &[Tensor], ternary: bool) -> Result<()> {
             out.write_all(&((v.to_bits() >> 16) as u16).to_le_bytes())?;
         }
     }
-    out.flush().with_context(|| path.display().to_string())
+    Ok(out.flush()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tacet_protocol::model::decoder::Checkpoint;
+
+    #[test]
+    fn a_shape_is_a_checkpoint_in_a_private_folder_that_goes() {
+        let folder = Folder::make().unwrap();
+        let dir = folder.0.clone();
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&dir).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o700);
+        write(&dir, Shape::Gpt2, false).unwrap();
+        let checkpoint = Checkpoint::open(&dir).unwrap();
+        let c = checkpoint.config();
+        assert_eq!([c.layers, c.hidden, c.heads, c.vocab], [12, 768, 12, 50257]);
+        drop(folder);
+        assert!(!dir.exists());
+    }
 }

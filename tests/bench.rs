@@ -53,7 +53,7 @@ fn numbers(v: &Value, keys: &[&str]) {
 }
 
 fn query(v: &Value) {
-    numbers(v, &["total_s", "online_s", "dealing_s", "peer_wait_per_round_s"]);
+    numbers(v, &["total_s", "online_s", "dealing_s", "peer_wait_per_round_s", "over_plain"]);
     numbers(&v["phases"], &PHASES);
     let at = |key: &str| v["phases"][key].as_f64().unwrap();
     assert!(at("computing_s") > 0.0 && at("computing_processor_s") > 0.0 && at("peer_wait_s") > 0.0, "{v}");
@@ -69,7 +69,7 @@ fn an_encoders_figures_are_all_there() {
     let (home, tiny) = (Home::new(), Tiny::new(1));
     let dir = tiny.dir.to_str().unwrap();
     let v = json(&home, &["bench", "--model", dir, "--tokens", "5", "--repeat", "2", "--rtt", "2ms"]);
-    numbers(&v, &["tokens", "padded", "cores", "rtt_s", "bandwidth_bytes_per_s", "loss", "plain_f32_s"]);
+    numbers(&v, &["tokens", "padded", "cores", "rtt_s", "bandwidth_bytes_per_s", "loss", "mtu", "plain_f32_s"]);
     numbers(&v["predicted"], &TIMES);
     numbers(&v["rates"], &RATES);
     for key in ["dealt_beside", "dealt_ahead"] {
@@ -83,9 +83,16 @@ fn an_encoders_figures_are_all_there() {
     }
     let plan = planned(&home, &tiny.dir, &["--tokens", "8"]);
     assert_eq!((&v["cost"], &v["padded"]), (&plan["cost"], &8.into()));
-    numbers(&plan["times"], &TIMES);
-    numbers(&plan["times_shared"], &TIMES);
-    assert!(plan["times_shared"]["total_beside_s"].as_f64() >= plan["times"]["total_ahead_s"].as_f64());
+    let far = planned(&home, &tiny.dir, &["--tokens", "8", "--rtt", "40ms", "--bandwidth", "100Mbit"]);
+    for (plan, least) in [(&plan, 0.0), (&far, 0.02 * plan["cost"]["rounds"].as_f64().unwrap())] {
+        for key in ["times", "times_shared"] {
+            numbers(&plan[key], &TIMES);
+            assert!(plan[key]["total_ahead_s"].as_f64().unwrap() > least, "{plan}");
+        }
+    }
+    for party in v["parties"].as_array().unwrap() {
+        assert!(party["backend"].as_str().is_some_and(|b| !b.is_empty()), "{party}");
+    }
 }
 
 #[test]
@@ -96,6 +103,7 @@ fn a_decoders_figures_are_all_there_and_bytes_are_counted_by_kind() {
     let v = json(&home, &["bench", "--model", model, "--tokens", "8", "--decode", "3", "--repeat", "1"]);
     let g = &v["generation"];
     numbers(g, &["prefill_s", "tokens_per_s", "rounds_per_step"]);
+    numbers(&v, &["plain_f32_s", "plain_f32_step_s"]);
     numbers(&v["predicted_step"], &TIMES);
     for key in ["prefill", "step", "step_ahead"] {
         query(&g[key]);
@@ -111,7 +119,16 @@ fn a_decoders_figures_are_all_there_and_bytes_are_counted_by_kind() {
     assert_eq!((&g["announced_bytes"], &g["spent"]["steps"]), (&(5 * announced()).into(), &5.into()));
     assert_eq!(g["rounds_per_step"], steps[1]["cost"]["rounds"]);
     let text = tacet(&home, &["bench", "--model", model, "--tokens", "8", "--decode", "3", "--repeat", "1"]);
-    for word in ["prompt", "step, ahead", "computing", "for room", "bytes announced", "tokens/s (predicted"] {
+    for word in [
+        "prompt",
+        "step, ahead",
+        "computing",
+        "for room",
+        "bytes announced",
+        "tokens/s (predicted",
+        "over plain",
+        "computes on",
+    ] {
         assert!(text.contains(word), "{word} in {text}");
     }
 }

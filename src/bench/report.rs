@@ -31,6 +31,9 @@ pub struct Query {
     /// The mean, where it is of steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mean_total_s: Option<f64>,
+    /// `total_s` over that of the same matrices in f32 in the clear, on one thread.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub over_plain: Option<f64>,
 }
 
 /// One measured query or step.
@@ -68,6 +71,7 @@ impl Query {
             peer_wait_per_round_s: of(&|s| s.phases.peer_wait_s / s.rounds.max(1) as f64),
             processor_s: None,
             mean_total_s: None,
+            over_plain: None,
         }
     }
 
@@ -113,9 +117,13 @@ pub struct Setting {
     pub bandwidth_bytes_per_s: Option<f64>,
     pub loss: Option<f64>,
     pub cost: Cost,
-    /// One forward pass of the same matrices in f32, in the clear, on one thread; not of a GGUF file.
+    pub mtu: Option<usize>,
+    /// One forward pass of the same matrices in f32, in the clear, on one thread.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plain_f32_s: Option<f64>,
+    /// Of a decoder, such a pass of one row after as many others as the predicted step has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plain_f32_step_s: Option<f64>,
 }
 
 /// What it should take, by means of the rates that were measured before, between and after.
@@ -143,6 +151,25 @@ pub struct Found {
     pub parties: Vec<PartyReport>,
 }
 
+impl Found {
+    /// Sets the ratios to the times in the clear.
+    pub fn over(&mut self, s: &Setting) {
+        let prompts = [&mut self.dealt_beside, &mut self.dealt_ahead, &mut self.dealt_ahead_from_disk];
+        for q in prompts.into_iter().flatten() {
+            q.over_plain = s.plain_f32_s.map(|plain| q.total_s / plain);
+        }
+        if let Some(g) = &mut self.generation {
+            for (q, plain) in [
+                (&mut g.prefill, s.plain_f32_s),
+                (&mut g.step, s.plain_f32_step_s),
+                (&mut g.step_ahead, s.plain_f32_step_s),
+            ] {
+                q.over_plain = plain.map(|plain| q.total_s / plain);
+            }
+        }
+    }
+}
+
 #[derive(Serialize)]
 pub struct Report {
     #[serde(flatten)]
@@ -163,6 +190,13 @@ impl Report {
             r.model, r.tokens, r.padded, r.processor, r.cores
         )?;
         writeln!(out, "{})", r.load.map_or_else(String::new, |l| format!(", load {l:.2}")))?;
+        if let (Some(rtt), Some(bandwidth), Some(loss), Some(mtu)) = (r.rtt_s, r.bandwidth_bytes_per_s, r.loss, r.mtu) {
+            let (ms, mbit, lost) = (rtt * 1e3, bandwidth * 8e-6, loss * 100.0);
+            writeln!(
+                out,
+                "emulated: {ms} ms there and back, {mbit} Mbit/s, packets of {mtu} bytes, {lost} % of them lost"
+            )?;
+        }
         let dealt = r.cost.dealt_bytes.iter().sum::<u64>() as f64 / 1e6;
         let opened = r.cost.opened_bytes as f64 / 1e6;
         writeln!(out, "{} rounds, {opened:.1} MB opened each way, {dealt:.1} MB dealt", r.cost.rounds)?;
@@ -182,12 +216,13 @@ impl Report {
         }
         writeln!(
             out,
-            "{:<14}{:>9}{:>10}{:>9}{:>10}{:>11}",
-            "seconds", "total", "predicted", "online", "predicted", "dealing"
+            "{:<14}{:>9}{:>10}{:>9}{:>10}{:>11}{:>12}",
+            "seconds", "total", "predicted", "online", "predicted", "dealing", "over plain"
         )?;
         for (name, q, total, online) in &rows {
             let (t, o, d) = (q.total_s, q.online_s, q.dealing_s);
-            writeln!(out, "{name:<14}{t:>9.4}{total:>10.4}{o:>9.4}{online:>10.4}{d:>11.4}")?;
+            let plain = q.over_plain.map_or("-".into(), |times| format!("{times:.0} x"));
+            writeln!(out, "{name:<14}{t:>9.4}{total:>10.4}{o:>9.4}{online:>10.4}{d:>11.4}{plain:>12}")?;
         }
         writeln!(out, "\nof it, at     the slower evaluator                      the dealer")?;
         let heads = ["computing", "for dealer", "for other", "a round", "computing", "for room"];
@@ -198,11 +233,17 @@ impl Report {
                 [f.computing_s, f.dealer_wait_s, f.peer_wait_s, q.peer_wait_per_round_s, f.dealing_s, f.room_wait_s];
             writeln!(out, "{name:<14}{}", all.map(|s| format!("{s:>11.5}")).concat())?;
         }
-        let idle = rates.exchange.round_s;
-        writeln!(out, "(a round of 1 KB between two endpoints here that do nothing else: {idle:.5})\n")?;
-        if let (Some(b), Some(plain)) = (&found.dealt_beside, r.plain_f32_s) {
-            let times = b.total_s / plain;
-            writeln!(out, "in the clear, f32: {plain:.3} s; privately {times:.0} times as long")?;
+        for (name, q, ..) in &rows {
+            if let Some([e1, e2, dealer]) = q.processor_s {
+                writeln!(out, "processor seconds, {name}: E1 {e1:.3}, E2 {e2:.3}, dealer {dealer:.3}")?;
+            }
+        }
+        let idle = rates.exchange.round_s * 1e6;
+        let relay = if r.mtu.is_some() { ", a relay apart that adds no delay of its own" } else { "" };
+        writeln!(out, "a round of 1 KB between two endpoints here that do nothing else{relay}: {idle:.0} us\n")?;
+        if let Some(plain) = r.plain_f32_s {
+            let step = r.plain_f32_step_s.map_or(String::new(), |s| format!(", a step {s:.4} s"));
+            writeln!(out, "in the clear, f32, one thread: {plain:.4} s{step}")?;
         }
         if let (Some(g), Some(s)) = (&found.generation, predicted_step) {
             writeln!(out, "{:.1} tokens/s (predicted {:.1})", g.tokens_per_s, 1.0 / s.total_beside_s)?;
@@ -212,12 +253,11 @@ impl Report {
                 "{} rounds a step; with the prompt {opened:.1} MB opened each way, {dealt:.1} MB dealt, {} bytes announced",
                 g.rounds_per_step, g.announced_bytes
             )?;
-            if let Some(plain) = r.plain_f32_s {
-                writeln!(out, "in the clear, f32: prompt {plain:.3} s")?;
-            }
         }
         for p in &found.parties {
-            writeln!(out, "{:<6} {:?}: {:.0} MB resident at its peak", p.name, p.role, p.peak_mb)?;
+            let (name, role, peak) = (p.name, p.role, p.peak_mb);
+            let on = p.backend.as_deref().map_or(String::new(), |b| format!(", computes on {b}"));
+            writeln!(out, "{name:<6} {role:?}: {peak:.0} MB resident at its peak{on}")?;
         }
         Ok(out)
     }
