@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use self::report::{Found, Generation, Prediction, Query, Report, Sample, Setting};
 use crate::exchange::Exchange;
-use crate::local::{Lane, PartyReport};
+use crate::local::{Lane, PartyReport, threads};
 use crate::parties::linked;
 use crate::plain::Plain;
 use crate::plan::{BANDWIDTH, MTU, RTT, bandwidth, duration, step};
@@ -266,6 +266,7 @@ fn described(
         padded: length,
         processor: processor(),
         cores,
+        threads: threads(),
         load,
         rtt_s: link.map(|l| l.rtt.as_secs_f64()),
         bandwidth_bytes_per_s: link.map(|l| l.bandwidth),

@@ -50,6 +50,11 @@ pub struct PartyReport {
     pub backend: Option<String>,
 }
 
+/// Threads of each party: the three share this machine's cores.
+pub fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get() / LANE.len()).max(1)
+}
+
 impl Lane {
     /// Makes identities, starts three `tacet party` processes and waits until they are linked.
     #[allow(dead_code)] // for tests
@@ -98,8 +103,7 @@ impl Lane {
             http: Vec::new(),
             parties: Parties { token, party: Vec::new() },
         };
-        // The three share this machine's cores.
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get() / LANE.len()).max(1);
+        let threads = threads();
         let mut addrs = Vec::new();
         let mut held = Vec::new();
         for (name, role) in LANE {

@@ -111,6 +111,8 @@ pub struct Setting {
     pub padded: usize,
     pub processor: String,
     pub cores: usize,
+    /// Of the processor, each party's.
+    pub threads: usize,
     /// What else ran here before: the mean number of threads that wanted a processor in the last minute.
     pub load: Option<f64>,
     pub rtt_s: Option<f64>,
@@ -232,6 +234,12 @@ impl Report {
             let all =
                 [f.computing_s, f.dealer_wait_s, f.peer_wait_s, q.peer_wait_per_round_s, f.dealing_s, f.room_wait_s];
             writeln!(out, "{name:<14}{}", all.map(|s| format!("{s:>11.5}")).concat())?;
+        }
+        let elsewhere = found.parties.iter().any(|p| p.backend.as_deref().is_some_and(|b| b != "cpu"));
+        if r.threads > 1 || elsewhere {
+            let on =
+                if elsewhere { "not on the processor alone".into() } else { format!("on {} threads each", r.threads) };
+            writeln!(out, "predicted is for parties of one thread of the processor; these compute {on}")?;
         }
         for (name, q, ..) in &rows {
             if let Some([e1, e2, dealer]) = q.processor_s {
