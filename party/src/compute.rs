@@ -2,14 +2,16 @@
 //! openings.
 //!
 //! All that a device computes is exact, so that no other party can tell; which one it was shows in the time a session takes, which
-//! depends on shapes. A device that fails ends the sessions that used it, before anything more is sent. The next session
-//! opens it again; where it was only preferred, and is gone for good, the processor takes over.
+//! depends on shapes and on the device's memory. What it has no room for, the processor computes beside it. A device that fails
+//! ends the sessions that used it, before anything more is sent. The next session opens it again; where it was only
+//! preferred, and is gone for good or fails often, the processor takes over.
 
 use std::sync::Arc;
 
 use tacet_protocol::Error;
 use tacet_protocol::backend::{Backend, Cpu};
 use tacet_protocol::gemm::Threads;
+use tacet_protocol::program::Program;
 
 use crate::PartyError;
 use crate::config::BackendKind;
@@ -18,12 +20,14 @@ use crate::config::BackendKind;
 use {
     crate::lock,
     std::sync::Mutex,
-    tacet_protocol::Role,
-    tacet_protocol::backend::Evaluation,
-    tacet_protocol::gates::product::HeadProduct,
-    tacet_protocol::program::{Linear, Program},
+    std::time::{Duration, Instant},
     tacet_shaders::{Choice, Gpu, GpuError},
 };
+
+/// A preferred device that is lost again within this time is not opened once more: every session would fail after some of its
+/// time.
+#[cfg(feature = "gpu")]
+const OFTEN: Duration = Duration::from_secs(3600);
 
 /// What a party computes with.
 pub struct Compute {
@@ -32,6 +36,9 @@ pub struct Compute {
     kind: BackendKind,
     #[cfg(feature = "gpu")]
     gpu: Mutex<Option<Arc<Gpu>>>,
+    /// When a device was last found to be lost.
+    #[cfg(feature = "gpu")]
+    lost: Mutex<Option<Instant>>,
 }
 
 #[cfg(feature = "gpu")]
@@ -42,7 +49,7 @@ impl Compute {
     /// `gpu` was asked for, and there is no adapter or it cannot be opened; or the system gives no threads.
     pub fn open(kind: BackendKind, threads: usize) -> Result<Compute, PartyError> {
         let cpu = cpu(threads)?;
-        let gpu = match (kind, open(kind, &*cpu)) {
+        let gpu = match (kind, open(kind, &cpu)) {
             (_, Ok(gpu)) => gpu,
             (BackendKind::Gpu, Err(e)) => return Err(PartyError::Config(format!("backend = \"gpu\": {e}"))),
             (_, Err(e)) => {
@@ -50,7 +57,25 @@ impl Compute {
                 None
             }
         };
-        Ok(Compute { cpu, kind, gpu: Mutex::new(gpu) })
+        Ok(Compute { cpu, kind, gpu: Mutex::new(gpu), lost: Mutex::default() })
+    }
+
+    /// Gets an adapter ready for a program and others of the same layers, before any session waits for it: their weights go
+    /// there.
+    ///
+    /// # Errors
+    /// `gpu` was asked for, and it fails; a program without weights.
+    pub fn prepare(&self, p: &Program) -> Result<(), PartyError> {
+        let mut gpu = lock(&self.gpu);
+        match (self.kind, gpu.as_ref().map_or(Ok(()), |g| g.hold(p))) {
+            (_, Ok(())) => {}
+            (BackendKind::Gpu, Err(e)) => return Err(PartyError::Config(format!("backend = \"gpu\": {e}"))),
+            (_, Err(e)) => {
+                eprintln!("computing on the processor: {e}");
+                *gpu = None;
+            }
+        }
+        Ok(())
     }
 
     /// Its name, for people.
@@ -70,7 +95,13 @@ impl Compute {
     pub fn backend(&self) -> Result<Arc<dyn Backend>, Error> {
         let mut gpu = lock(&self.gpu);
         if gpu.as_ref().is_some_and(|g| g.lost()) {
-            match (self.kind, open(self.kind, &*self.cpu)) {
+            let before = lock(&self.lost).replace(Instant::now());
+            let often = self.kind == BackendKind::Auto && before.is_some_and(|at| at.elapsed() < OFTEN);
+            let again = match often {
+                true => Err(Error::Device("the adapter was lost twice within an hour".into())),
+                false => open(self.kind, &self.cpu),
+            };
+            match (self.kind, again) {
                 (_, Ok(again)) => *gpu = again,
                 (BackendKind::Gpu, Err(e)) => return Err(e),
                 (_, Err(e)) => {
@@ -80,41 +111,15 @@ impl Compute {
             }
         }
         Ok(match &*gpu {
-            Some(gpu) => Arc::new(Beside { gpu: Arc::clone(gpu), cpu: Arc::clone(&self.cpu) }),
+            Some(gpu) => Arc::clone(gpu) as Arc<dyn Backend>,
             None => Arc::clone(&self.cpu),
         })
     }
 }
 
-/// An adapter beside the processor's threads.
+/// The adapter that a choice stands for, beside the processor; none is as good as any where there was no wish for one.
 #[cfg(feature = "gpu")]
-struct Beside {
-    gpu: Arc<Gpu>,
-    cpu: Arc<dyn Backend>,
-}
-
-#[cfg(feature = "gpu")]
-impl Backend for Beside {
-    fn linear(&self, layer: &Arc<Linear>, x: &[u64], rows: usize, bits: u32) -> Result<Vec<u64>, Error> {
-        self.gpu.linear(layer, x, rows, bits)
-    }
-
-    fn product(&self, g: &HeadProduct, pairs: &[(&[u64], &[u64])]) -> Result<Vec<u64>, Error> {
-        self.gpu.product(g, pairs)
-    }
-
-    fn threads(&self) -> Option<Threads> {
-        self.cpu.threads()
-    }
-
-    fn evaluation(&self, p: &Program, role: Role) -> Result<Option<Box<dyn Evaluation>>, Error> {
-        self.gpu.evaluation(p, role)
-    }
-}
-
-/// The adapter that a choice stands for; none is as good as any where there was no wish for one.
-#[cfg(feature = "gpu")]
-fn open(kind: BackendKind, cpu: &dyn Backend) -> Result<Option<Arc<Gpu>>, Error> {
+fn open(kind: BackendKind, cpu: &Arc<dyn Backend>) -> Result<Option<Arc<Gpu>>, Error> {
     let choice = match kind {
         BackendKind::Cpu => return Ok(None),
         BackendKind::Auto => Choice::Hardware,
@@ -124,11 +129,11 @@ fn open(kind: BackendKind, cpu: &dyn Backend) -> Result<Option<Arc<Gpu>>, Error>
         Err(GpuError::NoAdapter(_)) if kind == BackendKind::Auto => return Ok(None),
         opened => opened?,
     };
-    if kind == BackendKind::Auto && !gpu.pays(cpu)? {
+    if kind == BackendKind::Auto && !gpu.pays(&**cpu)? {
         eprintln!("computing on the processor: it is faster than {}", gpu.adapter());
         return Ok(None);
     }
-    Ok(Some(Arc::new(gpu)))
+    Ok(Some(Arc::new(gpu.beside(Arc::clone(cpu), |line| eprintln!("{line}")))))
 }
 
 /// The processor: sessions share the threads, and one alone is that of each session.
@@ -152,6 +157,14 @@ impl Compute {
             )),
             BackendKind::Auto | BackendKind::Cpu => Ok(Compute { cpu: cpu(threads)? }),
         }
+    }
+
+    /// The processor is ready.
+    ///
+    /// # Errors
+    /// None.
+    pub fn prepare(&self, _: &Program) -> Result<(), PartyError> {
+        Ok(())
     }
 
     /// Its name, for people.
@@ -204,9 +217,37 @@ mod tests {
         assert!(held.lost() && !again.lost());
         // Where it does not come back: a wish is given up, an order is not.
         *lock(&compute.gpu) = Some(held);
-        let gone = |kind| Compute { cpu: Arc::new(Cpu), kind, gpu: Mutex::new(lock(&compute.gpu).clone()) };
-        let auto = gone(BackendKind::Auto);
+        let gone = |lost| Compute {
+            cpu: Arc::new(Cpu),
+            kind: BackendKind::Auto,
+            gpu: Mutex::new(lock(&compute.gpu).clone()),
+            lost: Mutex::new(lost),
+        };
+        let auto = gone(None);
         assert!(auto.backend().is_ok());
         assert!(lock(&auto.gpu).as_ref().is_none_or(|g| !g.lost()), "not the lost one");
+        // Nor any other, if the one before was lost just now.
+        let auto = gone(Some(Instant::now()));
+        assert!(auto.backend().is_ok() && lock(&auto.gpu).is_none());
+    }
+
+    /// A device that fails when it gets its weights: a wish is given up, an order ends the party.
+    #[cfg(feature = "gpu")]
+    #[test]
+    fn an_adapter_is_prepared_before_any_session() {
+        let Ok(compute) = Compute::open(BackendKind::Gpu, 1) else {
+            return println!("skipped: this machine has no graphics adapter, nor lavapipe");
+        };
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../protocol/tests/vectors/llama");
+        let model = tacet_protocol::model::decoder::DecoderModel::load(&dir).unwrap();
+        let p = tacet_protocol::plan::DecoderPlanner::new(&model).unwrap().program(true, 0, 8, false).unwrap();
+        compute.prepare(&p).unwrap();
+        let gpu = Arc::clone(lock(&compute.gpu).as_ref().unwrap());
+        gpu.close();
+        let e = compute.prepare(&p).unwrap_err().to_string();
+        assert!(e.contains("backend = \"gpu\"") && e.contains("was lost"), "{e}");
+        let auto = Compute { kind: BackendKind::Auto, gpu: Mutex::new(Some(gpu)), ..compute };
+        auto.prepare(&p).unwrap();
+        assert_eq!(auto.name(), "cpu");
     }
 }

@@ -161,6 +161,11 @@ pub async fn serve(config: Config, planning: fn(Progress)) -> Result<(), PartyEr
         pins.push(certificate_from_pem(&config::read(&p.certificate)?)?);
     }
     let compute = Arc::new(compute::Compute::open(config.backend, config.threads)?);
+    let shortest = plans.first(8)?;
+    // A dealer needs no weights. An evaluator's adapter has them, or has said why not, before the party says that it is ready.
+    if config.role != Role::Dealer {
+        compute.prepare(&shortest)?;
+    }
     let quic = endpoint(config.listen, Some(accept_config(&identity, pins.clone())?))?;
     let http = match config.http {
         Some(addr) => Some(tokio::net::TcpListener::bind(addr).await?),
@@ -169,7 +174,7 @@ pub async fn serve(config: Config, planning: fn(Progress)) -> Result<(), PartyEr
     let party = Arc::new(Party {
         clients: Clients::load(&config.clients)?,
         model,
-        plan: plans.first(8)?.digest(),
+        plan: shortest.digest(),
         plans,
         seal: SealKeyPair::from_secret(seal),
         compute,

@@ -1,4 +1,4 @@
-//! Rates of the kernels on this machine's best adapter: `cargo bench -p tacet-shaders [-- --peak GMACS]`.
+//! Rates of the kernels on this machine's best adapter: `cargo bench -p tacet-shaders --bench adapters [-- --peak GMACS]`.
 //!
 //! `--peak` states what the adapter could do at most, in 10^9 multiply-accumulates of 32-bit integers a second; each line
 //! then says which part of it a kernel reaches. On a software adapter the figures say only that the kernels run.

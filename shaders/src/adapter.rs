@@ -28,9 +28,9 @@ pub struct Adapter {
     pub driver: String,
     /// Largest buffer that a kernel can bind, in bytes.
     pub binding: u64,
-    /// Whether kernels may use 64-bit integers and subgroups.
+    /// Whether kernels may use 64-bit integers.
     pub int64: bool,
-    /// See [`Adapter::int64`].
+    /// Whether kernels may use operations of subgroups.
     pub subgroups: bool,
     /// Whether [`Choice::Hardware`] takes adapters of this kind.
     pub hardware: bool,

@@ -11,13 +11,15 @@ use std::time::Duration;
 use tacet_protocol::lock;
 use wgpu::{BufferUsages, Features, MapMode, PollType};
 
+use crate::MOST_MACS;
 use crate::adapter::{self, Adapter};
 use crate::error::GpuError;
 use crate::evaluation::Gates;
 use crate::kernel::{Kernel, Layout, Word};
 
-/// A job that takes longer has hung: jobs are cut to what slow adapters do in a few seconds.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// A job that takes longer has hung: jobs are cut to what slow adapters do in a few seconds. Half of what a session may take,
+/// by default: others wait for the device meanwhile.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Buffers of single products are no larger, whatever the adapter allows: it bounds what a party keeps beside its weights.
 const ROOM: usize = 64 << 20;
@@ -79,6 +81,8 @@ pub(crate) struct Device {
     pub room: usize,
     /// Most bytes of any binding.
     pub room_for_all: usize,
+    /// Most multiply-accumulates of a dispatch of an evaluation, and of those that go to the device together.
+    pub most_macs: usize,
     /// Whether dot products of bytes are faster than products of words, in rings up to 32 bits and above.
     pub dots: [bool; 2],
     /// Whether wide words may be u64.
@@ -134,6 +138,7 @@ impl Device {
             about,
             room,
             room_for_all,
+            most_macs: MOST_MACS,
             dots: [false; 2],
             int64,
             device,
@@ -330,7 +335,11 @@ impl Device {
         let wait = PollType::Wait { submission_index: None, timeout: Some(PATIENCE) };
         match catch_unwind(AssertUnwindSafe(|| self.device.poll(wait))) {
             Ok(Ok(_)) => self.check()?,
-            Ok(Err(_)) => return Err(self.gone(&format!("no answer within {} s", PATIENCE.as_secs()))),
+            Ok(Err(_)) => {
+                // Its last handle, dropped, would wait for it without end: there is always one more.
+                std::mem::forget(self.queue.clone());
+                return Err(self.gone(&format!("no answer within {} s", PATIENCE.as_secs())));
+            }
             Err(_) => return Err(self.gone("it failed while it was waited for")),
         }
         if *lock(&failed) {
@@ -383,6 +392,11 @@ impl Device {
         bytes.extend_from_slice(&s.down.slice(..).get_mapped_range().unwrap());
         s.down.unmap();
         Ok(bytes)
+    }
+
+    /// As if the device had said so.
+    pub(crate) fn say(&self, e: GpuError) {
+        lock(&self.trouble).other = Some(e);
     }
 
     /// Asks for what the device refuses.

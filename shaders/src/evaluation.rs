@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use tacet_protocol::program::{Kind, Program};
+use tacet_protocol::program::Program;
 use tacet_protocol::{Error, Role, lock};
 use wgpu::BufferUsages;
 
@@ -25,6 +25,7 @@ use crate::State;
 use crate::device::{Device, buffer};
 use crate::error::GpuError;
 use crate::kernel::{By, Kernel, Word};
+use crate::told::About;
 use compile::Compiled;
 pub(crate) use gate::Gates;
 use gate::SLOT;
@@ -80,14 +81,18 @@ impl Ways for Choice<'_> {
         (Kernel { word: *word, by: *by, layout: self.device.layout(rows) }, parts.clone())
     }
 
+    fn most_macs(&self) -> usize {
+        self.device.most_macs
+    }
+
     fn words(&self, rows: usize, bits: u32) -> Kernel {
         let word = if bits <= 32 { Word::Narrow } else { self.device.wide() };
         Kernel { word, by: By::Words, layout: self.device.layout(rows) }
     }
 }
 
-/// Lays a program out for a device, which gets its weights; none where something has no kernel or no room, or the driver
-/// refuses it. Nothing has been computed then.
+/// Lays a program out for a device, which gets its weights; none where something, weights among it, has no kernel or no room,
+/// or the driver refuses it. Nothing has been computed then.
 pub(crate) fn open(state: &Arc<Mutex<State>>, p: &Program, role: Role) -> Result<Option<OnDevice>, Error> {
     let mut locked = lock(state);
     let key = (p.digest(), role == Role::E1);
@@ -96,17 +101,16 @@ pub(crate) fn open(state: &Arc<Mutex<State>>, p: &Program, role: Role) -> Result
     if locked.layouts.refused || matches!(known, Some(None)) {
         return Ok(None);
     }
+    let Some(resident) = locked.weights(p)? else { return Ok(None) };
     let mut weights = HashMap::new();
     let mut layers = HashMap::new();
-    for (step, op) in p.ops.iter().enumerate() {
-        let Kind::Linear { layer, .. } = &op.kind else { continue };
-        let resident = locked.weights(layer)?.clone();
-        let (word, by) = resident.way(&locked.device, layer.weights()?.cols_in(), p.values[op.outputs[0]].bits);
+    for (step, resident) in resident {
+        let (word, by) = resident.way(&locked.device, p.values[p.ops[step].outputs[0]].bits);
         let (parts, buffers): (Vec<_>, Vec<_>) = resident.parts.into_iter().unzip();
         layers.insert(step, Layer { word, by, parts });
         weights.extend(buffers.into_iter().enumerate().map(|(part, buffer)| ((step, part), buffer)));
     }
-    let State { device, layouts, .. } = &mut *locked;
+    let State { device, layouts, told, .. } = &mut *locked;
     let layout = match known {
         Some(layout) => Ok(layout),
         None => lay_out(device, layers, p, role),
@@ -125,8 +129,13 @@ pub(crate) fn open(state: &Arc<Mutex<State>>, p: &Program, role: Role) -> Result
         OnDevice::new(Arc::clone(state), device, layout, &weights).map(Some)
     });
     match made {
-        Err(GpuError::Refused { .. }) => layouts.refused = true,
-        Err(GpuError::OutOfMemory { .. }) => {}
+        Err(e @ GpuError::Refused { .. }) => {
+            layouts.refused = true;
+            told.once(About::Gates, || format!("the processor computes gates from now on: {e}"));
+        }
+        Err(e @ GpuError::OutOfMemory { .. }) => {
+            told.once(About::Evaluations, || format!("the processor computes gates without room: {e}"));
+        }
         Err(e) => return Err(e.into()),
         Ok(None) => {}
         Ok(Some(new)) => {

@@ -2,11 +2,14 @@
 //!
 //! [`Gpu`] is a [`Backend`]: shares times public weights (resident on the device, a byte or two each), and shares times
 //! shares, in Z_2^bits, and whole [evaluations](tacet_protocol::backend::Evaluation), whose values stay on the device from one
-//! opening to the next; all equal to the processor's bit for bit. The kernels are the files of `wgsl/`, those of gates in
+//! opening to the next, but for reciprocals and inverse roots of rows (splines): the processor computes those from what was
+//! opened and feeds the device its shares of them. All is equal to the processor's bit for bit. The kernels are the files of `wgsl/`, those of gates in
 //! `wgsl/gates/`. Products in rings up to 32 bits are computed in u32; all else in u64 where the adapter has them and in pairs
 //! of u32 where not; products of bytes (`dot4I8Packed`) replace those of words where they are faster, and subgroups add where
 //! there are some. An adapter needs nothing of all that, and only what WebGPU promises on old hardware. Operands of single
 //! products that exceed its bindings go in parts; an evaluation that does is left to the processor, but for its products.
+//! What the device has no memory for is computed by the processor: products of layers whose weights do not fit, and the
+//! gates of programs with such layers.
 //!
 //! **Who sees what.** Nothing new to anyone. The device belongs to the party and holds what the party's memory holds: an
 //! evaluator's shares, masked values, halves of masks and of what is dealt, a dealer's masks, each while one product is
@@ -21,9 +24,11 @@ mod device;
 mod error;
 mod evaluation;
 mod kernel;
+mod layers;
 mod linear;
 mod product;
 mod rates;
+mod told;
 mod words;
 
 use std::collections::HashMap;
@@ -32,6 +37,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tacet_protocol::backend::{Backend, Cpu, Evaluation};
 use tacet_protocol::gates::product::HeadProduct;
+use tacet_protocol::gemm::Threads;
 use tacet_protocol::program::{Kind, Linear, Program};
 use tacet_protocol::{Error, Role, lock};
 
@@ -41,7 +47,9 @@ pub use rates::Rate;
 
 use device::{Device, Health};
 use evaluation::Layouts;
+use layers::Layers;
 use linear::Resident;
+use told::{About, Told};
 
 /// Multiply-accumulates of a job: well within what drivers let a device work at a time.
 const MOST_MACS: usize = 1 << 31;
@@ -65,26 +73,52 @@ pub struct Gpu {
     evaluations: AtomicU64,
     /// Whether gates are computed here too.
     gates: AtomicBool,
+    /// Computes what has no room here.
+    processor: Arc<dyn Backend>,
     state: Arc<Mutex<State>>,
 }
 
 struct State {
     device: Device,
-    /// Weights by their layer's digest and shape.
-    layers: HashMap<([u8; 32], usize, usize), Resident>,
+    layers: Layers,
     layouts: Layouts,
+    told: Told,
 }
 
 impl State {
-    /// A layer's weights, which are put on the device where they are not.
-    fn weights(&mut self, layer: &Arc<Linear>) -> Result<&Resident, Error> {
-        let w = layer.weights()?;
-        let name = (layer.digest, w.rows_out(), w.cols_in());
-        if !self.layers.contains_key(&name) {
-            self.layers.retain(|_, l| l.in_use());
-            self.layers.insert(name, Resident::new(&self.device, w, Arc::downgrade(layer))?);
+    /// The weights of a program's layers by their step, which are put on the device where they are not; none where not all
+    /// have room.
+    fn weights(&mut self, p: &Program) -> Result<Option<HashMap<usize, Resident>>, Error> {
+        let mut all = Some(HashMap::new());
+        for (step, op) in p.ops.iter().enumerate() {
+            let Kind::Linear { layer, .. } = &op.kind else { continue };
+            match (self.layers.get(&self.device, layer)?, &mut all) {
+                (Some(resident), Some(all)) => _ = all.insert(step, resident),
+                _ => all = None,
+            }
         }
-        Ok(&self.layers[&name])
+        self.tell_missing();
+        Ok(all)
+    }
+
+    fn tell_missing(&mut self) {
+        if let Some(what) = self.layers.missing() {
+            let adapter = &self.device.about;
+            let line =
+                || format!("{what} {adapter}: the processor computes them, and gates of programs that have them");
+            self.told.once(About::Weights, line);
+        }
+    }
+
+    /// What the device made of a product; none where it has no room for it.
+    fn product<T>(&mut self, made: Result<T, GpuError>) -> Result<Option<T>, Error> {
+        match made {
+            Err(e @ (GpuError::OutOfMemory { .. } | GpuError::TooLarge { .. })) => {
+                self.told.once(About::Products, || format!("the processor computes products without room: {e}"));
+                Ok(None)
+            }
+            made => Ok(Some(made?)),
+        }
     }
 }
 
@@ -101,9 +135,18 @@ impl Gpu {
         let about = device.about.clone();
         let (health, gates) = (device.health(), AtomicBool::new(true));
         let (products, evaluations) = <(AtomicU64, AtomicU64)>::default();
-        let state = State { device, layers: HashMap::new(), layouts: Layouts::default() };
-        let state = Arc::new(Mutex::new(state));
-        Ok(Gpu { about, small: SMALL, health, products, evaluations, gates, state })
+        let told = Told::new(|_| ());
+        let state = State { device, layers: Layers::new(), layouts: Layouts::default(), told };
+        let (processor, state) = (Arc::new(Cpu), Arc::new(Mutex::new(state)));
+        Ok(Gpu { about, small: SMALL, health, products, evaluations, gates, processor, state })
+    }
+
+    /// The same device beside a processor, which computes what has no room on it and lends its threads. The first time that
+    /// something is left to the processor for want of room, or for a driver that refuses it, `told` is given a line that
+    /// says so.
+    pub fn beside(self, processor: Arc<dyn Backend>, told: impl Fn(&str) + Send + Sync + 'static) -> Gpu {
+        self.state().told = Told::new(told);
+        Gpu { processor, ..self }
     }
 
     /// The same device for every product: small ones, too, which a processor computes in less time.
@@ -131,9 +174,30 @@ impl Gpu {
         self.evaluations.load(Relaxed)
     }
 
+    /// Puts the weights of a program's layers on the device, so that no session waits for that; those without room are left
+    /// to the processor.
+    ///
+    /// # Errors
+    /// A program without weights; those of the device, which come late.
+    pub fn hold(&self, p: &Program) -> Result<(), Error> {
+        let state = &mut *self.state();
+        state.weights(p)?;
+        Ok(state.device.map(&[])?)
+    }
+
     /// Gives the device up: products fail from now on, as after a driver's reset.
     pub fn close(&self) {
         self.state().device.close();
+    }
+
+    /// A product that the device made, or else the processor.
+    fn made(
+        &self,
+        made: Option<Vec<u64>>,
+        processor: impl FnOnce() -> Result<Vec<u64>, Error>,
+    ) -> Result<Vec<u64>, Error> {
+        self.products.fetch_add(u64::from(made.is_some()), Relaxed);
+        made.map_or_else(processor, Ok)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -148,12 +212,20 @@ impl Backend for Gpu {
         if macs == 0 || macs < self.small {
             return Cpu.linear(layer, x, rows, bits);
         }
-        let state = &mut *self.state();
-        // Weights that are on the device are clones of handles.
-        let weights = state.weights(layer)?.clone();
-        let y = weights.apply(&mut state.device, w, x, rows, bits)?;
-        self.products.fetch_add(1, Relaxed);
-        Ok(y)
+        let made = {
+            let state = &mut *self.state();
+            match state.layers.get(&state.device, layer)? {
+                Some(weights) => {
+                    let made = weights.apply(&mut state.device, w, x, rows, bits);
+                    state.product(made)?
+                }
+                None => {
+                    state.tell_missing();
+                    None
+                }
+            }
+        };
+        self.made(made, || self.processor.linear(layer, x, rows, bits))
     }
 
     fn product(&self, g: &HeadProduct, pairs: &[(&[u64], &[u64])]) -> Result<Vec<u64>, Error> {
@@ -161,9 +233,16 @@ impl Backend for Gpu {
         if macs == 0 || macs < self.small {
             return Cpu.product(g, pairs);
         }
-        let y = product::product(&mut self.state().device, g, pairs)?;
-        self.products.fetch_add(1, Relaxed);
-        Ok(y)
+        let made = {
+            let state = &mut *self.state();
+            let made = product::product(&mut state.device, g, pairs);
+            state.product(made)?
+        };
+        self.made(made, || self.processor.product(g, pairs))
+    }
+
+    fn threads(&self) -> Option<Threads> {
+        self.processor.threads()
     }
 
     fn evaluation(&self, p: &Program, role: Role) -> Result<Option<Box<dyn Evaluation>>, Error> {

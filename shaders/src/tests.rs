@@ -170,18 +170,82 @@ fn operands_larger_than_a_binding_go_in_parts() {
         let x: Vec<u64> = (0..rows * inp).map(|_| next()).collect();
         let w: Vec<i16> = (0..out * inp).map(|_| next() as i16).collect();
         check_linear(&gpu, &x, rows, out, inp, &w);
-        assert!(gpu.state().layers.values().all(|l| l.parts.len() > 1), "{rows} x {inp} -> {out}");
+        assert!(gpu.state().layers.parts().iter().all(|parts| *parts > 1), "{rows} x {inp} -> {out}");
     }
     for side in [Side::Scores, Side::Attend] {
         let g = HeadProduct { side, grid: Grid::causal(4, 30), heads: 6, kv_heads: 3, dim: 8, k: 60 };
         check_product(&gpu, &g, &mut next);
     }
-    let wide = layer(1, 1 << 20, &vec![1; 1 << 20]);
-    let e = gpu.linear(&wide, &vec![1; 1 << 20], 1, 32).unwrap_err();
-    assert!(matches!(e, Error::Device(_)) && e.to_string().contains("--backend cpu"), "{e}");
+}
+
+/// A device beside a processor, and the lines that it said.
+pub(crate) fn telling(gpu: Gpu) -> (Gpu, Arc<Mutex<Vec<String>>>) {
+    let lines = Arc::<Mutex<Vec<String>>>::default();
+    let to = Arc::clone(&lines);
+    (gpu.beside(Arc::new(Cpu), move |line| lock(&to).push(line.into())), lines)
+}
+
+pub(crate) fn full(gpu: &Gpu) -> GpuError {
+    GpuError::OutOfMemory { adapter: gpu.adapter().to_string() }
+}
+
+/// Of which not even the smallest part fits a binding.
+#[test]
+fn operands_without_parts_that_fit_are_the_processor_s() {
+    let Some((gpu, lines)) = gpu().map(telling) else { return };
+    gpu.state().device.room = 8 << 10;
     let g = HeadProduct { side: Side::Scores, grid: Grid::square(2), heads: 1, kv_heads: 1, dim: 1 << 12, k: 64 };
-    let (a, b) = (vec![1; 2 << 12], vec![1; 2 << 12]);
-    assert!(matches!(gpu.product(&g, &[(&a, &b)]), Err(Error::Device(_))));
+    check_product(&gpu, &g, &mut noise(4));
+    check_linear(&gpu, &vec![u64::MAX; 1 << 20], 1, 1, 1 << 20, &vec![1; 1 << 20]);
+    assert_eq!((gpu.products(), gpu.state().layers.parts()), (0, vec![0]));
+    let lines = lock(&lines);
+    assert!(lines.len() == 2 && lines[0].contains("does not fit") && lines[1].contains("do not fit"), "{lines:?}");
+}
+
+/// A device with memory for some layers: the processor computes the others, to the same words.
+#[test]
+fn weights_without_room_are_the_processor_s() {
+    let Some((gpu, lines)) = gpu().map(telling) else { return };
+    gpu.state().layers.most = 2 * 64 * 64;
+    let mut next = noise(5);
+    let x: Vec<u64> = (0..9 * 64).map(|_| next()).collect();
+    let layers: Vec<_> = (0..5).map(|_| layer(64, 64, &[next() as i16 >> 9; 64 * 64])).collect();
+    for l in layers.iter().chain(&layers) {
+        assert_eq!(gpu.linear(l, &x, 9, 50).unwrap(), Cpu.linear(l, &x, 9, 50).unwrap());
+    }
+    let mut parts = gpu.state().layers.parts();
+    parts.sort();
+    assert_eq!((parts, gpu.products()), (vec![0, 0, 0, 1, 1], 4));
+    assert_eq!(lock(&lines).len(), 1, "{lines:?}");
+    assert!(lock(&lines)[0].starts_with("the weights of 1 of 3 layers (0.0 of 0.0 MB) do not fit"), "{lines:?}");
+    // What makes room is used again.
+    drop(layers);
+    let l = layer(64, 64, &[-3; 64 * 64]);
+    assert_eq!(gpu.linear(&l, &x, 9, 50).unwrap(), Cpu.linear(&l, &x, 9, 50).unwrap());
+    assert_eq!((gpu.state().layers.parts(), gpu.products()), (vec![1], 5));
+}
+
+/// The device says so itself, of weights and of operands.
+#[test]
+fn a_device_without_memory_leaves_products_to_the_processor() {
+    let Some((gpu, lines)) = gpu().map(telling) else { return };
+    let [first, second] = [1, 2].map(|by| layer(3, 2, &[by, 2, 3, 4, 5, 6]));
+    let linear =
+        |l: &Arc<Linear>| assert_eq!(gpu.linear(l, &[1, 9], 1, 32).unwrap(), Cpu.linear(l, &[1, 9], 1, 32).unwrap());
+    linear(&first);
+    gpu.state().device.say(full(&gpu));
+    // Here none stay, which are less than products may need.
+    [&second, &first, &second].into_iter().for_each(linear);
+    assert_eq!((gpu.state().layers.parts(), gpu.products()), (vec![0, 0], 1));
+    assert_eq!(gpu.state().layers.most, 0);
+    let g = HeadProduct { side: Side::Scores, grid: Grid::square(9), heads: 2, kv_heads: 1, dim: 5, k: 40 };
+    for _ in 0..3 {
+        gpu.state().device.say(full(&gpu));
+        check_product(&gpu, &g, &mut noise(6));
+    }
+    assert!(gpu.products() > 1 && !gpu.lost(), "what passes is over");
+    let lines = lock(&lines);
+    assert!(lines.len() == 2 && lines[0].contains("2 of 2") && lines[1].contains("out of memory"), "{lines:?}");
 }
 
 /// Weights of layers that no program has any more make room for others.
@@ -193,11 +257,11 @@ fn weights_stay_while_their_layer_does() {
     for l in [&first, &second, &first] {
         assert_eq!(gpu.linear(l, &[1, 1], 1, 32).unwrap(), Cpu.linear(l, &[1, 1], 1, 32).unwrap());
     }
-    assert_eq!(gpu.state().layers.len(), 2);
+    assert_eq!(gpu.state().layers.parts().len(), 2);
     drop(first);
     let third = layer(1, 1, &[1]);
     assert_eq!(gpu.linear(&third, &[9], 1, 32).unwrap(), [9]);
-    assert_eq!(gpu.state().layers.len(), 2);
+    assert_eq!(gpu.state().layers.parts().len(), 2);
     drop(second);
 }
 

@@ -29,12 +29,13 @@ pub(super) enum Operand {
 pub(super) enum Command {
     /// A gate's kernel, with the parameters of a slot.
     Gate { gate: Gate, slot: usize, workgroups: [u32; 2], operand: Operand },
-    /// A matrix product of the operands, with its shape in a slot; of weights where they are given, by their layer's step and
-    /// part.
+    /// A matrix product of the operands, from the given bytes of the left one and of the result on, with its shape in a slot; of
+    /// weights where they are given, by their layer's step and part.
     Product {
         kernel: Kernel,
         slot: usize,
         workgroups: [u32; 3],
+        starts: [usize; 2],
         sizes: [usize; 3],
         macs: usize,
         weights: Option<(usize, usize)>,
@@ -170,6 +171,8 @@ impl At<'_> {
 pub(super) trait Ways {
     /// The kernel, and the outputs of each part of the weights, of a linear layer.
     fn linear(&self, step: usize, rows: usize) -> (Kernel, Vec<std::ops::Range<usize>>);
+    /// Most multiply-accumulates of a dispatch.
+    fn most_macs(&self) -> usize;
     /// The kernel of products of words.
     fn words(&self, rows: usize, bits: u32) -> Kernel;
 }

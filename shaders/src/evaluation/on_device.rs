@@ -12,9 +12,9 @@ use super::compile::Compiled;
 use super::gate::{self, SLOT};
 use super::lower::{Command, Operand};
 use super::{Layout, WORD};
+use crate::State;
 use crate::device::{Device, buffer};
 use crate::error::GpuError;
-use crate::{MOST_MACS, State};
 
 /// A dispatch whose pipeline and bindings are made.
 struct Ready {
@@ -67,7 +67,7 @@ fn ready(
                 .clone();
                 Ready { pipeline, bindings, slot: Some((slot * SLOT) as u32), workgroups: [*x, *y, 1], macs: 0 }
             }
-            Command::Product { kernel, slot, workgroups, sizes: [l, r, made], macs, weights: part } => {
+            Command::Product { kernel, slot, workgroups, starts, sizes: [l, r, made], macs, weights: part } => {
                 let pipeline = device.pipeline(*kernel)?;
                 let (other, len) = match part {
                     Some(part) => (&weights[part], weights[part].size()),
@@ -75,9 +75,9 @@ fn ready(
                 };
                 let all = [
                     (0, params, (slot * SLOT) as u64, 16),
-                    (1, left, 0, *l as u64),
+                    (1, left, starts[0] as u64, *l as u64),
                     (2, other, 0, len),
-                    (3, product, 0, *made as u64),
+                    (3, product, starts[1] as u64, *made as u64),
                 ];
                 let bindings = bind(device, &device.bindings, &all);
                 Ready { pipeline, bindings, slot: None, workgroups: *workgroups, macs: *macs }
@@ -199,7 +199,7 @@ impl OnDevice {
             let mut macs = 0;
             let most = rest.iter().take_while(|r| {
                 macs += r.macs;
-                macs <= MOST_MACS
+                macs <= device.most_macs
             });
             let now;
             (now, rest) = rest.split_at(most.count().max(1));
@@ -301,6 +301,11 @@ impl Drop for OnDevice {
 
 #[cfg(test)]
 impl OnDevice {
+    /// Multiply-accumulates of each dispatch.
+    pub(super) fn dispatches(&self) -> Vec<usize> {
+        self.ready.iter().map(|r| r.macs).collect()
+    }
+
     /// The bytes of all buffers, after [`Self::clear`].
     pub(super) fn contents(&self, device: &Device) -> Vec<u8> {
         let all = [&self.arena, &self.fed, &self.operands[0], &self.operands[1], &self.operands[2], &self.up];

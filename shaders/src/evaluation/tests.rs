@@ -11,14 +11,17 @@ mod series;
 mod words;
 
 use tacet_protocol::backend::{Backend, Cpu, Evaluation, Part};
+use tacet_protocol::model::decoder::DecoderModel;
+use tacet_protocol::plan::DecoderPlanner;
 use tacet_protocol::prg::{Prg, SessionKey};
 use tacet_protocol::program::{Kind, Op, Program, Value};
 use tacet_protocol::ring::pack;
-use tacet_protocol::{Error, EvaluatorIo, Role, run};
+use tacet_protocol::{Error, EvaluatorIo, Role, lock, run};
 
 use super::ALL;
-use crate::Gpu;
-use crate::tests::{gpu, noise, set, ways};
+use crate::layers::Layers;
+use crate::tests::{full, gpu, noise, set, telling, ways};
+use crate::{Gpu, GpuError};
 
 /// Words, ring, and whether they are packed bits.
 type Shape = (usize, u32, bool);
@@ -188,4 +191,48 @@ fn what_does_not_fit_is_left_to_the_processor() {
     assert!(gpu.evaluation(&truncation(), Role::E2).unwrap().is_none());
     gpu.state().layouts.held = 0;
     assert!(gpu.evaluation(&truncation(), Role::E2).unwrap().is_some());
+}
+
+/// A driver that refuses a kernel is not asked again, and that is said; one without memory is.
+#[test]
+fn what_a_driver_refuses_is_left_to_the_processor() {
+    let Some((gpu, lines)) = gpu().map(telling) else { return };
+    gpu.state().device.say(full(&gpu));
+    assert!(gpu.evaluation(&truncation(), Role::E1).unwrap().is_none());
+    assert!(gpu.evaluation(&truncation(), Role::E1).unwrap().is_some());
+    let reason = "not this one".to_string();
+    gpu.state().device.say(GpuError::Refused { adapter: gpu.adapter().to_string(), reason });
+    for _ in 0..2 {
+        assert!(gpu.evaluation(&truncation(), Role::E1).unwrap().is_none());
+    }
+    let lines = lock(&lines);
+    assert!(lines.len() == 2 && lines[0].contains("out of memory") && lines[1].contains("not this one"), "{lines:?}");
+}
+
+/// A device with memory for a part of a model's weights: it computes the products of those, and the processor all else; sent is
+/// what a processor alone sends.
+#[test]
+fn programs_whose_weights_do_not_fit() {
+    let Some((gpu, lines)) = gpu().map(telling) else { return };
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../protocol/tests/vectors/llama");
+    let planner = DecoderPlanner::new(&DecoderModel::load(&dir).unwrap()).unwrap();
+    let p = planner.program(true, 0, 32, false).unwrap();
+    let layers = p.ops.iter().filter(|op| matches!(op.kind, Kind::Linear { .. })).count();
+    gpu.hold(&p).unwrap();
+    assert!(lock(&lines).is_empty() && gpu.state().layers.parts().len() == layers);
+    assert!(gpu.evaluation(&p, Role::E1).unwrap().is_some());
+    let half = gpu.state().layers.held() / 2;
+    gpu.state().layers = Layers::new();
+    gpu.state().layers.most = half;
+    gpu.hold(&p).unwrap();
+    let parts = gpu.state().layers.parts();
+    assert!(parts.contains(&0) && parts.contains(&1), "{parts:?}");
+    assert!(lock(&lines).len() == 1 && lock(&lines)[0].contains(&format!("of {layers} layers")), "{lines:?}");
+    assert!(gpu.evaluation(&p, Role::E1).unwrap().is_none());
+    for role in [Role::E1, Role::E2] {
+        let before = gpu.products();
+        assert!(trace(&p, role, 11, &gpu) == trace(&p, role, 11, &Cpu), "{role:?}");
+        assert!(gpu.products() > before);
+    }
+    assert_eq!(lock(&lines).len(), 1);
 }

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use tacet_protocol::gates::grid::Grid;
 use tacet_protocol::gates::product::{HeadProduct, Side};
 
@@ -21,6 +23,36 @@ fn layers() {
     gpu.state().device.room = 8 << 10;
     let kind = Kind::Linear { rows: 3, layer: layer(150, 100, &[-7; 15_000]) };
     check(&gpu, "linear in parts", kind, &[(300, 40, false)], &[(450, 40, false)], 8);
+}
+
+/// More rows than a dispatch may multiply go in several, the last one with what is left.
+#[test]
+fn layers_in_dispatches_of_some_rows() {
+    let Some(gpu) = gpu() else { return };
+    let (out, inp) = (70usize, 33usize);
+    let of_a_row = out.next_multiple_of(4) * inp.next_multiple_of(4);
+    let mut next = noise(4);
+    let w: Vec<i16> = (0..out * inp).map(|_| next() as i16 >> (next() % 9)).collect();
+    let weights = layer(out, inp, &w);
+    let products = |p: &Program, gpu: &Gpu| {
+        let open = crate::evaluation::open(&gpu.state, p, Role::E1).unwrap();
+        open.map(|e| e.dispatches().into_iter().filter(|macs| *macs > 0).collect::<Vec<_>>())
+    };
+    for (rows, at_most, want) in [(64, 64, vec![64]), (65, 64, vec![64, 1]), (200, 95, vec![64, 64, 64, 8])] {
+        gpu.state().device.most_macs = at_most * of_a_row;
+        for bits in [32, 50] {
+            let kind = || Kind::Linear { rows, layer: Arc::clone(&weights) };
+            let (x, y) = ([(rows * inp, bits, false)], [(rows * out, bits, false)]);
+            check(&gpu, "linear by rows", kind(), &x, &y, next());
+            let want = want.iter().map(|rows| rows * of_a_row).collect();
+            assert_eq!(products(&program(kind(), &x, &y), &gpu), Some(want));
+        }
+    }
+    // Not a tile's worth of rows.
+    gpu.state().device.most_macs = 31 * of_a_row;
+    set(&gpu, [false; 3]);
+    let kind = Kind::Linear { rows: 32, layer: weights };
+    assert!(products(&program(kind, &[(32 * inp, 50, false)], &[(32 * out, 50, false)]), &gpu).is_none());
 }
 
 #[test]
