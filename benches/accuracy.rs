@@ -36,9 +36,9 @@ const COSINES: [usize; 2] = [200, 100];
 #[derive(Parser)]
 #[command(about = "Cosine and intent accuracy, private against plaintext")]
 struct Args {
-    /// Folder with banking77/ and medquad/
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data"))]
-    data: PathBuf,
+    /// Folder with banking77/ and medquad/; data/ in TACET_SHARED if absent
+    #[arg(long)]
+    data: Option<PathBuf>,
     /// Model directory or name; TACET_MODEL_DIR if absent
     #[arg(long)]
     model: Option<String>,
@@ -193,9 +193,14 @@ async fn intents(client: &Client, args: &Args, folder: &Path) -> Result<Intents>
 }
 
 async fn run(args: Args) -> Result<()> {
-    let (banking, medical) = (args.data.join("banking77"), args.data.join("medquad/medquad_sample.jsonl"));
+    let shared = || Some(PathBuf::from(std::env::var_os("TACET_SHARED")?).join("data"));
+    let Some(data) = args.data.clone().or_else(shared) else {
+        println!("skipped: neither --data nor TACET_SHARED names a folder with texts");
+        return Ok(());
+    };
+    let (banking, medical) = (data.join("banking77"), data.join("medquad/medquad_sample.jsonl"));
     if !banking.join("test.csv").is_file() || !medical.is_file() {
-        println!("skipped: {} has no banking77/test.csv and medquad/medquad_sample.jsonl: --data", args.data.display());
+        println!("skipped: {} has no banking77/test.csv and medquad/medquad_sample.jsonl: --data", data.display());
         return Ok(());
     }
     let name = args.model.clone().or_else(|| std::env::var("TACET_MODEL_DIR").ok());

@@ -2,7 +2,7 @@
 //! part of a name behind `--`, such as `u32 x i8/avx2`.
 //!
 //! Every level that this processor has is measured on one thread: the loops without vector instructions, then each set of
-//! those. Then the best by two and more threads, and layers that come from memory, beside reading as many bytes.
+//! those. Then the best by two and more threads, layers that come from memory, beside reading as many bytes, and attention's products.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -101,7 +101,7 @@ fn main() {
             }
         }
         let b = words.next(inp * out, 64);
-        // Of one row there are attention's products only, below.
+        // Of one row, and by several threads, there are attention's products only, below.
         for bits in [32, 64].into_iter().filter(|_| rows > 1) {
             for level in Level::all() {
                 rate(&mut g, &format!("u{bits} x u{bits}"), level.name(), macs, |y| {
@@ -118,10 +118,17 @@ fn main() {
     for (name, width) in WEIGHTS {
         let w = words.weights(out, inp, width);
         for bits in [32, 48, 64] {
-            rate(&mut g, &format!("u{bits} x {name}"), Level::detect().name(), rows * inp * out, |y| {
+            let name = format!("u{bits} x {name}");
+            rate(&mut g, &name, Level::detect().name(), rows * inp * out, |y| {
                 y.resize(rows * out, 0);
                 linear_on(Level::detect(), &x, rows, &w, bits, y);
             });
+            for pool in &pools {
+                rate(&mut g, &name, &format!("{} threads", pool.count()), rows * inp * out, |y| {
+                    y.resize(rows * out, 0);
+                    pool.linear(&x, rows, &w, bits, y);
+                });
+            }
         }
     }
     for bytes in [1, 2] {
@@ -138,19 +145,29 @@ fn main() {
         });
     }
     g.finish();
-    // Attention of one new position: its multiply-accumulates with the keys and with the values of all before it.
+    // Attention's products of whole words, which threads divide by heads: of one new position with the keys and with the values of
+    // all before it, of several, of a prompt, whose later keys count as nothing, and of a text. Of a few rows words are of 64 bits
+    // whatever the ring.
     let mut g = c.benchmark_group("12 heads of 64");
-    let (heads, dim, k) = (12, 64, 62);
-    for (rows, past) in [(1, 512), (1, 4096), (16, 512), (128, 0)] {
-        let grid = Grid::causal(past, rows);
-        for side in [Side::Scores, Side::Attend] {
+    let (heads, dim) = (12, 64);
+    let after = |past, rows| (format!("{rows} after {past}"), Grid::causal(past, rows));
+    let text = ("128 of a text".to_string(), Grid::square(128));
+    for (shape, grid) in [after(512, 1), after(4096, 1), after(512, 16), after(0, 128), text] {
+        let rows = grid.rows;
+        for (side, k) in [(Side::Scores, 28), (Side::Scores, 62), (Side::Attend, 28), (Side::Attend, 62)] {
             let p = HeadProduct { side, grid, heads, kv_heads: heads, dim, k };
             let short = words.next(if side == Side::Scores { rows * heads * dim } else { heads * grid.len() }, k);
             let long = words.next(grid.keys * heads * dim, k);
             let macs = heads * grid.len() * dim;
-            rate(&mut g, &format!("{side:?}"), &format!("{rows} after {past}"), macs, |y| {
-                *y = Cpu.product(&p, &[(&short, &long)]).expect("the processor does not fail");
-            });
+            let word = if k > 32 { 64 } else { 32 };
+            let name = format!("{side:?} u{word} x u{word}");
+            let mut measure = |how: &str, backend: &dyn Backend| {
+                rate(&mut g, &name, &format!("{shape}, {how}"), macs, |y| {
+                    *y = backend.product(&p, &[(&short, &long)]).expect("the processor does not fail");
+                });
+            };
+            measure("one thread", &Cpu);
+            pools.iter().for_each(|pool| measure(&format!("{} threads", pool.count()), pool));
         }
     }
     g.finish();

@@ -1,5 +1,5 @@
-//! `tacet chat` over real parties: turns, reuse, interruption, commands. The model comes from `TACET_SHARED` or `../shared`;
-//! without it the tests say that they were skipped.
+//! `tacet chat` over real parties: turns, reuse, interruption, commands. The model comes from `TACET_SHARED`; without it the
+//! tests say that they were skipped.
 
 #[path = "../src/keys.rs"]
 #[allow(dead_code)]

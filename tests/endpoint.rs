@@ -1,5 +1,5 @@
 //! What goes wrong at the local endpoint while real parties work for it: clients that leave, parties that die, floods, and
-//! requests that must end before anyone hears of them. The model comes from `TACET_SHARED` or `../shared`.
+//! requests that must end before anyone hears of them. The model comes from `TACET_SHARED`.
 
 #[path = "common/processes.rs"]
 #[allow(dead_code)]

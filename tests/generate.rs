@@ -1,5 +1,5 @@
 //! Private generation end to end: three party processes, real QUIC, a real trained Llama, and what happens when something
-//! goes wrong. The model comes from `TACET_SHARED` or `../shared`; without it every test says that it was skipped.
+//! goes wrong. The model comes from `TACET_SHARED`; without it every test says that it was skipped.
 
 #[path = "../src/keys.rs"]
 #[allow(dead_code)]

@@ -1,5 +1,5 @@
 //! Fetching models from a hub, by `/api/pull` and by `tacet model pull`. The model that is generated with comes from
-//! `TACET_SHARED` or `../shared`; without it that test says that it was skipped.
+//! `TACET_SHARED`; without it that test says that it was skipped.
 
 #[path = "common/hub.rs"]
 mod hub;

@@ -1,5 +1,5 @@
-//! `tacet serve` with a decoder and an encoder at once, over real parties of both. The decoder comes from `TACET_SHARED` or
-//! `../shared`, the encoder from `TACET_MODEL_DIR`; without them the tests say that they were skipped.
+//! `tacet serve` with a decoder and an encoder at once, over real parties of both. The decoder comes from `TACET_SHARED`, the
+//! encoder from `TACET_MODEL_DIR`; without them the tests say that they were skipped.
 
 #[path = "common/serving.rs"]
 mod serving;

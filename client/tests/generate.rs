@@ -12,13 +12,15 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use tacet_client::generate::{Codec, Conversation, Finish, GenerateError, Request, Sampling, TokenLogprob, logprob};
 use tokenizers::Tokenizer;
 
-/// A directory beside the workspace that has public test data, if it is there.
+/// Public test data under `TACET_SHARED`, if it is there.
 fn data(name: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("TACET_DATA_DIR").map(PathBuf::from);
-    let root = root.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/data"));
-    let dir = root.join(name);
+    let Some(shared) = std::env::var_os("TACET_SHARED").map(PathBuf::from) else {
+        println!("skipped: TACET_SHARED is not set; it names the folder with data/{name}");
+        return None;
+    };
+    let dir = shared.join("data").join(name);
     if !dir.exists() {
-        println!("skipped: {name} is not under TACET_DATA_DIR");
+        println!("skipped: {} is absent; TACET_SHARED names the folder with data/{name}", dir.display());
         return None;
     }
     Some(dir)

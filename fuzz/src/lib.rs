@@ -1,6 +1,7 @@
 //! One function for every decoder that takes bytes from outside: no bytes make it panic, hang, or break what it promises.
 //!
 //! libFuzzer runs them (see README.md), and so does an ordinary test of the workspace above, which includes this file.
+#![forbid(unsafe_code)]
 
 #[path = "../../tests/common/tiny.rs"]
 #[allow(dead_code)]

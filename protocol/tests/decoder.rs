@@ -15,11 +15,13 @@ use tacet_protocol::twin::{self, Plain};
 use tacet_protocol::{Error, EvaluatorIo, Role, run as interpret};
 
 fn shared(folder: &str) -> Option<PathBuf> {
-    let base = std::env::var_os("TACET_SHARED")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
+    let Some(base) = std::env::var_os("TACET_SHARED").map(PathBuf::from) else {
+        println!("skipped: TACET_SHARED is not set; it names the folder with data/{folder}");
+        return None;
+    };
     let dir = base.join("data").join(folder);
     if !dir.is_dir() {
-        println!("skipped: {} is absent; TACET_SHARED names the folder that holds it", dir.display());
+        println!("skipped: {} is absent; TACET_SHARED names the folder with data/{folder}", dir.display());
         return None;
     }
     Some(dir)

@@ -154,8 +154,10 @@ const NEAR_TIE: f64 = 1e-3;
 
 #[test]
 fn a_trained_model_continues_its_published_text() {
-    let shared = std::env::var_os("TACET_SHARED")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
+    let Some(shared) = std::env::var_os("TACET_SHARED").map(PathBuf::from) else {
+        println!("skipped: TACET_SHARED is not set; it names the folder with data/stories260k-hf");
+        return;
+    };
     let dir = shared.join("data/stories260k-hf");
     if !dir.is_dir() {
         println!("skipped: {} is not there; TACET_SHARED names the folder with data/stories260k-hf", dir.display());

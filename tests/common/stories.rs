@@ -1,4 +1,4 @@
-//! A temporary copy of a small trained decoder, stories260K, from `TACET_SHARED` or `../shared`.
+//! A temporary copy of a small trained decoder, stories260K, from `TACET_SHARED`.
 
 #[path = "trained.rs"]
 mod trained;

@@ -21,7 +21,7 @@ use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use tacet_protocol::wipe::Wiped;
 use tacet_protocol::wire::{Message, STEP_HEADER, step_header};
 
-/// ALPN of connections between parties, and of clients.
+/// ALPN of connections between parties.
 pub const ALPN_MESH: &[u8] = b"tacet-mesh/1";
 /// ALPN of clients.
 pub const ALPN_CLIENT: &[u8] = b"tacet-client/1";
@@ -182,7 +182,8 @@ impl ClientCertVerifier for Pinned {
 const STRANGER: u32 = 64 << 10;
 const KNOWN: u32 = 8 << 20;
 
-/// Packets of 6500 bytes where the path carries them, windows of 16 MB: a factor of five over quinn's defaults on loopback.
+/// Packets of 6500 bytes where the path carries them, windows of 16 MB: a factor of five over quinn's defaults on loopback. Headers,
+/// tags and acknowledgements add 0.7 % to the bytes of steps then, and 2.4 % in packets of 1452 bytes.
 fn transport(receive_window: u32) -> Arc<TransportConfig> {
     let mut t = TransportConfig::default();
     let window = VarInt::from_u32(16 << 20);
@@ -242,7 +243,7 @@ pub fn accept_config(
     Ok(c)
 }
 
-/// A UDP socket with 4 MB buffers (as far as the system allows) and the endpoint on it.
+/// A UDP socket with 8 MB buffers (as far as the system allows) and the endpoint on it.
 pub fn endpoint(listen: SocketAddr, server: Option<quinn::ServerConfig>) -> Result<Endpoint, TransportError> {
     let socket =
         UdpSocket::bind(listen).map_err(|e| TransportError::Setup(format!("cannot bind UDP {listen}: {e}")))?;
