@@ -110,12 +110,13 @@ def checkpoint(shape: str) -> Path:
 
 
 def tacet(binary: str, model: Path, tokens: int, timeout: float, check: bool) -> list[dict[str, Any]]:
-    """Runs of Tacet: dealt while it runs and, of an encoder, dealt ahead. Both are medians of five queries.
+    """Runs of Tacet: dealt while it runs and, of an encoder, dealt ahead. Both are medians of five queries and of three seconds of them
+    at least, a prompt's of five prompts; one before them is not counted.
 
     `check` also embeds a text and compares it with plaintext in f64, which takes long for a large model.
     """
     report = last_json(
-        output_of([binary, "bench", "--model", str(model), "--tokens", str(tokens), "--decode", "1", "--json"], timeout)
+        output_of([binary, "bench", "--model", str(model), "--tokens", str(tokens), "--decode", "2", "--json"], timeout)
     )
     run = {
         "version": output_of([binary, "--version"], 10).split()[-1],
