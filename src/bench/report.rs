@@ -223,7 +223,7 @@ impl Report {
         )?;
         for (name, q, total, online) in &rows {
             let (t, o, d) = (q.total_s, q.online_s, q.dealing_s);
-            let plain = q.over_plain.map_or("-".into(), |times| format!("{times:.0} x"));
+            let plain = q.over_plain.map_or("-".into(), |times| format!("{times:.1} x"));
             writeln!(out, "{name:<14}{t:>9.4}{total:>10.4}{o:>9.4}{online:>10.4}{d:>11.4}{plain:>12}")?;
         }
         writeln!(out, "\nof it, at     the slower evaluator                      the dealer")?;
