@@ -3,7 +3,9 @@
 //!
 //! Processor time is what the two threads ran (Linux only); rates are the best of several tries.
 
-use std::error::Error;
+#[path = "../tests/common/ends.rs"]
+mod ends;
+
 use std::hint::black_box;
 use std::net::SocketAddr;
 use std::thread;
@@ -12,9 +14,9 @@ use std::time::Instant;
 use tacet_protocol::prg::{Prg, SessionKey};
 use tacet_protocol::ring::{pack_to, packed_len, unpack_to};
 use tacet_protocol::wipe::Wiped;
-use tacet_transport::{Identity, accept_config, dial_config, endpoint, receive_step, send_step, widen};
+use tacet_transport::{receive_step, send_step};
 
-type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+use ends::{Outcome, accepted, configs, dialled, runtime};
 
 const MB: usize = 1 << 20;
 /// Frames of a megabyte in one try, and tries.
@@ -64,18 +66,10 @@ fn packing() {
     }
 }
 
-fn runtime() -> Outcome<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
-}
-
 /// Takes frames, then sends back what it gets; gives the processor time of each try.
 fn accept(quic: quinn::ServerConfig, at: std::sync::mpsc::Sender<SocketAddr>) -> Outcome<Vec<f64>> {
     runtime()?.block_on(async {
-        let e = endpoint(([127, 0, 0, 1], 0).into(), Some(quic))?;
-        at.send(e.local_addr()?)?;
-        let c = e.accept().await.ok_or("closed")?.await?;
-        widen(&c);
-        let (mut tx, mut rx) = c.accept_bi().await?;
+        let (_e, c, mut tx, mut rx) = accepted(quic, at).await?;
         receive_step(&mut rx, 0, 1).await?;
         let mut spent = Vec::new();
         for _ in 0..TRIES {
@@ -99,10 +93,7 @@ fn accept(quic: quinn::ServerConfig, at: std::sync::mpsc::Sender<SocketAddr>) ->
 /// Sends; gives seconds and processor time of each try, and seconds of each round trip.
 fn dial(quic: quinn::ClientConfig, to: SocketAddr) -> Outcome<(Vec<[f64; 2]>, Vec<f64>)> {
     runtime()?.block_on(async {
-        let e = endpoint(([127, 0, 0, 1], 0).into(), None)?;
-        let c = e.connect_with(quic, to, "party")?.await?;
-        widen(&c);
-        let (mut tx, mut rx) = c.open_bi().await?;
+        let (e, c, mut tx, mut rx) = dialled(quic, to).await?;
         send_step(&mut tx, 0, Wiped::new(vec![0])).await?;
         let (mut tries, mut trips) = (Vec::new(), Vec::new());
         for _ in 0..TRIES {
@@ -128,10 +119,7 @@ fn dial(quic: quinn::ClientConfig, to: SocketAddr) -> Outcome<(Vec<[f64; 2]>, Ve
 fn main() -> Outcome<()> {
     keystream()?;
     packing();
-    let (certificate, key) = Identity::generate("party")?;
-    let identity = Identity::from_pem(&certificate, &key)?;
-    let pin = identity.certificate.clone();
-    let (server, client) = (accept_config(&identity, vec![pin.clone()])?, dial_config(pin, Some(&identity))?);
+    let (server, client) = configs()?;
     let (at, address) = std::sync::mpsc::channel();
     let acceptor = thread::spawn(move || accept(server, at));
     let (tries, mut trips) = dial(client, address.recv()?)?;

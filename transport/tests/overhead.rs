@@ -1,6 +1,8 @@
 //! What frames and packets add to the bytes of steps, as the connection counts what it puts into datagrams. Counted, not timed.
 
-use std::error::Error;
+#[path = "../../tests/common/ends.rs"]
+mod ends;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
@@ -8,18 +10,14 @@ use std::thread;
 use quinn::{ConnectionStats, MtuDiscoveryConfig, TransportConfig};
 use tacet_protocol::wipe::Wiped;
 use tacet_protocol::wire::STEP_HEADER;
-use tacet_transport::{Identity, accept_config, dial_config, endpoint, receive_step, send_step, widen};
+use tacet_transport::{receive_step, send_step};
 
-type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+use ends::{Outcome, accepted, configs, dialled, runtime};
 
 /// Payload bytes of a step: those of small steps of a prompt, and of large ones.
 const SIZES: [usize; 2] = [64 << 10, 1 << 20];
 /// Payload bytes in all.
 const TOTAL: usize = 64 << 20;
-
-fn runtime() -> Outcome<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
-}
 
 /// Takes steps of a size, and answers each with as many bytes or, if it does not, the last with one.
 fn accept(
@@ -29,11 +27,7 @@ fn accept(
     at: std::sync::mpsc::Sender<SocketAddr>,
 ) -> Outcome<ConnectionStats> {
     runtime()?.block_on(async {
-        let e = endpoint(([127, 0, 0, 1], 0).into(), Some(quic))?;
-        at.send(e.local_addr()?)?;
-        let c = e.accept().await.ok_or("closed")?.await?;
-        widen(&c);
-        let (mut tx, mut rx) = c.accept_bi().await?;
+        let (_e, c, mut tx, mut rx) = accepted(quic, at).await?;
         let steps = (TOTAL / size) as u32;
         for step in 0..steps {
             let bytes = receive_step(&mut rx, step, size).await?;
@@ -50,10 +44,7 @@ fn accept(
 
 fn dial(quic: quinn::ClientConfig, size: usize, answers: bool, to: SocketAddr) -> Outcome<ConnectionStats> {
     runtime()?.block_on(async {
-        let e = endpoint(([127, 0, 0, 1], 0).into(), None)?;
-        let c = e.connect_with(quic, to, "party")?.await?;
-        widen(&c);
-        let (mut tx, mut rx) = c.open_bi().await?;
+        let (e, c, mut tx, mut rx) = dialled(quic, to).await?;
         let steps = (TOTAL / size) as u32;
         for step in 0..steps {
             send_step(&mut tx, step, Wiped::new(vec![0; size])).await?;
@@ -71,10 +62,7 @@ fn dial(quic: quinn::ClientConfig, size: usize, answers: bool, to: SocketAddr) -
 /// What datagrams of both ends have beside the payload, as a share of it, handshake, acknowledgements and looking for the path's
 /// size included: of steps in one direction, or to and fro. Less what was sent again, which is the path's doing.
 fn overhead(size: usize, answers: bool, packet: Option<u16>) -> Outcome<f64> {
-    let (certificate, key) = Identity::generate("party")?;
-    let identity = Identity::from_pem(&certificate, &key)?;
-    let pin = identity.certificate.clone();
-    let (mut server, mut client) = (accept_config(&identity, vec![pin.clone()])?, dial_config(pin, Some(&identity))?);
+    let (mut server, mut client) = configs()?;
     if let Some(packet) = packet {
         let mut mtu = MtuDiscoveryConfig::default();
         mtu.upper_bound(packet);
