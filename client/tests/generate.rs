@@ -1,8 +1,9 @@
 //! Detokenising and the generation loop, over a toy model and over real tokenizers where they are present.
 
 mod common;
+#[path = "../../tests/common/trained.rs"]
+mod trained;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -11,20 +12,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use tacet_client::generate::{Codec, Conversation, Finish, GenerateError, Request, Sampling, TokenLogprob, logprob};
 use tokenizers::Tokenizer;
-
-/// Public test data under `TACET_SHARED`, if it is there.
-fn data(name: &str) -> Option<PathBuf> {
-    let Some(shared) = std::env::var_os("TACET_SHARED").map(PathBuf::from) else {
-        println!("skipped: TACET_SHARED is not set; it names the folder with data/{name}");
-        return None;
-    };
-    let dir = shared.join("data").join(name);
-    if !dir.exists() {
-        println!("skipped: {} is absent; TACET_SHARED names the folder with data/{name}", dir.display());
-        return None;
-    }
-    Some(dir)
-}
+use trained::trained;
 
 /// The text so far never changes: each prefix of deltas is a prefix of the whole.
 fn streamed(codec: &Codec, tokens: &[u32]) -> String {
@@ -72,7 +60,7 @@ fn no_delta_is_ever_half_a_code_point() {
 
 #[test]
 fn llama_streams_equal_the_tokenizers_decode_of_the_whole() {
-    let Some(dir) = data("stories260k-hf") else { return };
+    let Some(dir) = trained() else { return };
     let t = Tokenizer::from_file(dir.join("tokenizer.json")).unwrap();
     let c = Codec::load(&dir).unwrap();
     let n = t.get_vocab_size(true) as u64;

@@ -2,6 +2,8 @@
 //! masked between programs, against the f64 model.
 
 mod common;
+#[path = "../../tests/common/trained.rs"]
+mod trained;
 
 use std::path::PathBuf;
 
@@ -13,19 +15,7 @@ use tacet_protocol::query;
 use tacet_protocol::ring::signed;
 use tacet_protocol::twin::{self, Plain};
 use tacet_protocol::{Error, EvaluatorIo, Role, run as interpret};
-
-fn shared(folder: &str) -> Option<PathBuf> {
-    let Some(base) = std::env::var_os("TACET_SHARED").map(PathBuf::from) else {
-        println!("skipped: TACET_SHARED is not set; it names the folder with data/{folder}");
-        return None;
-    };
-    let dir = base.join("data").join(folder);
-    if !dir.is_dir() {
-        println!("skipped: {} is absent; TACET_SHARED names the folder with data/{folder}", dir.display());
-        return None;
-    }
-    Some(dir)
-}
+use trained::trained;
 
 fn top(logits: &[f64]) -> usize {
     (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap()
@@ -113,7 +103,7 @@ fn private(model: &DecoderModel, planner: &DecoderPlanner, tokens: &[u32], first
 }
 
 fn stories() -> Option<(DecoderModel, Vec<u32>)> {
-    let dir = shared("stories260k-hf")?;
+    let dir = trained()?;
     let ids = serde_json::from_slice(&std::fs::read(dir.join("greedy_200_ids.json")).unwrap()).unwrap();
     Some((DecoderModel::load(&dir).unwrap(), ids))
 }
@@ -310,7 +300,7 @@ fn padded_later_turns_and_forgotten_ones_leave_no_trace() {
     let vectors = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
     let families = ["llama", "llama3", "smollm2", "mistral", "qwen2", "qwen3", "gpt2"];
     let mut dirs: Vec<PathBuf> = families.iter().map(|name| vectors.join(name)).collect();
-    dirs.extend(shared("stories260k-hf"));
+    dirs.extend(trained());
     for dir in dirs {
         let name = dir.file_name().unwrap().to_string_lossy().into_owned();
         let model = DecoderModel::load(&dir).unwrap();

@@ -1,6 +1,9 @@
 //! Every decoder family against Hugging Face transformers, on the tiny checkpoints that `vectors/make_decoders.py` makes,
 //! and a small trained model against its own published text.
 
+#[path = "../../tests/common/trained.rs"]
+mod trained;
+
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -154,15 +157,7 @@ const NEAR_TIE: f64 = 1e-3;
 
 #[test]
 fn a_trained_model_continues_its_published_text() {
-    let Some(shared) = std::env::var_os("TACET_SHARED").map(PathBuf::from) else {
-        println!("skipped: TACET_SHARED is not set; it names the folder with data/stories260k-hf");
-        return;
-    };
-    let dir = shared.join("data/stories260k-hf");
-    if !dir.is_dir() {
-        println!("skipped: {} is not there; TACET_SHARED names the folder with data/stories260k-hf", dir.display());
-        return;
-    }
+    let Some(dir) = trained::trained() else { return };
     let model = DecoderModel::load(&dir).unwrap();
     let ids: Vec<u32> = serde_json::from_slice(&std::fs::read(dir.join("greedy_200_ids.json")).unwrap()).unwrap();
     let logits = model.logits(&ids[..ids.len() - 1]).unwrap();
