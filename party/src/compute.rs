@@ -49,14 +49,7 @@ impl Compute {
     /// `gpu` was asked for, and there is no adapter or it cannot be opened; or the system gives no threads.
     pub fn open(kind: BackendKind, threads: usize) -> Result<Compute, PartyError> {
         let cpu = cpu(threads)?;
-        let gpu = match (kind, open(kind, &cpu)) {
-            (_, Ok(gpu)) => gpu,
-            (BackendKind::Gpu, Err(e)) => return Err(PartyError::Config(format!("backend = \"gpu\": {e}"))),
-            (_, Err(e)) => {
-                eprintln!("computing on the processor: {e}");
-                None
-            }
-        };
+        let gpu = preferred(kind, open(kind, &cpu), "").map_err(ordered)?;
         Ok(Compute { cpu, kind, gpu: Mutex::new(gpu), lost: Mutex::default() })
     }
 
@@ -67,13 +60,9 @@ impl Compute {
     /// `gpu` was asked for, and it fails; a program without weights.
     pub fn prepare(&self, p: &Program) -> Result<(), PartyError> {
         let mut gpu = lock(&self.gpu);
-        match (self.kind, gpu.as_ref().map_or(Ok(()), |g| g.hold(p))) {
-            (_, Ok(())) => {}
-            (BackendKind::Gpu, Err(e)) => return Err(PartyError::Config(format!("backend = \"gpu\": {e}"))),
-            (_, Err(e)) => {
-                eprintln!("computing on the processor: {e}");
-                *gpu = None;
-            }
+        if let Some(held) = gpu.clone() {
+            let held = held.hold(p).map(|()| Some(held));
+            *gpu = preferred(self.kind, held, "").map_err(ordered)?;
         }
         Ok(())
     }
@@ -101,20 +90,31 @@ impl Compute {
                 true => Err(Error::Device("the adapter was lost twice within an hour".into())),
                 false => open(self.kind, &self.cpu),
             };
-            match (self.kind, again) {
-                (_, Ok(again)) => *gpu = again,
-                (BackendKind::Gpu, Err(e)) => return Err(e),
-                (_, Err(e)) => {
-                    eprintln!("computing on the processor from now on: {e}");
-                    *gpu = None;
-                }
-            }
+            *gpu = preferred(self.kind, again, " from now on")?;
         }
         Ok(match &*gpu {
             Some(gpu) => Arc::clone(gpu) as Arc<dyn Backend>,
             None => Arc::clone(&self.cpu),
         })
     }
+}
+
+/// An adapter, or the processor in place of one that was only preferred and fails.
+#[cfg(feature = "gpu")]
+fn preferred(kind: BackendKind, made: Result<Option<Arc<Gpu>>, Error>, since: &str) -> Result<Option<Arc<Gpu>>, Error> {
+    match made {
+        Err(e) if kind != BackendKind::Gpu => {
+            eprintln!("computing on the processor{since}: {e}");
+            Ok(None)
+        }
+        made => made,
+    }
+}
+
+/// The error of an adapter that was asked for.
+#[cfg(feature = "gpu")]
+fn ordered(e: Error) -> PartyError {
+    PartyError::Config(format!("backend = \"gpu\": {e}"))
 }
 
 /// The adapter that a choice stands for, beside the processor; none is as good as any where there was no wish for one.
