@@ -77,8 +77,9 @@ impl Layer {
         }
     }
 
-    fn bytes(s: &Sizes) -> usize {
-        4 * s.hidden * (2 * s.query + 2 * s.key + s.mlp * if s.gated { 3 } else { 2 })
+    fn bytes(&self) -> usize {
+        let all = [&self.qkv, &self.out, &self.up, &self.down].into_iter().chain(&self.gate);
+        all.map(|w| size_of::<f32>() * w.len()).sum()
     }
 }
 
@@ -93,26 +94,29 @@ impl Plain {
     /// `None` for a checkpoint that cannot be read.
     pub fn of(dir: &Path) -> Option<Plain> {
         let sizes = Sizes::of(dir)?;
-        let distinct = (DISTINCT / Layer::bytes(&sizes).max(1)).clamp(1, sizes.layers.max(1));
-        let layers = (0..distinct).map(|_| Layer::new(&sizes)).collect();
+        let mut layers = vec![Layer::new(&sizes)];
+        let distinct = (DISTINCT / layers[0].bytes().max(1)).min(sizes.layers);
+        layers.extend((1..distinct).map(|_| Layer::new(&sizes)));
         Some(Plain { layers, head: made(sizes.vocab, sizes.hidden), sizes })
     }
 
     /// Seconds of one pass over `rows` rows after `past` others, on one thread: the best of three.
     pub fn pass(&self, past: usize, rows: usize) -> f64 {
-        let kept: Vec<_> = self.layers.iter().map(|_| made(past, 2 * self.sizes.key)).collect();
+        let mut kept: Vec<_> = self.layers.iter().map(|_| made(past + rows, 2 * self.sizes.key)).collect();
         let best = (0..3).map(|_| {
             let start = Instant::now();
-            self.forward(&kept, rows);
+            self.forward(&mut kept, rows);
             start.elapsed().as_secs_f64()
         });
         best.fold(f64::INFINITY, f64::min)
     }
 
-    fn forward(&self, kept: &[Array2<f32>], rows: usize) {
+    /// Rows whose keys and values are the last ones of those kept.
+    fn forward(&self, kept: &mut [Array2<f32>], rows: usize) {
         let s = &self.sizes;
         let mut x = made(rows, s.hidden);
-        for (l, kept) in self.layers.iter().zip(kept).cycle().take(s.layers) {
+        for i in 0..s.layers {
+            let (l, kept) = (&self.layers[i % self.layers.len()], &mut kept[i % self.layers.len()]);
             let a = attention(s, kept, &apply(&normalised(&x), &l.qkv));
             x += &apply(&a, &l.out);
             let y = normalised(&x);
@@ -155,28 +159,27 @@ fn normalised(x: &Array2<f32>) -> Array2<f32> {
     y
 }
 
-/// Of new rows over kept keys and values and their own.
-fn attention(s: &Sizes, kept: &Array2<f32>, qkv: &Array2<f32>) -> Array2<f32> {
-    let (rows, past) = (qkv.nrows(), kept.nrows());
+/// Of new rows over all keys and values that are kept, theirs among them.
+fn attention(s: &Sizes, kept: &mut Array2<f32>, qkv: &Array2<f32>) -> Array2<f32> {
+    let rows = qkv.nrows();
+    let past = kept.nrows() - rows;
     let (dim, group) = (s.query / s.heads, s.query / s.key);
+    kept.slice_axis_mut(Axis(0), Slice::from(past..)).assign(&columns(qkv, s.query, 2 * s.key));
     let mut out = Array2::zeros((rows, s.query));
     for h in 0..s.heads {
         let kv = h / group * dim;
-        // Of keys, or of values, which come after all keys.
-        let both = |at: usize| {
-            let mut all = Array2::zeros((past + rows, dim));
-            all.slice_axis_mut(Axis(0), Slice::from(..past)).assign(&columns(kept, at, dim));
-            all.slice_axis_mut(Axis(0), Slice::from(past..)).assign(&columns(qkv, s.query + at, dim));
-            all
-        };
-        let mut p = columns(qkv, h * dim, dim).dot(&both(kv).t());
+        let mut p = columns(qkv, h * dim, dim).dot(&columns(kept, kv, dim).t());
         for mut row in p.axis_iter_mut(Axis(0)) {
             let top = row.fold(f32::MIN, |m, v| m.max(*v));
             row.mapv_inplace(|v| (v - top).exp());
             let sum = row.sum();
             row /= sum;
         }
-        out.slice_axis_mut(Axis(1), Slice::from(h * dim..(h + 1) * dim)).assign(&p.dot(&both(s.key + kv)));
+        out.slice_axis_mut(Axis(1), Slice::from(h * dim..(h + 1) * dim)).assign(&p.dot(&columns(
+            kept,
+            s.key + kv,
+            dim,
+        )));
     }
     out
 }
