@@ -19,13 +19,13 @@ use tokio::sync::oneshot;
 
 use self::report::{Found, Generation, Prediction, Query, Report, Sample, Setting};
 use crate::exchange::Exchange;
-use crate::local::{Lane, PartyReport, threads};
+use crate::local::{Folder, Lane, PartyReport, threads};
 use crate::parties::linked;
 use crate::plain::Plain;
 use crate::plan::{BANDWIDTH, MTU, RTT, bandwidth, duration, step};
 use crate::rates::{Network, Next, Rates, SAMPLE, next};
 use crate::relay::{self, Link};
-use crate::shape::{self, Folder, Shape};
+use crate::shape::{self, Shape};
 use crate::{fetch, planning, print};
 
 pub const EXAMPLES: &str = "\
@@ -105,7 +105,7 @@ pub async fn run(args: Args) -> Result<()> {
                 bail!("--ternary goes with the shapes tinyllama and llama-7b");
             }
             eprintln!("writing random weights");
-            let (folder, ternary) = (Folder::make()?, args.ternary);
+            let (folder, ternary) = (Folder::make("tacet-shape")?, args.ternary);
             let dir = folder.0.clone();
             apart({
                 let dir = dir.clone();

@@ -23,10 +23,30 @@ pub const PATIENCE: Duration = Duration::from_secs(3600);
 /// How long a party may take to answer over HTTP; it shares its cores with the others.
 const LONG: Duration = Duration::from_secs(5);
 
-/// A running local lane; processes are ended and the folder removed on drop.
+/// A private temporary folder, removed when dropped.
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    /// Makes an empty one, whose name begins so.
+    pub fn make(name: &str) -> Result<Folder> {
+        let dir = std::env::temp_dir().join(format!("{name}-{}", hex(&keys::random::<8>()?)));
+        let mut b = std::fs::DirBuilder::new();
+        std::os::unix::fs::DirBuilderExt::mode(&mut b, 0o700);
+        b.create(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        Ok(Folder(dir))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A running local lane; processes are ended on drop, before the folder is removed.
 pub struct Lane {
     exe: PathBuf,
-    dir: PathBuf,
+    dir: Folder,
     children: Vec<Child>,
     http: Vec<SocketAddr>,
     /// How to reach it.
@@ -90,15 +110,13 @@ impl Lane {
         backend: BackendKind,
         via: impl Fn(SocketAddr) -> std::io::Result<SocketAddr>,
     ) -> Result<Lane> {
-        let dir = std::env::temp_dir().join(format!("tacet-{}", hex(&keys::random::<8>()?)));
-        let mut b = std::fs::DirBuilder::new();
-        std::os::unix::fs::DirBuilderExt::mode(&mut b, 0o700);
-        b.create(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let folder = Folder::make("tacet")?;
+        let dir = folder.0.clone();
         let token = hex(&keys::random::<32>()?);
         let clients = Clients { client: vec![Client { name: "local".into(), token_sha256: keys::token_hash(&token) }] };
         let mut lane = Lane {
             exe: exe.to_path_buf(),
-            dir: dir.clone(),
+            dir: folder,
             children: Vec::new(),
             http: Vec::new(),
             parties: Parties { token, party: Vec::new() },
@@ -156,9 +174,9 @@ impl Lane {
     }
 
     fn spawn(&self, name: &str) -> Result<Child> {
-        let log = std::fs::File::create(self.dir.join(format!("{name}.log")))?;
+        let log = std::fs::File::create(self.dir.0.join(format!("{name}.log")))?;
         let mut party = Command::new(&self.exe);
-        party.args(["party", "--config"]).arg(self.dir.join(format!("{name}.toml")));
+        party.args(["party", "--config"]).arg(self.dir.0.join(format!("{name}.toml")));
         // A terminal's Ctrl-C is for whoever started the lane, who ends it when it is no longer needed.
         std::os::unix::process::CommandExt::process_group(&mut party, 0);
         Ok(party.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?)
@@ -183,7 +201,7 @@ impl Lane {
         }
         for (c, (name, _)) in self.children.iter_mut().zip(LANE) {
             if let Some(status) = c.try_wait()? {
-                let log = std::fs::read_to_string(self.dir.join(format!("{name}.log"))).unwrap_or_default();
+                let log = std::fs::read_to_string(self.dir.0.join(format!("{name}.log"))).unwrap_or_default();
                 bail!("party {name} ended ({status}):\n{log}");
             }
         }
@@ -264,6 +282,5 @@ impl Drop for Lane {
             let _ = c.kill();
             let _ = c.wait();
         }
-        let _ = std::fs::remove_dir_all(&self.dir);
     }
 }

@@ -2,14 +2,11 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
-use tacet_party::config::hex;
-
-use crate::keys;
 
 /// A model whose shape is known by heart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -29,26 +26,6 @@ pub enum Shape {
 
 /// Words that the tokeniser of a shape knows: a model's directory has to have one.
 const WORDS: usize = 1000;
-
-/// A private temporary folder, removed when dropped.
-pub struct Folder(pub PathBuf);
-
-impl Folder {
-    /// Makes an empty one.
-    pub fn make() -> Result<Folder> {
-        let dir = std::env::temp_dir().join(format!("tacet-shape-{}", hex(&keys::random::<8>()?)));
-        let mut b = std::fs::DirBuilder::new();
-        std::os::unix::fs::DirBuilderExt::mode(&mut b, 0o700);
-        b.create(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        Ok(Folder(dir))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 /// Writes a checkpoint with random weights; the same every time. Ternary, weights of layers are -1, 0 and 1 times one
 /// magnitude, and norms have no gain that would scale them.
@@ -210,11 +187,12 @@ fn weights(path: &Path, tensors: &[Tensor], ternary: bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::local::Folder;
     use tacet_protocol::model::decoder::Checkpoint;
 
     #[test]
     fn a_shape_is_a_checkpoint_in_a_private_folder_that_goes() {
-        let folder = Folder::make().unwrap();
+        let folder = Folder::make("tacet-shape").unwrap();
         let dir = folder.0.clone();
         let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&dir).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o700);
